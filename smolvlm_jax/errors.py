@@ -1,0 +1,46 @@
+"""The exceptions users meet. Each message says what is wrong, where, and what to do about it.
+
+Every class also derives from the built-in exception the reference raises in the same situation, so that code which
+moves over from transformers keeps its `except` clauses.
+"""
+
+__all__ = [
+    "SmolVLMError",
+    "ConfigError",
+    "CheckpointError",
+    "InputError",
+    "MediaError",
+    "PromptError",
+    "MissingExtraError",
+]
+
+
+class SmolVLMError(Exception):
+    """Base class: whatever this library raises on purpose is one of these."""
+
+
+class ConfigError(SmolVLMError, ValueError):
+    """A config.json, or an argument of a config, that no model can be built from."""
+
+
+class CheckpointError(SmolVLMError, ValueError):
+    """A checkpoint that is absent, incomplete, or disagrees with its config."""
+
+
+class InputError(SmolVLMError, ValueError):
+    """Arguments that contradict each other: counts of pictures, tiles and image tokens, shapes, ranges."""
+
+
+class MediaError(InputError, OSError):
+    """A picture or video that cannot be found, fetched, decoded, or that exceeds a limit."""
+
+
+class PromptError(InputError):
+    """A conversation or template that cannot be turned into a prompt."""
+
+
+class MissingExtraError(SmolVLMError, ImportError):
+    """An optional dependency is not installed; the message names the `pip install` that brings it."""
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(f"{what} needs an optional dependency. Install it with: pip install 'smolvlm-jax[{extra}]'")

@@ -1,0 +1,1 @@
+"""From messages, pictures and videos to arrays: numpy, Pillow, tokenizers and jinja2. Imports no jax."""
