@@ -1,0 +1,148 @@
+"""Projection, norms, activations and rotary embedding.
+
+The alphabet of dimensions, used in every einsum equation and shape comment of the library:
+b batch, i image/tile, p patch, t query position, s key position, n query head, k key/value head, g query heads per
+key/value head, h head dim, d model width, f mlp width, v vocabulary, l layer, r low rank.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from .errors import ConfigError
+from .sharding import parameter
+
+__all__ = [
+    "Embedding",
+    "LayerNorm",
+    "Projection",
+    "RMSNorm",
+    "activation",
+    "apply_rotary",
+    "matmul_precision",
+    "rotary_tables",
+]
+
+
+def matmul_precision(dtype) -> jax.lax.Precision | None:
+    """Float32 means float32: without this, TPUs multiply f32 in one bf16 pass and GPUs in TF32."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """transformers' `hidden_act` names. `gelu_pytorch_tanh` is the tanh approximation, `gelu` the exact one."""
+    table = {
+        "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "silu": jax.nn.silu,
+        "relu": jax.nn.relu,
+    }
+    if name not in table:
+        raise ConfigError(f"hidden_act {name!r} is none of {', '.join(sorted(table))}")
+    return table[name]
+
+
+class Projection(nn.Module):
+    """A linear map, written as the einsum it is: y = einsum(equation, x, kernel) (+ bias).
+
+    The bias has the kernel's output dimensions, which stand last in the result.
+    """
+
+    equation: str
+    shape: Sequence[int]
+    axes: Sequence[str | None]
+    use_bias: bool = False
+    initializer_range: float = 0.02
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, output = self.equation.split("->")
+        letters = inputs.split(",")[1]
+        kernel = parameter(self, "kernel", nn.initializers.normal(self.initializer_range), self.shape, self.axes)
+        y = jnp.einsum(
+            self.equation, x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype)
+        )
+        if self.use_bias:
+            out = [letters.index(c) for c in output if c in letters]
+            shape, axes = [self.shape[j] for j in out], [self.axes[j] for j in out]
+            bias = parameter(self, "bias", nn.initializers.zeros, shape, axes).astype(self.dtype)
+            # Line the bias up with its letters in the result: heads may stand before the positions.
+            dims = [self.shape[letters.index(c)] if c in letters else 1 for c in output]
+            y = y + bias.reshape(dims)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Mean and variance in float32, rounded once at the end, as torch does it."""
+
+    size: int
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = parameter(self, "scale", nn.initializers.ones, (self.size,), (None,)).astype(jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.size,), (None,)).astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        x = x - mean
+        variance = jnp.square(x).mean(-1, keepdims=True)
+        return (x * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Llama's: normalise in float32, round to the input dtype, then multiply by the weight."""
+
+    size: int
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = parameter(self, "scale", nn.initializers.ones, (self.size,), (None,)).astype(self.dtype)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return wide.astype(self.dtype) * scale
+
+
+class Embedding(nn.Module):
+    """A table of rows; `attend` uses it as an output projection when the head is tied."""
+
+    rows: int
+    size: int
+    axes: Sequence[str | None]
+    initializer_range: float = 0.02
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        init = nn.initializers.normal(self.initializer_range)
+        self.embedding = parameter(self, "embedding", init, (self.rows, self.size), self.axes)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        table = self.embedding.astype(self.dtype)
+        return jnp.einsum("btd,vd->btv", x.astype(self.dtype), table, precision=matmul_precision(self.dtype))
+
+
+def rotary_tables(position_ids: jax.Array, head_dim: int, theta: float, dtype) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary angles, (b, 1, t, h/2), for one forward pass; built once and shared by all layers.
+
+    Angles are products of float32 positions and float32 frequencies (theta^(-2j/h)) whatever the model dtype: in bf16 the
+    cosine at position 8,191 would be wrong by more than 1.
+    """
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    inverse_frequency = 1.0 / (jnp.float32(theta) ** exponents)
+    angles = position_ids[:, None, :, None].astype(jnp.float32) * inverse_frequency
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate (b, heads, t, h); the first half of a head pairs with the second half, not even with odd."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,0 +1,156 @@
+"""Logical axis names, the rules that map them to a mesh, and shardings for parameters, batches and activations.
+
+A mesh has the axes `data`, `fsdp` and `tensor`. Parameters and activations name their dimensions (`embed`, `heads`, …);
+`RULES` says which mesh axes a name may use. A dimension that its mesh axes do not divide is replicated instead, and the
+program says so once, by name: SmolVLM's 9 and 15 query heads divide by neither 2, 4 nor 8, and data parallelism does not mind.
+
+Activations are constrained only inside `jax.set_mesh(mesh)` (or `activate(mesh)`, which is the same thing): with no mesh in
+scope `constrain` returns its input, so single-device code needs no mesh at all.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from .errors import InputError
+
+__all__ = [
+    "AXES",
+    "RULES",
+    "activate",
+    "batch_sharding",
+    "constrain",
+    "make_mesh",
+    "parameter",
+    "parameter_shardings",
+    "partition_spec",
+    "replicated",
+]
+
+AXES = ("data", "fsdp", "tensor")
+
+# logical name -> mesh axes, most important first. Names that are absent are replicated.
+RULES: Mapping[str, tuple[str, ...]] = {
+    # parameters
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "shuffled": ("fsdp",),  # input of the connector: scale² × vision width
+    # activations; their width stays whole, their rows are spread over both data axes
+    "batch": ("data", "fsdp"),
+    "tile": ("data", "fsdp"),
+    "act_heads": ("tensor",),
+    "act_kv_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+    "act_vocab": ("tensor",),
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes (data, fsdp, tensor); one of them may be -1 and takes the devices that are left.
+
+    Axis types are Auto: GSPMD propagates shardings. Raises InputError if the sizes do not multiply to the device count.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1:
+        raise InputError(f"only one mesh axis may be -1, got data={data}, fsdp={fsdp}, tensor={tensor}")
+    if -1 in sizes:
+        known = math.prod(s for s in sizes if s != -1)
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        raise InputError(f"a mesh of {' × '.join(map(str, sizes))} does not use {len(devices)} devices exactly")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def activate(mesh: Mesh):
+    """Context manager that puts a mesh in scope, inside which activations are constrained."""
+    return jax.set_mesh(mesh)
+
+
+_said: set[tuple] = set()
+
+
+def _say_once(name: str, size: int, axes: Sequence[str], ways: int) -> None:
+    key = (name, size, tuple(axes), ways)
+    if key not in _said:
+        _said.add(key)
+        warnings.warn(
+            f"axis {name!r} of size {size} is replicated: the mesh axes {'×'.join(axes)} split {ways} ways, which does not divide it",
+            stacklevel=4,
+        )
+
+
+def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, quiet: bool = False) -> PartitionSpec:
+    """The spec of an array whose dimensions carry these logical names.
+
+    A mesh axis that a dimension does not divide, that has size one, or that an earlier dimension of the same array uses
+    already, is left out; the first of these is announced once per name unless `quiet`.
+    """
+    if len(names) != len(shape):
+        raise InputError(f"{len(names)} axis names {tuple(names)} for an array of shape {tuple(shape)}")
+    sizes = dict(mesh.shape)
+    used: set[str] = set()
+    entries = []
+    for name, size in zip(names, shape, strict=True):
+        wanted = [a for a in RULES.get(name, ()) if sizes.get(a, 1) > 1 and a not in used]
+        chosen = list(wanted)
+        while chosen and size % math.prod(sizes[a] for a in chosen):
+            chosen.pop()  # the later axes are the less important
+        if chosen != wanted and not quiet:
+            _say_once(name, size, wanted, math.prod(sizes[a] for a in wanted))
+        used.update(chosen)
+        entries.append(chosen[0] if len(chosen) == 1 else tuple(chosen) or None)
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Tell the compiler how an activation lies on the mesh in scope; the identity when there is none.
+
+    Our own rather than flax's `with_logical_constraint`, which asks for divisible dimensions and returns its input in
+    silence under `with mesh:`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, quiet=True))
+
+
+def parameter(module: nn.Module, name: str, init, shape: Sequence[int], axes: Sequence[str | None]) -> jax.Array:
+    """Declare a parameter once: name, shape, logical axes and initialiser; everything else is derived from this."""
+    if len(axes) != len(shape):
+        raise InputError(f"parameter {name}: {len(axes)} axes {tuple(axes)} for shape {tuple(shape)}")
+    return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape))
+
+
+def parameter_shardings(abstract_params, axes, mesh: Mesh):
+    """NamedShardings for a tree of parameters (anything with `.shape`) and the matching tree of logical axis tuples."""
+    return jax.tree.map(
+        lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh)),
+        abstract_params,
+        axes,
+    )
+
+
+def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Rows over (data, fsdp), everything else whole. For token arrays (b, t) and tile arrays (N, T, T, 3) alike."""
+    names = ("batch",) + (None,) * (len(shape) - 1)
+    return NamedSharding(mesh, partition_spec(names, shape, mesh, quiet=True))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def bytes_per_device(x: jax.Array) -> int:
+    """Bytes that one device holds of an array."""
+    return int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
