@@ -163,7 +163,5 @@ def match_parameters(
         matches.append(Match(path, spelled[name], pattern))
     problems += [f"surplus   {spelled[name]} {tuple(tensors[spelled[name]])}" for name in sorted(set(spelled) - used)]
     if problems:
-        raise CheckpointError(
-            f"{where}: {len(problems)} tensors do not fit the config\n  " + "\n  ".join(sorted(problems))
-        )
+        raise CheckpointError(f"{where}: {len(problems)} tensors do not fit the config\n  " + "\n  ".join(sorted(problems)))
     return matches

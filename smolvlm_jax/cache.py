@@ -55,7 +55,7 @@ class KVCache:
         earlier column, and of the new ones those at or before the query. A chunk of more than one column must not cross
         the end of the ring.
         """
-        b, t = valid.shape
+        _, t = valid.shape
         start = self.index % self.length
         visible = jax.lax.dynamic_update_slice(self.visible, valid, (0, start))
         offset = (jnp.arange(self.length) - start) % self.length  # place of a column within the new chunk
@@ -65,7 +65,7 @@ class KVCache:
 
     def write(self, layer: int, start: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The layer's buffers with new keys and values (b, k, t, h) from column `start` on."""
-        put = lambda buffer, new: constrain(  # noqa: E731
+        put = lambda buffer, new: constrain(
             jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, 0, start, 0)),
             "batch",
             "act_kv_heads",

@@ -47,9 +47,7 @@ COMPANIONS = (
 def bundled_models() -> list[str]:
     """Names of the checkpoints that ship with the package."""
     assets = resources.files("smolvlm_jax") / "assets"
-    return (
-        sorted(entry.name for entry in assets.iterdir() if (entry / "config.json").is_file()) if assets.is_dir() else []
-    )
+    return sorted(entry.name for entry in assets.iterdir() if (entry / "config.json").is_file()) if assets.is_dir() else []
 
 
 def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
@@ -77,13 +75,9 @@ def _download(name: str, revision: str | None) -> Path:
     except ImportError as error:
         raise MissingExtraError(f"downloading {name} from the Hub", "hub") from error
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
     except Exception as error:
-        raise CheckpointError(
-            f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        raise CheckpointError(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def default_dtype() -> Any:
@@ -142,7 +136,7 @@ class _Tensors:
                 raise CheckpointError(f"{index} names a file outside its directory: {name}")
             try:
                 handle = safe_open(path, framework="numpy")
-                for key in handle.keys():  # noqa: SIM118: not a dict
+                for key in handle.keys():  # noqa: SIM118
                     if key in self.handles:
                         raise CheckpointError(f"tensor {key} stands in more than one file of {directory}")
                     self.handles[key] = handle
@@ -186,9 +180,7 @@ def _load_orbax(path: Path, model, dtype, mesh: Mesh | None) -> dict:
             if k in saved and tuple(saved[k].shape) != v.shape
         ]
         if problems:
-            raise CheckpointError(
-                f"{path}: {len(problems)} parameters do not fit the config\n  " + "\n  ".join(problems)
-            )
+            raise CheckpointError(f"{path}: {len(problems)} parameters do not fit the config\n  " + "\n  ".join(problems))
         if mesh is None:
             shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract)
         else:

@@ -159,9 +159,7 @@ class SmolVLMTextConfig(_Serializable):
         )
         _require(self.head_dim % 2 == 0, f"text head_dim {self.head_dim} is odd: rotary embedding pairs its halves")
         for name in ("attention_bias", "mlp_bias"):
-            _require(
-                not getattr(self, name), f"text {name}=true is not supported: no SmolVLM checkpoint has such biases"
-            )
+            _require(not getattr(self, name), f"text {name}=true is not supported: no SmolVLM checkpoint has such biases")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "SmolVLMTextConfig":
@@ -208,9 +206,7 @@ class SmolVLMConfig(_Serializable):
     tie_word_embeddings: bool = False
     use_cache: bool = True
     model_type: str = "smolvlm"
-    pad_token_id: int | None = field(
-        default=128002, compare=False
-    )  # deprecated upstream; the real one is the text config's
+    pad_token_id: int | None = field(default=128002, compare=False)  # deprecated upstream; the real one is the text config's
     dtype: str | None = field(default=None, compare=False)  # of the stored weights
     extra: str = field(default="{}", compare=False, repr=False)
 
@@ -221,9 +217,7 @@ class SmolVLMConfig(_Serializable):
                 value = kind() if kind is SmolVLMVisionConfig else SmolVLMTextConfig(rms_norm_eps=1e-5)
             elif isinstance(value, dict):
                 value = kind.from_dict(value)
-            _require(
-                isinstance(value, kind), f"{name} must be a mapping or a {kind.__name__}, got {type(value).__name__}"
-            )
+            _require(isinstance(value, kind), f"{name} must be a mapping or a {kind.__name__}, got {type(value).__name__}")
             object.__setattr__(self, name, value)
         _positive(self, "scale_factor")
         side = self.vision_config.num_patches_per_side

@@ -63,9 +63,7 @@ class Projection(nn.Module):
         inputs, output = self.equation.split("->")
         letters = inputs.split(",")[1]
         kernel = parameter(self, "kernel", nn.initializers.normal(self.initializer_range), self.shape, self.axes)
-        y = jnp.einsum(
-            self.equation, x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype)
-        )
+        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype))
         if self.use_bias:
             out = [letters.index(c) for c in output if c in letters]
             shape, axes = [self.shape[j] for j in out], [self.axes[j] for j in out]

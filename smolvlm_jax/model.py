@@ -114,9 +114,7 @@ class SmolVLMModel(nn.Module):
                 raise InputError(f"uint8 tiles have shape (tiles, T, T, 3), got {pixel_values.shape}")
             return self.encode(pixel_values), jnp.asarray(pixel_values.shape[0] if num_tiles is None else num_tiles)
         if pixel_values.ndim != 5:
-            raise InputError(
-                f"float pixel_values have shape (batch, images, 3, height, width), got {pixel_values.shape}"
-            )
+            raise InputError(f"float pixel_values have shape (batch, images, 3, height, width), got {pixel_values.shape}")
         pixels = jnp.asarray(pixel_values, self.dtype).reshape(-1, *pixel_values.shape[2:])
         order, count = real_tiles_first(pixels)
         tiles = jnp.einsum("ichw->ihwc", pixels[order])

@@ -26,7 +26,7 @@ def abstract_params(model: SmolVLMForConditionalGeneration, dtype=None):
 
 def logical_axes(model: SmolVLMForConditionalGeneration):
     """The same tree with a tuple of logical axis names in place of each parameter (None = never sharded)."""
-    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
     return jax.tree.map(lambda box: AxisNames(box.names), _boxed(model), is_leaf=is_box)
 
 

@@ -211,9 +211,7 @@ class SmolVLMVisionTransformer(nn.Module):
         mask = None
         if patch_attention_mask is not None:
             mask = patch_attention_mask.reshape(x.shape[0], 1, -1)
-        x, states, attentions = SmolVLMEncoder(self.config, self.dtype, self.remat, name="encoder")(
-            x, mask, output_attentions
-        )
+        x, states, attentions = SmolVLMEncoder(self.config, self.dtype, self.remat, name="encoder")(x, mask, output_attentions)
         x = LayerNorm(self.config.hidden_size, self.config.layer_norm_eps, self.dtype, name="post_layernorm")(x)
         return {
             "last_hidden_state": x,
