@@ -1,1 +1,19 @@
 """From messages, pictures and videos to arrays: numpy, Pillow, tokenizers and jinja2. Imports no jax."""
+
+from .batch import BatchFeature
+from .fetch import MediaLimits
+from .images import SmolVLMImageProcessor
+from .metadata import VideoMetadata
+from .processor import SmolVLMProcessor
+from .tokenizer import SmolVLMTokenizer
+from .videos import SmolVLMVideoProcessor
+
+__all__ = [
+    "BatchFeature",
+    "MediaLimits",
+    "SmolVLMImageProcessor",
+    "SmolVLMProcessor",
+    "SmolVLMTokenizer",
+    "SmolVLMVideoProcessor",
+    "VideoMetadata",
+]

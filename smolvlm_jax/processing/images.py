@@ -1,0 +1,311 @@
+"""SmolVLMImageProcessor: pictures to tiles, as float32 in the reference's layout or as flat uint8 for the device."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..errors import InputError, SmolVLMError
+from .batch import BatchFeature
+from .configured import Configured
+from .fetch import MediaLimits, load_image
+from .geometry import TilePlan, plan_tiles
+from .layout import is_source, nest_images
+from .pixels import Picture, pixel_table, to_picture
+
+STANDARD_MEAN = (0.5, 0.5, 0.5)
+STANDARD_STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of one picture: uint8 (n, T, T, channels), the global view last, and the grid they came from.
+
+    scaled, global_scaled: their 0..255 stand for 0..1 (float pictures only; see pixels.py).
+    """
+
+    pixels: np.ndarray
+    rows: int
+    cols: int
+    scaled: bool = False
+    global_scaled: bool = False
+
+
+def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
+    """Carry out `plan` on `picture`. Up to three successive resizes, each rounded to uint8: the global view is made
+    from the *stretched* picture, so doing it in one pass would be wrong."""
+    for size in plan.sizes:
+        picture = picture.resize(size, resample)
+    tile = plan.tile
+    if not plan.rows:
+        return Tiles(picture.pixels()[None], 0, 0, picture.scaled, picture.scaled)
+    overview = picture.resize((tile, tile), resample)
+    last = overview.pixels()
+    tiles = np.empty((plan.num_tiles, *last.shape), np.uint8)
+    width = plan.cols * tile
+    for row in range(plan.rows):
+        # A band at a time: the array form of the whole stretched picture would cost as much memory as the tiles.
+        band = picture.image.crop((0, row * tile, width, (row + 1) * tile))
+        band = np.asarray(band).reshape(tile, plan.cols, tile, -1)
+        tiles[row * plan.cols : (row + 1) * plan.cols] = band.swapaxes(0, 1)
+    tiles[-1] = last
+    return Tiles(tiles, plan.rows, plan.cols, picture.scaled, overview.scaled)
+
+
+class SmolVLMImageProcessor(Configured):
+    """Pictures to tiles. Every argument can be set here, as an attribute later, or for one call.
+
+    do_convert_rgb: any Pillow mode to RGB, what is transparent over white. do_resize, size: the first resize, long
+    edge to size["longest_edge"] (or exactly to "height", "width"). resample: Pillow's filter, 1 = LANCZOS.
+    do_image_splitting, max_image_size: cut into tiles of max_image_size["longest_edge"] pixels a side, the whole
+    picture last; otherwise that one tile only. do_rescale, rescale_factor, do_normalize, image_mean, image_std: from
+    0..255 to what the model reads. do_pad: one array for the batch, with all-zero pictures where a sample has fewer.
+
+    Beyond the reference, all off by default: max_tiles and do_upscale=False save tiles (geometry.plan_tiles);
+    exif_transpose turns Pillow images as files are turned; full_16bit keeps 16-bit greys from saturating;
+    limits says what may be read (fetch.MediaLimits); num_threads is how many pictures are worked on at once.
+    """
+
+    DEFAULTS: ClassVar[dict] = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"longest_edge": 4 * 364},
+        "resample": 1,
+        "do_image_splitting": True,
+        "max_image_size": {"longest_edge": 364},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": STANDARD_MEAN,
+        "image_std": STANDARD_STD,
+        "do_pad": True,
+        "max_tiles": None,
+        "do_upscale": True,
+        "exif_transpose": False,
+        "full_16bit": False,
+    }
+    OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit")
+    NEUTRAL: ClassVar[dict] = {
+        "data_format": ("channels_first",),
+        "device": ("cpu",),
+        "disable_grouping": (True, False),
+        "default_to_square": (True, False),
+        "do_center_crop": (False,),
+        "crop_size": (),
+        "pad_size": (),
+        "image_seq_length": (),
+    }
+    TYPE_KEY = "image_processor_type"
+    FILES = ("preprocessor_config.json",)
+    NESTED_KEY = "image_processor"
+    model_input_names = ("pixel_values", "pixel_attention_mask")
+
+    def __init__(self, *, limits: MediaLimits | None = None, num_threads: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.limits = limits or MediaLimits()
+        self.num_threads = num_threads
+        self.image_mean, self.image_std = (tuple(v) if isinstance(v, list) else v for v in (self.image_mean, self.image_std))
+
+    def __call__(self, images, **kwargs) -> BatchFeature:
+        """See `preprocess`."""
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(
+        self,
+        images,
+        *,
+        return_tensors: str | None = None,
+        return_row_col_info: bool = False,
+        input_data_format: str | None = None,
+        pixel_format: str = "float32",
+        num_threads: int | None = None,
+        limits: MediaLimits | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Tiles of `images` (see layout.nest_images for the nestings; paths and URLs are loaded).
+
+        Returns, with pixel_format="float32", the reference's layout: pixel_values float32 (b, n, 3, T, T), n the most
+        tiles of any sample, and pixel_attention_mask int64 (b, n, T, T); with "uint8": pixel_values uint8
+        (N, T, T, 3), the real tiles alone in row-major order of the batch, and num_tiles, an int32 scalar. Both with
+        rows and cols, a list per sample of a number per picture (0 for one that is not split), where
+        return_row_col_info. Keywords override this object's arguments for the call.
+        Raises InputError for arguments or arrays that make no sense, MediaError for files that do not decode.
+        """
+        check_return_tensors(return_tensors)
+        options = self._options(kwargs)
+        nested = nest_images(images)
+        tiles = self._tiles(nested, options, input_data_format, limits or self.limits, num_threads)
+        if pixel_format == "uint8":
+            batch = flat_uint8([tile for sample in tiles for tile in sample], options)
+        elif pixel_format == "float32":
+            batch = reference_layout(tiles, options, return_tensors)
+        else:
+            raise InputError(f"pixel_format is {pixel_format!r}; it is 'float32' or 'uint8'")
+        if return_row_col_info:
+            batch["rows"] = [[picture.rows for picture in sample] for sample in tiles]
+            batch["cols"] = [[picture.cols for picture in sample] for sample in tiles]
+        return batch
+
+    def plan(self, height: int, width: int, **kwargs) -> TilePlan:
+        """What would happen to a picture of this size: tiles, rows and columns, without a pixel."""
+        return _plan(height, width, self._options(kwargs))
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None):
+        """(tiles, rows, cols) of a picture of this size; (0, 0, 0) for one that is not split, as the reference has
+        it. The model still sees one tile then: `plan(height, width).num_tiles` counts it."""
+        plan = self.plan(height, width, **(images_kwargs or {}))
+        return (plan.num_tiles if plan.rows else 0), plan.rows, plan.cols
+
+    def _tiles(self, nested, options, input_data_format, limits, num_threads) -> list[list[Tiles]]:
+        """Tiles for every picture; one that occurs several times in the call is worked on once."""
+        _check(options)
+
+        def work(item):
+            place, value = item
+            try:
+                if is_source(value):
+                    value = load_image(value, limits)
+                picture = to_picture(
+                    value,
+                    options["do_convert_rgb"],
+                    input_data_format,
+                    exif_transpose=options["exif_transpose"],
+                    full_16bit=options["full_16bit"],
+                )
+                del value  # a decoded picture is large, and the conversion may have made another
+                width, height = picture.image.size
+                return cut_tiles(picture, _plan(height, width, options), options["resample"])
+            except SmolVLMError as error:
+                raise type(error)(f"images[{place[0]}][{place[1]}]: {error}") from error
+
+        unique = {}
+        for row, sample in enumerate(nested):
+            for column, value in enumerate(sample):
+                unique.setdefault(id(value), ((row, column), value))
+        done = dict(zip(unique, map_threads(work, unique.values(), num_threads or self.num_threads), strict=True))
+        return [[done[id(value)] for value in sample] for sample in nested]
+
+
+def map_threads(function, items, num_threads: int | None = None) -> list:
+    """[function(x) for x in items] in threads: Pillow's resize and numpy's copies let go of the interpreter lock."""
+    items = list(items)
+    threads = min(num_threads or min(len(os.sched_getaffinity(0)), 8), len(items))
+    if threads <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
+
+
+def check_return_tensors(return_tensors):
+    """None and "np" are what there is; the arrays are numpy in either case."""
+    if return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) != "np":
+        raise InputError(f"return_tensors is {return_tensors!r}; pass 'np' and hand the arrays to jax.numpy.asarray")
+
+
+def _plan(height: int, width: int, options: dict) -> TilePlan:
+    names = ("size", "max_image_size", "do_resize", "do_image_splitting", "max_tiles", "do_upscale")
+    return plan_tiles(height, width, **{name: options[name] for name in names})
+
+
+def _check(options: dict):
+    if options["do_resize"] and options["size"] is None:
+        raise InputError("do_resize needs a size")
+    if options["resample"] not in range(6):
+        raise InputError(f"resample is {options['resample']!r}; it is one of Pillow's filters, 0 to 5")
+    if options["do_rescale"] and options["rescale_factor"] is None:
+        raise InputError("do_rescale needs a rescale_factor")
+    if options["do_normalize"] and (options["image_mean"] is None or options["image_std"] is None):
+        raise InputError("do_normalize needs image_mean and image_std")
+
+
+def table_for(options: dict, channels: int, scaled: bool) -> np.ndarray:
+    """pixel_table for the arguments of one call."""
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return pixel_table(channels, scaled, **{name: options[name] for name in names})
+
+
+def check_stock_pixels(options: dict):
+    """Raise InputError unless pixels are to be rescaled by 1/255 and normalised by 0.5 and 0.5: uint8 tiles leave
+    that to the device, which knows these numbers only."""
+    table = table_for(options, 3, False)
+    stock = pixel_table(3, False, True, 1 / 255, True, STANDARD_MEAN, STANDARD_STD)
+    if table.dtype != stock.dtype or not np.array_equal(table, stock):
+        raise InputError(
+            "pixel_format='uint8' leaves rescaling by 1/255 and normalising by mean 0.5 and std 0.5 to the device; with "
+            "other values of do_rescale, rescale_factor, do_normalize, image_mean or image_std use pixel_format='float32'"
+        )
+
+
+def flat_uint8(pictures: list[Tiles], options: dict) -> BatchFeature:
+    """uint8 (N, T, T, 3), the tiles of all `pictures` one after the other, and num_tiles = N."""
+    check_stock_pixels(options)
+    if not pictures:
+        raise InputError("no pictures in the whole batch; leave images out")
+    for picture in pictures:
+        if picture.scaled or picture.global_scaled:
+            raise InputError(
+                "a float picture in 0..1 cannot travel as uint8 tiles: multiply it by 255 and make it uint8, or pass "
+                "do_rescale=False with pixel_format='float32'"
+            )
+        if picture.pixels.shape[-1] != 3:
+            raise InputError(f"uint8 tiles need RGB; a picture has {picture.pixels.shape[-1]} channels")
+    if len(pictures) == 1:
+        pixels = np.ascontiguousarray(pictures[0].pixels)
+    else:
+        pixels = np.concatenate([picture.pixels for picture in pictures])
+    return BatchFeature(pixel_values=pixels, num_tiles=np.int32(len(pixels)))
+
+
+def reference_layout(samples: list[list[Tiles]], options: dict, return_tensors) -> BatchFeature:
+    """float32 (b, n, c, T, T) and int64 masks (b, n, T, T); samples with fewer tiles are filled with zeros."""
+    counts = [sum(len(picture.pixels) for picture in sample) for sample in samples]
+    shapes = {picture.pixels.shape[1:] for sample in samples for picture in sample}
+    if not shapes:
+        raise InputError("no pictures in the whole batch; leave images out")
+    if len(shapes) > 1:
+        raise InputError(f"pictures of different channel counts in one batch: {sorted(shape[-1] for shape in shapes)}")
+    ((height, width, channels),) = shapes
+    tables = {}
+
+    def table(scaled):
+        if scaled not in tables:
+            tables[scaled] = table_for(options, channels, scaled)
+        return tables[scaled]
+
+    kinds = {kind for sample in samples for picture in sample for kind in (picture.scaled, picture.global_scaled)}
+    padded = len(set(counts)) > 1
+    # Without rescaling and normalising the tiles stay uint8, but padding pictures are float32 and win.
+    dtype = np.result_type(*(table(kind).dtype for kind in kinds), *([np.float32] if padded else []))
+
+    def fill(out, sample):
+        start = 0
+        for picture in sample:
+            for tile in range(len(picture.pixels)):
+                last = tile == len(picture.pixels) - 1
+                values = table(picture.global_scaled if last else picture.scaled)
+                for channel in range(channels):
+                    out[start + tile, channel] = values[channel][picture.pixels[tile, ..., channel]]
+            start += len(picture.pixels)
+
+    shape = (channels, height, width)
+    if not options["do_pad"] and padded:
+        ragged = []
+        for count, sample in zip(counts, samples, strict=True):
+            ragged.append(np.empty((count, *shape), dtype))
+            fill(ragged[-1], sample)
+        if return_tensors is None:
+            return BatchFeature(pixel_values=[list(sample) for sample in ragged])
+        pixels = np.empty(len(ragged), object)
+        pixels[:] = ragged
+        return BatchFeature(pixel_values=pixels)
+    pixels = np.zeros((len(samples), max(counts), *shape), dtype)
+    for out, sample in zip(pixels, samples, strict=True):
+        fill(out, sample)
+    if not options["do_pad"]:
+        return BatchFeature(pixel_values=pixels)
+    mask = np.zeros((len(samples), max(counts), height, width), np.int64)
+    for row, count in enumerate(counts):
+        mask[row, :count] = 1
+    return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask)
