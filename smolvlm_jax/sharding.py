@@ -142,8 +142,8 @@ def parameter_shardings(abstract_params, axes, mesh: Mesh):
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """Rows over (data, fsdp), everything else whole. For token arrays (b, t) and tile arrays (N, T, T, 3) alike."""
-    names = ("batch",) + (None,) * (len(shape) - 1)
+    """Rows over (data, fsdp), the rest whole: for token arrays (b, t), tile arrays (N, T, T, 3) and scalars alike."""
+    names = ("batch", *[None] * (len(shape) - 1))[: len(shape)]
     return NamedSharding(mesh, partition_spec(names, shape, mesh, quiet=True))
 
 

@@ -1,0 +1,1 @@
+"""Whole training runs, each a module to run."""

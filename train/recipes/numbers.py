@@ -1,0 +1,165 @@
+"""Pictures of handwritten numbers, and questions about them.
+
+The digits are the 1,797 real handwritten ones that scikit-learn ships, 8 × 8 pixels each. A fixed permutation sets 297 of
+them aside: they occur in no training picture, and held-out pictures are made of nothing else.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ...errors import MissingExtraError
+from ..data import Example
+
+__all__ = ["COMPARISONS", "QUESTIONS", "SPLIT_SEED", "Style", "comparison", "digits", "draw", "reading"]
+
+SPLIT_SEED = 0
+HELD_OUT = 297
+
+QUESTIONS = (
+    "What number is written here?",
+    "Which number is this?",
+    "What is the number in the picture?",
+    "Read the number.",
+    "What number do you see?",
+    "Which number does the picture show?",
+    "Please read the handwritten number.",
+    "Can you read this number?",
+    "What does the picture say?",
+    "Number?",
+)
+
+COMPARISONS = (
+    "Which picture shows the larger number?",
+    "Which number is larger?",
+    "Which of the two pictures shows the larger number?",
+    "Compare the two numbers: which is larger?",
+    "In which picture is the number larger?",
+)
+
+
+@functools.cache
+def digits(held_out: bool) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """Ink (m, 8, 8) float32 in [0, 1], values (m,), and for each value 0–9 the rows that show it."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("the handwritten digits", "train") from error
+    data = load_digits()
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(data.target))
+    chosen = order[:HELD_OUT] if held_out else order[HELD_OUT:]
+    ink, values = (data.images[chosen] / 16).astype(np.float32), data.target[chosen]
+    return ink, values, tuple(np.flatnonzero(values == v) for v in range(10))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a picture may look. Lengths are fractions of the picture's longer side."""
+
+    wide: float = 0.75  # share of pictures at least twice as wide as high: they are cut into fewer tiles
+    digit: tuple[float, float] = (0.15, 0.27)  # height of a digit
+    narrow: tuple[float, float] = (0.70, 1.0)  # width of a digit over its height
+    side: tuple[int, int] = (80, 200)  # longer side in pixels
+    slant: float = 0.12  # largest rotation and shear, radians
+    noise: float = 14.0  # largest standard deviation of the noise, in 0..255
+
+
+def _stamp(ink: np.ndarray, height: float, width: float, slant: float, rng: np.random.Generator) -> np.ndarray:
+    """A digit of about height × width pixels, slightly turned and sheared: float32 ink in [0, 1] with a margin."""
+    margin = 1.25
+    h, w = int(np.ceil(height * margin)) + 1, int(np.ceil(width * margin)) + 1
+    angle, shear = rng.uniform(-slant, slant, 2)
+    # Affine map from picture pixels to digit pixels: about the centres, scaled, turned, sheared.
+    matrix = np.array([[np.cos(angle), -np.sin(angle) + shear], [np.sin(angle), np.cos(angle)]])
+    matrix = np.diag([8 / width, 8 / height]) @ matrix
+    offset = np.array([6.0, 6.0]) - matrix @ np.array([w / 2, h / 2])
+    padded = np.zeros((12, 12), np.float32)
+    padded[2:10, 2:10] = ink * 255
+    source = Image.fromarray(padded.astype(np.uint8))
+    coefficients = (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
+    turned = source.transform((w, h), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
+    return np.asarray(turned, np.float32) / 255
+
+
+def draw(
+    number: str, held_out: bool, rng: np.random.Generator, style: Style = Style(), wide: bool | None = None
+) -> Image.Image:
+    """An RGB picture of a number in digits of one half of the data, somewhere on a canvas of random size and brightness.
+
+    wide: force (not) twice as wide as high; None lets chance decide.
+    """
+    ink, _, rows = digits(held_out)
+    wide = rng.random() < style.wide if wide is None else wide
+    aspect = rng.uniform(2.05, 3.6) if wide else rng.uniform(1.02, 1.9)
+    long = float(rng.uniform(*style.side))
+    canvas_w, canvas_h = round(long), max(8, round(long / aspect))
+    tallest = min(style.digit[1], 0.85 / aspect)
+    height = rng.uniform(min(style.digit[0], tallest), tallest)
+    narrow, gaps = rng.uniform(*style.narrow), rng.uniform(-0.02, 0.12, len(number))
+    # Pixels from here on; a number too long for its canvas is made smaller as a whole.
+    room = 0.96 * canvas_w
+    total = (narrow * len(number) + gaps[:-1].sum()) * height * long
+    scale = min(1.0, room / total)
+    height, step = height * long * scale, narrow * height * long * scale
+    gaps = gaps * height
+    total = step * len(number) + gaps[:-1].sum()
+    x = rng.uniform(0.02 * canvas_w, max(0.021 * canvas_w, canvas_w - total - 0.02 * canvas_w))
+    y = rng.uniform(0.03 * canvas_h, max(0.031 * canvas_h, 0.97 * canvas_h - height * 1.06))
+    coverage = np.zeros((canvas_h, canvas_w), np.float32)
+    for character, gap in zip(number, gaps, strict=True):
+        tall, drop = height * rng.uniform(0.92, 1.04), rng.uniform(-0.03, 0.03) * height
+        stamp = _stamp(ink[rng.choice(rows[int(character)])], tall, step, style.slant, rng)
+        top = round(y + drop + (height - stamp.shape[0]) / 2)
+        left = round(x + (step - stamp.shape[1]) / 2)
+        y0, x0 = max(top, 0), max(left, 0)
+        y1, x1 = min(top + stamp.shape[0], canvas_h), min(left + stamp.shape[1], canvas_w)
+        if y1 > y0 and x1 > x0:
+            part = coverage[y0:y1, x0:x1]
+            np.maximum(part, stamp[y0 - top : y1 - top, x0 - left : x1 - left], out=part)
+        x += step + gap
+    paper = rng.uniform(150, 255) + rng.uniform(-12, 12, 3)
+    pen = rng.uniform(0, 70) + rng.uniform(-12, 12, 3)
+    picture = paper + coverage[..., None] * (pen - paper)
+    picture += rng.normal(0, rng.uniform(0, style.noise), (canvas_h, canvas_w, 1))
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+
+
+def _number(length: int, rng: np.random.Generator) -> str:
+    """A number of exactly this many digits; 0 is one of one digit."""
+    low = 0 if length == 1 else 10 ** (length - 1)
+    return str(rng.integers(low, 10**length))
+
+
+def _ask(pictures: list[Image.Image], question: str, rng: np.random.Generator) -> list[dict]:
+    """A user's turn; the question stands behind the pictures, or now and then before them."""
+    content = [{"type": "image", "image": picture} for picture in pictures]
+    text = {"type": "text", "text": question}
+    return [{"role": "user", "content": [text, *content] if rng.random() < 0.2 else [*content, text]}]
+
+
+def reading(rng: np.random.Generator, held_out: bool, length: int | None = None, wide: bool | None = None) -> Example:
+    """One picture; the answer is the number. length: digits, by default 1 to 4 equally often."""
+    number = _number(int(rng.integers(1, 5)) if length is None else length, rng)
+    return Example(_ask([draw(number, held_out, rng, wide=wide)], rng.choice(QUESTIONS), rng), number)
+
+
+def comparison(
+    rng: np.random.Generator, held_out: bool, longest: int = 4, wide: tuple[bool | None, bool | None] = (None, None)
+) -> Example:
+    """Two pictures of unequal numbers; the answer names both and then the picture with the larger one.
+
+    Half of the pairs have numbers of equal length, so that counting digits is not enough.
+    """
+    while True:
+        lengths = rng.integers(1, longest + 1, 2)
+        if rng.random() < 0.5:
+            lengths[1] = lengths[0]
+        first, second = (_number(int(n), rng) for n in lengths)
+        if first != second:
+            break
+    verdict = "The first." if int(first) > int(second) else "The second."
+    sign = ">" if int(first) > int(second) else "<"
+    pictures = [draw(number, held_out, rng, wide=w) for number, w in zip((first, second), wide, strict=True)]
+    return Example(_ask(pictures, rng.choice(COMPARISONS), rng), f"{first} {sign} {second}. {verdict}")

@@ -1,0 +1,101 @@
+"""The tokenizer and processor files of the bundled checkpoint: our own small vocabulary, SmolVLM's special tokens."""
+
+import json
+from pathlib import Path
+
+from .numbers import COMPARISONS, QUESTIONS
+
+__all__ = ["VOCAB_SIZE", "write_processor_files"]
+
+VOCAB_SIZE = 512  # at most; the few texts it is trained on give fewer
+LEADING = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TRAILING = (
+    "<global-img>",
+    *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)),
+    "<fake_token_around_image>",
+    "<image>",
+    "<end_of_utterance>",
+)
+TEXTS = (
+    *QUESTIONS,
+    *COMPARISONS,
+    "User: Assistant: System:",
+    " 0123456789 > < . The first. The second.",
+    "The quick brown fox jumps over the lazy dog. How many pictures are there, and what do they show?",
+)
+
+
+def _tokenizer():
+    """Byte-level BPE with digits apart, as SmolLM2's, with the special tokens where SmolVLM has them:
+    three at the beginning, the rest at the end."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(TRAILING),
+        special_tokens=list(LEADING),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 8, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in TRAILING])
+    return tokenizer
+
+
+def write_processor_files(directory: Path, tile: int, image_seq_len: int, chat_template: str) -> dict[str, int]:
+    """Write tokenizer, chat template, image processor and generation files in Hugging Face format; returns the vocabulary."""
+    tokenizer = _tokenizer()
+    vocabulary = tokenizer.get_vocab()
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    files = {
+        "tokenizer_config.json": {
+            "bos_token": "<|im_start|>",
+            "eos_token": "<end_of_utterance>",
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "additional_special_tokens": ["<fake_token_around_image>", "<image>", "<end_of_utterance>"],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1024,
+            "truncation_side": "left",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "SmolVLMProcessor",
+        },
+        "special_tokens_map.json": {
+            "bos_token": "<|im_start|>",
+            "eos_token": "<end_of_utterance>",
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+        },
+        "chat_template.json": {"chat_template": chat_template},
+        "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": "SmolVLMProcessor"},
+        "preprocessor_config.json": {
+            "do_convert_rgb": True,
+            "do_image_splitting": True,
+            "do_normalize": True,
+            "do_pad": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "image_processor_type": "SmolVLMImageProcessor",
+            "max_image_size": {"longest_edge": tile},
+            "processor_class": "SmolVLMProcessor",
+            "resample": 1,
+            "rescale_factor": 1 / 255,
+            "size": {"longest_edge": 2 * tile},
+            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile}},
+        },
+        "generation_config.json": {
+            "bos_token_id": vocabulary["<|im_start|>"],
+            "eos_token_id": vocabulary["<end_of_utterance>"],
+            "pad_token_id": vocabulary["<|im_end|>"],
+        },
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return vocabulary
