@@ -4,6 +4,7 @@ A pattern names the dimensions of the PyTorch tensor on the left and ours on the
 parentheses is one dimension there and several here. PyTorch linear weights are (out, in), ours (in, out) with heads apart.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import numpy as np
 
 from ..errors import CheckpointError
 
-__all__ = ["RULES", "Match", "Rule", "match_parameters", "rearrange", "restore"]
+__all__ = ["RULES", "Match", "Rule", "Region", "match_parameters", "rearrange", "restore", "torch_name", "torch_region"]
+
+Region = tuple[slice, ...]  # one slice with explicit start and stop per dimension
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def torch_shape(pattern: str, shape: Iterable[int]) -> tuple[int, ...]:
     """Shape of the PyTorch tensor that becomes a parameter of `shape`."""
     groups, ours = _parse(pattern)
     size = dict(zip(ours, shape, strict=True))
-    return tuple(int(np.prod([size[name] for name in group])) for group in groups)
+    return tuple(math.prod(size[name] for name in group) for group in groups)
 
 
 def rearrange(tensor: np.ndarray, pattern: str, shape: Iterable[int]) -> np.ndarray:
@@ -119,6 +122,31 @@ def restore(parameter: np.ndarray, pattern: str) -> np.ndarray:
     flat = [name for group in groups for name in group]
     moved = parameter.transpose([ours.index(name) for name in flat])
     return moved.reshape(torch_shape(pattern, parameter.shape))
+
+
+def torch_region(pattern: str, shape: Iterable[int], region: Region) -> tuple[Region, tuple[int, ...], Region]:
+    """Which part of the PyTorch tensor holds a region of the parameter of `shape`.
+
+    Returns (slices of the PyTorch tensor, shape of that part in our layout, region to cut out of it). The third covers the
+    part wholly, except where a region cuts the inner dimension of a group, such as h of "(n h)": then the whole group is read.
+    """
+    groups, ours = _parse(pattern)
+    size = dict(zip(ours, shape, strict=True))
+    bounds = {name: (part.start, part.stop) for name, part in zip(ours, region, strict=True)}
+    cut = {name: slice(0, stop - start) for name, (start, stop) in bounds.items()}
+    slices = []
+    for outer, *inner in groups:
+        unit = math.prod(size[name] for name in inner)
+        if all(bounds[name] == (0, size[name]) for name in inner):
+            start, stop = bounds[outer]
+            slices.append(slice(start * unit, stop * unit))
+            continue
+        for name in (outer, *inner):
+            cut[name] = slice(*bounds[name])
+            bounds[name] = (0, size[name])
+        slices.append(slice(0, size[outer] * unit))
+    part = tuple(bounds[name][1] - bounds[name][0] for name in ours)
+    return tuple(slices), part, tuple(cut[name] for name in ours)
 
 
 @dataclass(frozen=True)

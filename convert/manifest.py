@@ -1,0 +1,56 @@
+"""The manifest of an orbax directory: what it was made from, by which version, and the checksum of every source file."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .tensors import read_json
+
+__all__ = ["MANIFEST", "Checksums", "read_manifest", "write_manifest"]
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class Checksums(threading.Thread):
+    """sha256 of files, computed beside the conversion: hashing leaves the interpreter free, and finds the files cached."""
+
+    def __init__(self, root: Path, files: Sequence[Path]):
+        super().__init__(daemon=True)
+        self._root, self._files = root, list(files)
+        self._found: dict[str, dict[str, Any]] = {}
+        self._error: OSError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for file in self._files:
+                name = str(file.relative_to(self._root)) if file.is_relative_to(self._root) else file.name
+                with open(file, "rb", buffering=0) as data:
+                    digest = hashlib.file_digest(data, "sha256").hexdigest()
+                self._found[name] = {"sha256": digest, "bytes": file.stat().st_size}
+        except OSError as error:
+            self._error = error
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """File name relative to the source -> {"sha256", "bytes"}. Waits; raises the OSError that reading met."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return dict(sorted(self._found.items()))
+
+
+def write_manifest(directory: Path, **facts: Any) -> None:
+    """Write manifest.json: the facts, the format's number and our version."""
+    data = {"format": FORMAT, "kind": "model", "smolvlm_jax": __version__, **facts}
+    (directory / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a directory, empty if it has none."""
+    path = directory / MANIFEST
+    return read_json(path, "a manifest of this library") if path.is_file() else {}

@@ -1,0 +1,150 @@
+"""Write parameters as a Hugging Face directory: safetensors shards with an index, one tensor at a time.
+
+The library's writer wants a whole shard in memory. A safetensors file is a header, known from names and shapes alone, and the
+tensors after it: so the header is written first and the tensors are streamed.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .blocks import count_nonfinite
+from .leaves import Leaf
+from .progress import Progress
+from .rules import rearrange, torch_name, torch_shape
+from .tensors import DTYPES, INDEX
+
+__all__ = ["HFWriter", "parse_size", "plan_shards", "write_hf"]
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str | int) -> int:
+    """ "4GB", "500MiB" or a number of bytes. Raises InputError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    size = int(float(found.group(1)) * _UNITS[found.group(2).upper()]) if found and found.group(2).upper() in _UNITS else 0
+    if size < 1:
+        raise InputError(f"{text!r} is not a size: write a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB")
+    return size
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pattern: str
+    leaf: Leaf
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _natural(name: str) -> list:
+    """Layer 2 before layer 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def plan_tensors(leaves: Mapping[str, Leaf], dtype: np.dtype | None, base: bool) -> list[Planned]:
+    """The tensors in the order of their names. `base`: without the leading `model.`, as the base class saves them."""
+    planned = []
+    for path, leaf in leaves.items():
+        name, pattern = torch_name(path)
+        name = name.removeprefix("model.") if base else name
+        planned.append(Planned(name, torch_shape(pattern, leaf.shape), np.dtype(dtype or leaf.dtype), pattern, leaf))
+    return sorted(planned, key=lambda tensor: _natural(tensor.name))
+
+
+def plan_shards(tensors: Sequence[Planned], max_bytes: int) -> dict[str, list[Planned]]:
+    """File name -> its tensors, each file at most `max_bytes` unless a single tensor is larger."""
+    shards: list[list[Planned]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    count = len(shards)
+    return {f"model-{number:05d}-of-{count:05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+
+
+class HFWriter:
+    """Writes shards through one buffer, the size of the largest tensor. After writing, `nonfinite` counts NaN and infinite
+    values by tensor."""
+
+    def __init__(self, progress: Progress):
+        self.nonfinite: dict[str, int] = {}
+        self._progress = progress
+        self._buffer = np.empty(0, np.uint8)
+
+    def write_shard(self, path: Path, tensors: Sequence[Planned]) -> None:
+        header, place = {"__metadata__": {"format": "pt"}}, 0
+        for tensor in tensors:
+            end = place + tensor.nbytes
+            header[tensor.name] = {
+                "dtype": _NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [place, end],
+            }
+            place = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the data starts on a multiple of eight, as the format asks
+        with open(path, "wb", buffering=0) as file:
+            self._write(file, memoryview(len(text).to_bytes(8, "little") + text))
+            for tensor in tensors:
+                self._write(file, memoryview(self._filled(tensor)))
+                self._progress.add(tensor.nbytes)
+            os.fsync(file.fileno())
+
+    def _filled(self, tensor: Planned) -> np.ndarray:
+        if self._buffer.size < tensor.nbytes:
+            self._buffer = np.empty(0, np.uint8)
+            self._buffer = np.empty(tensor.nbytes, np.uint8)
+        values = self._buffer[: tensor.nbytes].view(tensor.dtype)
+        tensor.leaf.read_into(rearrange(values.reshape(tensor.shape), tensor.pattern, tensor.leaf.shape))
+        bad = count_nonfinite(values)
+        if bad:
+            self.nonfinite[tensor.name] = bad
+        return self._buffer[: tensor.nbytes]
+
+    @staticmethod
+    def _write(file, data: memoryview) -> None:
+        while len(data):
+            data = data[file.write(data) :]
+
+
+def write_hf(
+    directory: Path,
+    leaves: Mapping[str, Leaf],
+    *,
+    dtype: np.dtype | None = None,
+    max_shard_bytes: int = 4 * 10**9,
+    base: bool = False,
+    progress: Progress | None = None,
+) -> HFWriter:
+    """Write the weights into an existing directory, with an index if there is more than one shard."""
+    writer = HFWriter(progress or Progress("", 0, quiet=True))
+    shards = plan_shards(plan_tensors(leaves, dtype, base), max_shard_bytes)
+    for name, tensors in shards.items():
+        writer.write_shard(directory / name, tensors)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)},
+            "weight_map": {tensor.name: name for name, tensors in shards.items() for tensor in tensors},
+        }
+        (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return writer
