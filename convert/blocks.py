@@ -37,7 +37,8 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
     for place in product(*(range(target.shape[axis]) for axis in others)):
         for axis, number in zip(others, place, strict=True):
             index[axis] = number
-        for index[quick], index[slow] in product(_pieces(target.shape[quick]), _pieces(target.shape[slow])):
+        for row, column in product(_pieces(target.shape[quick]), _pieces(target.shape[slow])):
+            index[quick], index[slow] = row, column
             here = tuple(index)
             np.copyto(target[here], source[here], casting="unsafe")
 

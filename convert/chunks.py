@@ -14,7 +14,7 @@ from .rules import Region
 __all__ = ["DEFAULT_MESH", "MeshShape", "chunk_regions", "chunk_shape", "shard_shape"]
 
 DEFAULT_MESH = {"data": 1, "fsdp": 8, "tensor": 1}  # without another wish: what FSDP over 1, 2, 4 or 8 devices reads exactly
-MAX_BYTES = 16 << 20  # streaming holds a few of these; also below the size from which malloc asks the kernel for fresh pages
+MAX_BYTES = 8 << 20  # streaming holds a few of these in memory
 MIN_BYTES = 1 << 20  # below this a chunk costs more than reading too much does
 
 
@@ -37,7 +37,7 @@ def shard_shape(names: Sequence[str | None], shape: Sequence[int], mesh) -> tupl
 
 
 def chunk_shape(names: Sequence[str | None], shape: Sequence[int], itemsize: int, mesh=None) -> tuple[int, ...]:
-    """The chunk of an array: one shard of `mesh`, cut further along its longest dimension while it exceeds 16 MiB.
+    """The chunk of an array: one shard of `mesh`, cut further along its longest dimension while it exceeds 8 MiB.
 
     Without a mesh the shard of `DEFAULT_MESH`, or of a divisor of it where that would be less than 1 MiB.
     """

@@ -20,7 +20,7 @@ from .tensors import read_json
 __all__ = ["OrbaxLeaf", "find_checkpoint", "is_orbax", "open_orbax"]
 
 _TREE = "_METADATA"
-_PENDING = 4  # chunks read ahead while one is copied
+_PENDING = 2  # chunks read ahead while one is copied
 
 
 @dataclass(frozen=True)

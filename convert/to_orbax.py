@@ -21,7 +21,7 @@ from .rules import Region
 
 __all__ = ["OrbaxWriter", "write_orbax"]
 
-_IN_FLIGHT = 96 << 20  # bytes handed to tensorstore and not yet on disk
+_IN_FLIGHT = 48 << 20  # bytes handed to tensorstore and not yet on disk
 
 
 class _Lazy:
