@@ -22,6 +22,8 @@ class Configured:
     OWN: tuple[str, ...] = ()
     # accepted because code that moves over passes them, but only with a value that asks for nothing
     NEUTRAL: ClassVar[dict] = {}
+    # keywords of __init__ that are no part of a file
+    INIT_ONLY: tuple[str, ...] = ()
     TYPE_KEY = ""
     FILES: tuple[str, ...] = ()
     NESTED_KEY = ""
@@ -75,6 +77,9 @@ class Configured:
         Raises CheckpointError where there is no such directory or a file is not valid json.
         """
         path = os.fspath(pretrained_model_name_or_path)
+        unknown = sorted(set(kwargs) - {*cls.DEFAULTS, *cls.INIT_ONLY})
+        if unknown:
+            raise InputError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {', '.join(sorted(cls.DEFAULTS))}")
         if os.path.isfile(path):
             config = read_json(path)
             return cls.from_dict(config.get(cls.NESTED_KEY, config), **kwargs)

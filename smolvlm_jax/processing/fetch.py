@@ -6,6 +6,8 @@ pixels. Nothing here trusts an extension, follows a redirect unseen, or reads mo
 
 import base64
 import binascii
+import contextlib
+import functools
 import io
 import os
 import stat
@@ -13,8 +15,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from ..errors import MediaError
+from ..errors import InputError, MediaError
+from .pixels import channel_axis, is_array
 
+_ORIENTATION = 0x0112
 # Pillow plug-ins that start programs (Ghostscript) or need a handler somebody else registered.
 _UNSAFE_FORMATS = {"EPS", "WMF", "FPX", "MIC", "GRIB", "BUFR", "HDF5"}
 
@@ -26,7 +30,8 @@ class MediaLimits:
     urls: http and https may be fetched. files: local paths may be opened. private_addresses: URLs may lead to
     loopback, private and link-local addresses. timeout: seconds for one URL, redirects and all. max_bytes,
     max_video_bytes: size of an encoded picture or video, from wherever it comes. max_pixels: width × height of a
-    picture, checked before a pixel is decoded. max_redirects: hops of one URL, each checked like the first.
+    picture or frame, checked before a pixel of it is decoded. max_frames: decoded from one video file.
+    max_redirects: hops of one URL, each checked like the first.
     """
 
     urls: bool = True
@@ -36,6 +41,7 @@ class MediaLimits:
     max_bytes: int = 256 * 2**20
     max_video_bytes: int = 4 * 2**30
     max_pixels: int = 2**27
+    max_frames: int = 4096
     max_redirects: int = 5
 
 
@@ -49,6 +55,11 @@ def describe_source(source) -> str:
         return repr(text if len(text) <= 200 else f"{text[:80]}…({len(text)} characters)")
     size = getattr(source, "size", None) if isinstance(source, Image.Image) else getattr(source, "shape", None)
     return f"a {type(source).__name__}" + (f" of {size}" if size is not None else "")
+
+
+def is_source(value) -> bool:
+    """Whether `value` names or holds an encoded picture: a path, a URL, base64 text, or the bytes of a file."""
+    return isinstance(value, (str, os.PathLike, bytes, bytearray))
 
 
 def is_url(source) -> bool:
@@ -113,31 +124,87 @@ def _decode_base64(text: str, whole: str, limits: MediaLimits) -> bytes:
         raise MediaError(f"no picture at {describe_source(whole)}: no such file, and not base64 either ({error})") from error
 
 
-def load_image(source, limits: MediaLimits = MediaLimits()) -> Image.Image:
+def load_image(source, limits: MediaLimits | None = None) -> Image.Image:
     """The first frame of the picture at `source`, turned as its EXIF orientation says, as RGB (alpha is dropped).
 
     source: a path, an http(s) URL, a `data:` URL, base64 text, or the bytes of a file.
     Raises MediaError, which names the source, whatever is wrong with it.
     """
+    with _opened(source, limits or MediaLimits()) as image:
+        image.load()
+        turned = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+        return turned if turned.mode == "RGB" else turned.convert("RGB")
+
+
+def image_size(value, limits: MediaLimits | None = None, exif_transpose: bool = False) -> tuple[int, int]:
+    """(height, width) of a picture from its header or shape; no pixel is decoded.
+
+    value: what layout.nest_images takes for one picture. A source counts as turned by its EXIF orientation, as
+    load_image turns it, a Pillow image only if exif_transpose.
+    """
+    if is_source(value):
+        with _opened(value, limits or MediaLimits()) as image:
+            return _turned_size(image, True)
+    if isinstance(value, Image.Image):
+        return _turned_size(value, exif_transpose)
+    if is_array(value):
+        return tuple(value.shape[1:] if channel_axis(value.shape) == 0 else value.shape[:2])
+    raise InputError(f"a picture of type {type(value).__name__}; pass a Pillow image, an array, a path or a URL")
+
+
+@contextlib.contextmanager
+def _opened(source, limits: MediaLimits):
+    """The picture at `source`, header read and size checked. What goes wrong inside becomes a MediaError."""
     try:
-        with open_source(source, limits) as file:
-            formats = [name for name in _registered_formats() if name not in _UNSAFE_FORMATS]
-            with Image.open(file, formats=formats) as image:
-                width, height = image.size
-                if width * height > limits.max_pixels:
-                    raise MediaError(
-                        f"the picture {describe_source(source)} claims {width}×{height} pixels, above the limit of "
-                        f"{limits.max_pixels}; raise MediaLimits.max_pixels if it is meant"
-                    )
-                image.load()
-                turned = ImageOps.exif_transpose(image)
-                return turned if turned.mode == "RGB" else turned.convert("RGB")
+        with open_source(source, limits) as file, Image.open(file, formats=_safe_formats()) as image:
+            width, height = image.size
+            if width * height > limits.max_pixels:
+                raise MediaError(
+                    f"the picture {describe_source(source)} claims {width}×{height} pixels, above the limit of "
+                    f"{limits.max_pixels}; raise MediaLimits.max_pixels if that is meant"
+                )
+            yield image
     except MediaError:
         raise
     except Exception as error:  # a damaged file raises whatever its plug-in happens to raise
         raise MediaError(f"cannot decode the picture {describe_source(source)}: {error or type(error).__name__}") from error
 
 
-def _registered_formats() -> list[str]:
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Pillow decodes a PNG to look for EXIF behind the pixels; so only if some is there."""
+    if image.format != "PNG" or "exif" in image.info or _text_after_pixels(image):
+        return image.getexif().get(_ORIENTATION, 1)
+    return Image.Image.getexif(image).get(_ORIENTATION, 1)
+
+
+def _text_after_pixels(image: Image.Image) -> bool:
+    """Whether a PNG file has metadata behind its pixel data, from the chunks' headers."""
+    file = getattr(image, "fp", None)
+    if file is None:  # decoded already
+        return True
+    place = file.tell()
+    try:
+        file.seek(8)
+        pixels = False
+        while len(header := file.read(8)) == 8:
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            if kind == b"IEND":
+                return False
+            if pixels and kind in (b"eXIf", b"zTXt", b"tEXt", b"iTXt"):
+                return True
+            pixels |= kind == b"IDAT"
+            file.seek(length + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
+
+
+def _turned_size(image: Image.Image, turn: bool) -> tuple[int, int]:
+    width, height = image.size
+    return (width, height) if turn and _orientation(image) in (5, 6, 7, 8) else (height, width)
+
+
+@functools.cache
+def _safe_formats() -> list[str]:
     Image.init()
-    return list(Image.OPEN)
+    return [name for name in Image.OPEN if name not in _UNSAFE_FORMATS]

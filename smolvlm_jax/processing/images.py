@@ -1,5 +1,6 @@
 """SmolVLMImageProcessor: pictures to tiles, as float32 in the reference's layout or as flat uint8 for the device."""
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,12 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..errors import InputError, SmolVLMError
+from ..errors import InputError
 from .batch import BatchFeature
 from .configured import Configured
-from .fetch import MediaLimits, load_image
+from .fetch import MediaLimits, is_source, load_image
 from .geometry import TilePlan, plan_tiles
-from .layout import is_source, nest_images
+from .layout import nest_images
 from .pixels import Picture, pixel_table, to_picture
 
 STANDARD_MEAN = (0.5, 0.5, 0.5)
@@ -31,6 +32,11 @@ class Tiles:
     cols: int
     scaled: bool = False
     global_scaled: bool = False
+
+    def digest(self) -> str:
+        """128 bits of BLAKE2 over shape and contents, in hexadecimal."""
+        head = f"{self.pixels.shape} {self.rows} {self.cols} {self.scaled} {self.global_scaled}"
+        return hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=16, key=head.encode()[:64]).hexdigest()
 
 
 def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
@@ -87,6 +93,7 @@ class SmolVLMImageProcessor(Configured):
         "full_16bit": False,
     }
     OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit")
+    INIT_ONLY = ("limits", "num_threads")
     NEUTRAL: ClassVar[dict] = {
         "data_format": ("channels_first",),
         "device": ("cpu",),
@@ -118,6 +125,7 @@ class SmolVLMImageProcessor(Configured):
         *,
         return_tensors: str | None = None,
         return_row_col_info: bool = False,
+        return_image_hashes: bool = False,
         input_data_format: str | None = None,
         pixel_format: str = "float32",
         num_threads: int | None = None,
@@ -128,9 +136,10 @@ class SmolVLMImageProcessor(Configured):
 
         Returns, with pixel_format="float32", the reference's layout: pixel_values float32 (b, n, 3, T, T), n the most
         tiles of any sample, and pixel_attention_mask int64 (b, n, T, T); with "uint8": pixel_values uint8
-        (N, T, T, 3), the real tiles alone in row-major order of the batch, and num_tiles, an int32 scalar. Both with
-        rows and cols, a list per sample of a number per picture (0 for one that is not split), where
-        return_row_col_info. Keywords override this object's arguments for the call.
+        (N, T, T, 3), the real tiles alone in row-major order of the batch, and num_tiles, an int32 scalar. With
+        return_row_col_info also rows and cols, a list per sample of a number per picture (0 for one that is not
+        split). With return_image_hashes also image_hashes, nested alike: digests of the uint8 tiles, equal for two
+        pictures exactly if the model would see the same. Keywords override this object's arguments for the call.
         Raises InputError for arguments or arrays that make no sense, MediaError for files that do not decode.
         """
         check_return_tensors(return_tensors)
@@ -146,6 +155,10 @@ class SmolVLMImageProcessor(Configured):
         if return_row_col_info:
             batch["rows"] = [[picture.rows for picture in sample] for sample in tiles]
             batch["cols"] = [[picture.cols for picture in sample] for sample in tiles]
+        if return_image_hashes:
+            # once per picture, however often it occurs in the batch
+            digests = {id(picture): picture.digest() for sample in tiles for picture in sample}
+            batch["image_hashes"] = [[digests[id(picture)] for picture in sample] for sample in tiles]
         return batch
 
     def plan(self, height: int, width: int, **kwargs) -> TilePlan:
@@ -158,6 +171,16 @@ class SmolVLMImageProcessor(Configured):
         plan = self.plan(height, width, **(images_kwargs or {}))
         return (plan.num_tiles if plan.rows else 0), plan.rows, plan.cols
 
+    @staticmethod
+    def _picture(value, options, input_data_format, limits) -> Picture:
+        return to_picture(
+            load_image(value, limits) if is_source(value) else value,
+            options["do_convert_rgb"],
+            input_data_format,
+            exif_transpose=options["exif_transpose"],
+            full_16bit=options["full_16bit"],
+        )
+
     def _tiles(self, nested, options, input_data_format, limits, num_threads) -> list[list[Tiles]]:
         """Tiles for every picture; one that occurs several times in the call is worked on once."""
         _check(options)
@@ -165,33 +188,33 @@ class SmolVLMImageProcessor(Configured):
         def work(item):
             place, value = item
             try:
-                if is_source(value):
-                    value = load_image(value, limits)
-                picture = to_picture(
-                    value,
-                    options["do_convert_rgb"],
-                    input_data_format,
-                    exif_transpose=options["exif_transpose"],
-                    full_16bit=options["full_16bit"],
-                )
-                del value  # a decoded picture is large, and the conversion may have made another
+                picture = self._picture(value, options, input_data_format, limits)
                 width, height = picture.image.size
                 return cut_tiles(picture, _plan(height, width, options), options["resample"])
-            except SmolVLMError as error:
+            except InputError as error:
                 raise type(error)(f"images[{place[0]}][{place[1]}]: {error}") from error
+
+        def key(value):
+            return str(value) if is_source(value) and not isinstance(value, (bytes, bytearray)) else id(value)
 
         unique = {}
         for row, sample in enumerate(nested):
             for column, value in enumerate(sample):
-                unique.setdefault(id(value), ((row, column), value))
+                unique.setdefault(key(value), ((row, column), value))
         done = dict(zip(unique, map_threads(work, unique.values(), num_threads or self.num_threads), strict=True))
-        return [[done[id(value)] for value in sample] for sample in nested]
+        return [[done[key(value)] for value in sample] for sample in nested]
+
+
+def within(value, kind) -> bool:
+    """Whether `value` is of `kind`, or a list with one in it."""
+    return isinstance(value, kind) or (isinstance(value, (list, tuple)) and any(within(v, kind) for v in value))
 
 
 def map_threads(function, items, num_threads: int | None = None) -> list:
     """[function(x) for x in items] in threads: Pillow's resize and numpy's copies let go of the interpreter lock."""
     items = list(items)
-    threads = min(num_threads or min(len(os.sched_getaffinity(0)), 8), len(items))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(num_threads or min(usable, 8), len(items))
     if threads <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
@@ -286,7 +309,8 @@ def reference_layout(samples: list[list[Tiles]], options: dict, return_tensors) 
                 last = tile == len(picture.pixels) - 1
                 values = table(picture.global_scaled if last else picture.scaled)
                 for channel in range(channels):
-                    out[start + tile, channel] = values[channel][picture.pixels[tile, ..., channel]]
+                    # "clip" is never needed for uint8 and a table of 256, but spares numpy a check and a copy
+                    np.take(values[channel], picture.pixels[tile, ..., channel], out=out[start + tile, channel], mode="clip")
             start += len(picture.pixels)
 
     shape = (channels, height, width)

@@ -1,17 +1,12 @@
 """How pictures and videos may be nested in a call, and the one nesting everything else works with."""
 
-import os
 from collections.abc import Sequence
 
 from PIL import Image
 
 from ..errors import InputError
+from .fetch import is_source
 from .pixels import is_array
-
-
-def is_source(value) -> bool:
-    """Whether `value` names or holds an encoded picture: a path, a URL, base64 text, or the bytes of a file."""
-    return isinstance(value, (str, os.PathLike, bytes, bytearray))
 
 
 def _is_picture(value) -> bool:

@@ -49,14 +49,23 @@ def channel_axis(shape: tuple[int, ...], input_data_format=None, channels=(1, 3,
     )
 
 
+# Rows that are laid over white at a time: a whole picture would exist four times over.
+_STRIP = 128
+
+
 def flatten_alpha(image: Image.Image) -> Image.Image:
     """RGB from any Pillow mode, what is transparent laid over white."""
-    if image.mode in ("RGBa", "La"):  # premultiplied: Pillow converts these to their plain forms only
-        image = image.convert(image.mode[:-1] + "A")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    premultiplied = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
+    if premultiplied:  # Pillow converts these to nothing else
+        image = image.convert(premultiplied)
+    if not ("A" in image.getbands() or image.info.get("transparency") is not None):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    width, height = image.size
+    out = Image.new("RGB", image.size)
+    for top in range(0, height, _STRIP):
+        strip = image.crop((0, top, width, min(height, top + _STRIP))).convert("RGBA")
+        out.paste(Image.alpha_composite(Image.new("RGBA", strip.size, _WHITE), strip).convert("RGB"), (0, top))
+    return out
 
 
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """SmolVLMTokenizer: a tokenizer.json behind the names that code for transformers uses."""
 
-import json
 import operator
 import os
 import re
@@ -48,6 +47,7 @@ class SmolVLMTokenizer:
         self.model_max_length = self.config.get("model_max_length") or 10**30
         self.chat_template = self.config.get("chat_template")
         self.added_tokens = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
+        self.keep_markup = _MARKUP_SIGN in self.added_tokens
         self._plain = None
         self._lock = threading.Lock()
 
@@ -268,11 +268,12 @@ class SmolVLMTokenizer:
 
     # ---- to text
 
-    def decode(self, token_ids, skip_special_tokens: bool = False, keep_markup: bool = False, **_) -> str | list[str]:
+    def decode(self, token_ids, skip_special_tokens: bool = False, keep_markup: bool | None = None, **_) -> str | list[str]:
         """The text of ids: one row, or a list of texts for rows of ids.
 
-        skip_special_tokens: leave special tokens out; with keep_markup the control tokens only, so that the markup of
-        a document checkpoint stays. Raises InputError for an id that is negative (a label of −100, say).
+        skip_special_tokens: leave special tokens out. keep_markup: only the control tokens then, so that the markup
+        of a document checkpoint stays; None takes this tokenizer's keep_markup, True where it knows <doctag>.
+        Raises InputError for an id that is negative (a label of −100, say).
         """
         if np.ndim(token_ids) == 0:
             token_ids = [token_ids]
@@ -281,12 +282,12 @@ class SmolVLMTokenizer:
         ids = [int(id) for id in token_ids]
         if any(id < 0 or id >= 2**32 for id in ids):
             raise InputError(f"cannot decode the id {next(id for id in ids if id < 0 or id >= 2**32)}")
-        if skip_special_tokens and keep_markup:
+        if skip_special_tokens and (self.keep_markup if keep_markup is None else keep_markup):
             dropped = {self.added_tokens[token] for token in self.control_tokens}
             ids, skip_special_tokens = [id for id in ids if id not in dropped], False
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def batch_decode(self, sequences, skip_special_tokens: bool = False, keep_markup: bool = False, **_) -> list[str]:
+    def batch_decode(self, sequences, skip_special_tokens: bool = False, keep_markup: bool | None = None, **_) -> list[str]:
         """`decode` for each row."""
         return [self.decode(row, skip_special_tokens, keep_markup) for row in sequences]
 
@@ -308,7 +309,7 @@ def _from_vocab(directory: str, config: dict):
     backend = Tokenizer(models.BPE.from_file(vocab, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
-    inside = {id: content for content, id in json.load(open(vocab, encoding="utf-8")).items()}
+    inside = {id: content for content, id in read_json(vocab).items()}
     for id, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
         if inside.get(int(id)) == token["content"]:
             backend.add_special_tokens([AddedToken(token["content"], normalized=False)])

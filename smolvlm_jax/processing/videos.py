@@ -47,6 +47,7 @@ class SmolVLMVideoProcessor(Configured):
         "use_video_size": False,
     }
     OWN = ("use_video_size",)
+    INIT_ONLY = ("limits", "num_threads", "backend")
     NEUTRAL: ClassVar[dict] = {
         "data_format": ("channels_first",),
         "device": ("cpu",),
@@ -105,10 +106,8 @@ class SmolVLMVideoProcessor(Configured):
         num_frames = self.num_frames if num_frames is None else num_frames
         fps = self.fps if fps is None else fps
         if num_frames is None or fps is None:
-            raise InputError(
-                "sampling frames needs num_frames and fps: this checkpoint has no video_sampling to take them from"
-            )
-        count = max(1, min(int(round(fps * duration)), num_frames))
+            raise InputError("sampling frames needs num_frames and fps; this checkpoint has no video_sampling that says them")
+        count = max(1, min(round(fps * duration), num_frames))
         first, last = 0, total - 1
         if skip_secs > 0 and duration - 2 * skip_secs > num_frames * fps:
             first = max(0, int(skip_secs * rate))
@@ -182,7 +181,7 @@ class SmolVLMVideoProcessor(Configured):
         sampled = options["do_sample_frames"]
         if isinstance(video, (str, os.PathLike)):
             kept, metadata = decode_video(video, choose if sampled else None, keep=keep, backend=self.backend, limits=limits)
-            return np.stack(kept), metadata
+            return _stack(where, kept), metadata
         if isinstance(video, list) and isinstance(video[0], (str, os.PathLike)):
             if sampled:
                 raise InputError(f"{where}: cannot sample from a list of frame files; pass do_sample_frames=False")
@@ -204,7 +203,13 @@ class SmolVLMVideoProcessor(Configured):
         if metadata.frames_indices is not None and len(metadata.frames_indices) != len(frames):
             raise InputError(f"{where}: {len(frames)} frames, but metadata.frames_indices names {len(metadata.frames_indices)}")
         metadata.height, metadata.width = frames[0].shape[:2]
-        return np.stack([keep(frame) for frame in frames]), metadata
+        return _stack(where, [keep(frame) for frame in frames]), metadata
+
+
+def _stack(where: str, frames: list[np.ndarray]) -> np.ndarray:
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"{where}: frames of different sizes; leave do_resize on")
+    return np.stack(frames)
 
 
 def _get(metadata, name):
