@@ -12,6 +12,7 @@ from .config import SmolVLMConfig
 from .connector import SmolVLMConnector
 from .decoder import SmolVLMTextModel
 from .errors import InputError
+from .generation_config import GenerationConfig
 from .layers import Projection
 from .merge import check_counts, merge_image_features, real_tiles_first
 from .sharding import constrain
@@ -195,13 +196,14 @@ class SmolVLMForConditionalGeneration(nn.Module):
         params = init_params(model, seed=0)
         out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels)
 
-    `apply` is a pure function of its arguments; fields as in `SmolVLMModel`.
+    `apply` is a pure function of its arguments; fields as in `SmolVLMModel`, and the checkpoint's defaults for `generate`.
     """
 
     config: SmolVLMConfig
     dtype: Any = jnp.float32
     position_ids: str = "intended"
     remat: bool = False
+    generation_config: GenerationConfig | None = None
 
     def setup(self):
         text = self.config.text_config
