@@ -1,0 +1,308 @@
+"""Run two checkpoints over the same inputs and compare every stage: tokens, pixels, each layer, logits, greedy tokens.
+
+Every run is in float32. The model stages of all runs get the inputs of the first one, so that a difference shows in the stage
+that makes it and is not inherited from the tokenizer. transformers runs too where it is installed and a directory is one it
+reads; it is the reference then.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import SmolVLMConfig
+from ..errors import InputError
+from .source import Source
+
+__all__ = ["NEW_TOKENS", "TOLERANCE", "Inputs", "StageReport", "StageRow", "builtin_picture", "compare_stages"]
+
+NEW_TOKENS = 12
+# Largest difference of a stage, over the largest value of the reference there, by the narrower dtype of the two checkpoints.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+QUESTION = "Can you describe this image?"
+STATEMENT = "Name three colours."
+
+POSITION_RULES = {
+    "intended": "the intended rule: bucket(i) = floor(i·P/n), the identity on a full tile, as transformers 5.23 has it",
+    "transformers-4.56": "the rule of transformers 4.56 and 4.57: in float32 patches 0 and 1 of an axis share a position, "
+    "and the last one is never used",
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is given: the prompts' ids, (1, t) each, and the picture's tiles, float32 (tiles, 3, T, T)."""
+
+    ids: dict[str, np.ndarray]
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of one prompt. relative: run -> largest difference from the reference run over its largest value (for tokens
+    the share that differs); None where the run has no such stage. parted: runs beyond the tolerance."""
+
+    prompt: str
+    stage: str
+    shape: tuple[int, ...]
+    scale: float
+    relative: dict[str, float | None]
+    parted: tuple[str, ...]
+
+
+@dataclass
+class StageReport:
+    """runs: names, the reference first. tolerances: by run. position_rule: in words."""
+
+    runs: list[str]
+    rows: list[StageRow]
+    tolerances: dict[str, float]
+    position_rule: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def same(self) -> bool:
+        return not any(row.parted for row in self.rows)
+
+    def first_parting(self, run: str) -> StageRow | None:
+        """The first stage at which a run leaves the reference."""
+        return next((row for row in self.rows if run in row.parted), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "reference": self.runs[0],
+            "tolerances": self.tolerances,
+            "position_ids": self.position_rule,
+            "same": self.same,
+            "notes": self.notes,
+            "rows": [vars(row) for row in self.rows],
+        }
+
+
+def builtin_picture(height: int = 240, width: int = 320) -> np.ndarray:
+    """A picture made by a formula, uint8 (height, width, 3): smooth in each channel, and different in all of them."""
+    y, x = np.mgrid[:height, :width]
+    channels = (x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x * 3 + y * 5) % 256)
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def formula_inputs(config: SmolVLMConfig) -> Inputs:
+    """Inputs for a checkpoint without tokenizer and processor files: ids and one tile, from the config alone."""
+    vocabulary, image = config.text_config.vocab_size, config.image_token_id
+    words = [i for i in range(3, min(vocabulary, 4000)) if i != image][::7][:9]
+    ids = {"picture": [*words[:4], *[image] * config.image_seq_len, *words[4:]], "text": words}
+    side = config.vision_config.image_size
+    values = (builtin_picture(side, side).astype(np.float64) * (1 / 255)).astype(np.float32)
+    pixels = np.einsum("hwc->chw", (values - np.float32(0.5)) / np.float32(0.5))[None]
+    return Inputs({name: np.asarray([row], np.int64) for name, row in ids.items()}, np.ascontiguousarray(pixels))
+
+
+def has_processor(source: Source) -> bool:
+    names = source.companions
+    tokenizer = "tokenizer.json" in names or ("vocab.json" in names and "merges.txt" in names)
+    return tokenizer and ("preprocessor_config.json" in names or "processor_config.json" in names)
+
+
+def our_inputs(directory: Path) -> tuple[Inputs, dict[str, str]]:
+    """The built-in prompts and picture through our processor, and the prompts with their markers expanded."""
+    from PIL import Image
+
+    from ..processing.processor import SmolVLMProcessor
+
+    processor = SmolVLMProcessor.from_pretrained(str(directory))
+    marker = processor.image_token
+    close, picture = f"{processor.end_of_utterance_token}\nAssistant:", Image.fromarray(builtin_picture())
+    prompts = {
+        "picture": f"<|im_start|>User:{marker}{QUESTION}{close}",
+        "text": f"<|im_start|>User: {STATEMENT}{close}",
+    }
+    seen = processor(
+        images=[[picture]], text=[prompts["picture"]], images_kwargs={"do_image_splitting": False}, return_tensors="np"
+    )
+    plain = processor(text=[prompts["text"]], return_tensors="np")
+    expanded = {**prompts, "picture": prompts["picture"].replace(marker, processor.media_tokens.picture(0, 0))}
+    pixels = np.asarray(seen["pixel_values"], np.float32)[0]
+    return Inputs({"picture": seen["input_ids"], "text": plain["input_ids"]}, pixels), expanded
+
+
+def reference_inputs(directory: Path, prompts: dict[str, str]) -> Inputs:
+    """The same through transformers' tokenizer and its image processor for Pillow, which needs no torchvision."""
+    import transformers
+    from PIL import Image
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    ids = {
+        name: np.asarray([tokenizer(text, add_special_tokens=False)["input_ids"]], np.int64) for name, text in prompts.items()
+    }
+    images = transformers.SmolVLMImageProcessorPil.from_pretrained(directory)
+    seen = images([[Image.fromarray(builtin_picture())]], do_image_splitting=False, return_tensors="np")
+    return Inputs(ids, np.asarray(seen["pixel_values"], np.float32)[0])
+
+
+def run_ours(source: Source, inputs: Inputs, position_ids: str) -> dict[tuple[str, str], np.ndarray]:
+    """(prompt, stage) -> values, by our model in float32."""
+    import jax
+    import jax.numpy as jnp
+
+    from ..checkpoint import _place
+    from ..connector import SmolVLMConnector
+    from ..model import SmolVLMForConditionalGeneration
+    from ..vision import SmolVLMVisionTransformer
+
+    config = source.model_config
+    model = SmolVLMForConditionalGeneration(config, jnp.float32, position_ids)
+    params = _place(source, model, jnp.float32, None)
+    encoder = SmolVLMVisionTransformer(config.vision_config, jnp.float32, position_ids)
+    tiles = jnp.einsum("ichw->ihwc", jnp.asarray(inputs.pixels))
+    seen = jax.jit(encoder.apply)({"params": params["model"]["vision_model"]}, tiles)
+    connector = SmolVLMConnector(config, jnp.float32)
+    features = jax.jit(connector.apply)({"params": params["model"]["connector"]}, seen["last_hidden_state"])
+    out = _vision_rows(seen["hidden_states"], seen["last_hidden_state"], features)
+
+    @functools.partial(jax.jit, static_argnames=("states",))
+    def forward(params, ids, features, states):
+        answer = model.apply({"params": params}, ids, image_hidden_states=features, output_hidden_states=states)
+        return answer.logits, answer.hidden_states
+
+    for prompt, ids in inputs.ids.items():
+        given = features if prompt == "picture" else None
+        logits, states = forward(params, jnp.asarray(ids), given, True)
+        out.update(_text_rows(prompt, states, logits))
+        # Right of the last token anything may stand: the decoder is causal. One shape, one compilation.
+        length = ids.shape[1]
+        row = np.concatenate([ids, np.zeros((1, NEW_TOKENS), ids.dtype)], axis=1)
+        for place in range(length, length + NEW_TOKENS):
+            row[0, place] = int(jnp.argmax(forward(params, jnp.asarray(row), given, False)[0][0, place - 1]))
+        out[prompt, "greedy tokens"] = row[:, length:]
+    return out
+
+
+def run_transformers(directory: Path, inputs: Inputs) -> dict[tuple[str, str], np.ndarray]:
+    """The same by transformers, in float32 with its plain attention."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        pixels = torch.from_numpy(inputs.pixels)
+        seen = model.model.vision_model(pixel_values=pixels, output_hidden_states=True)
+        features = model.model.connector(seen.last_hidden_state)
+        out = _vision_rows(seen.hidden_states, seen.last_hidden_state, features)
+        for prompt, ids in inputs.ids.items():
+            tokens = torch.from_numpy(np.asarray(ids, np.int64))
+            given = {"pixel_values": pixels[None]} if prompt == "picture" else {}
+            answer = model(input_ids=tokens, output_hidden_states=True, use_cache=True, **given)
+            out.update(_text_rows(prompt, answer.hidden_states, answer.logits))
+            greedy = []
+            for _ in range(NEW_TOKENS):
+                greedy.append(int(answer.logits[0, -1].argmax()))
+                answer = model(input_ids=torch.tensor([greedy[-1:]]), past_key_values=answer.past_key_values, use_cache=True)
+            out[prompt, "greedy tokens"] = np.asarray([greedy])
+    return out
+
+
+def _vision_rows(states, last, features) -> dict[tuple[str, str], np.ndarray]:
+    out = {("picture", "vision embeddings"): np.asarray(states[0])}
+    for number, state in enumerate(states[1:], 1):
+        out["picture", f"vision layer {number}"] = np.asarray(state)
+    out["picture", "vision output"] = np.asarray(last)
+    out["picture", "image tokens"] = np.asarray(features)
+    return out
+
+
+def _text_rows(prompt: str, states, logits) -> dict[tuple[str, str], np.ndarray]:
+    out = {(prompt, "text embeddings"): np.asarray(states[0])}
+    for number, state in enumerate(states[1:-1], 1):
+        out[prompt, f"text layer {number}"] = np.asarray(state)
+    out[prompt, "text output"] = np.asarray(states[-1])
+    out[prompt, "logits"] = np.asarray(logits)
+    return out
+
+
+def _tokens_and_pixels(inputs: Inputs) -> dict[tuple[str, str], np.ndarray]:
+    return {("picture", "pixels"): inputs.pixels, **{(prompt, "tokens"): ids for prompt, ids in inputs.ids.items()}}
+
+
+def _distance(reference: np.ndarray, found: np.ndarray) -> float:
+    if reference.shape != found.shape:
+        return float("inf")
+    if np.issubdtype(reference.dtype, np.integer):
+        return float((reference != found).mean())
+    scale = float(np.abs(reference).max()) or 1.0
+    gap = float(np.abs(found.astype(np.float64) - reference).max()) / scale
+    return float("inf") if np.isnan(gap) else gap
+
+
+def compare_stages(
+    a: Source, b: Source, places: list[Path], *, position_ids: str = "intended", notify: Callable[[str], None]
+) -> StageReport:
+    """Run everything that can run, compare, and report. `places`: the directories of A and B."""
+    if a.model_config.replace(model_type=b.model_config.model_type) != b.model_config:
+        raise InputError("the two checkpoints describe different models: their stages cannot be compared")
+    notes, runs = [], {}
+    sides = {"A": (a, places[0]), "B": (b, places[1])}
+    reference_ready = all(importlib.util.find_spec(name) is not None for name in ("transformers", "torch"))
+    if not reference_ready:
+        notes.append("transformers and torch are not installed: only our own model was run")
+    shared, own_inputs, prompts = None, {}, {}
+    for side, (source, _) in sides.items():
+        if has_processor(source):
+            own_inputs[side], prompts[side] = our_inputs(source.root)
+            shared = shared or own_inputs[side]
+    if shared is None:
+        shared = formula_inputs(a.model_config)
+        notes.append("no tokenizer and processor files: ids and pixels were made from the config")
+    readable = {
+        side: place
+        for side, (source, place) in sides.items()
+        if source.kind == "hf" and place.is_dir() and source.layout == "full"
+    }
+    for side, place in readable.items() if reference_ready else ():
+        name = f"{side} transformers"
+        notify(f"running {name}")
+        inputs = reference_inputs(place, prompts[side]) if side in prompts else shared
+        runs[name] = {**_tokens_and_pixels(inputs), **run_transformers(place, shared)}
+    for side, (source, _) in sides.items():
+        name = f"{side} ours"
+        notify(f"running {name}")
+        runs[name] = {**_tokens_and_pixels(own_inputs.get(side, shared)), **run_ours(source, shared, position_ids)}
+    rule = f"ours follows {POSITION_RULES[position_ids]}"
+    if any(name.endswith("transformers") for name in runs):
+        import transformers
+
+        rule += f"; transformers {transformers.__version__} is installed and follows its own"
+    # the reference is the run that nothing was converted for
+    dtypes = {name: sides[name[0]][0].dtype for name in runs}
+    return StageReport(list(runs), *_rows(runs, dtypes), rule, notes)
+
+
+_ORDER = ("tokens", "pixels")
+
+
+def _rows(runs: dict[str, dict], dtypes: dict[str, np.dtype]) -> tuple[list[StageRow], dict[str, float]]:
+    names = list(runs)
+    reference = runs[names[0]]
+    narrow = {name: min(dtypes[name], dtypes[names[0]], key=lambda dtype: (dtype.itemsize, dtype.name)) for name in names}
+    tolerances = {name: TOLERANCE[narrow[name].name] for name in names[1:]}
+    rows = []
+    for key in sorted(reference, key=lambda key: (key[0], _ORDER.index(key[1]) if key[1] in _ORDER else len(_ORDER))):
+        values = reference[key]
+        relative = {name: _distance(values, runs[name][key]) if key in runs[name] else None for name in names[1:]}
+        parted = []
+        for name, gap in relative.items():
+            # rounded weights may choose another word where two are nearly as likely: that alone is no parting
+            exact = key[1] in ("tokens", "greedy tokens")
+            judged = not (key[1] == "greedy tokens" and dtypes[name] != dtypes[names[0]])
+            if judged and gap is not None and gap > (0 if exact else tolerances[name]):
+                parted.append(name)
+        scale = float(np.abs(values.astype(np.float64)).max())
+        rows.append(StageRow(key[0], key[1], tuple(values.shape), scale, relative, tuple(parted)))
+    return rows, tolerances
