@@ -1,63 +1,17 @@
 """SmolVLMImageProcessor: pictures to tiles, as float32 in the reference's layout or as flat uint8 for the device."""
 
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from ..errors import InputError
+from .assemble import STANDARD_MEAN, STANDARD_STD, check_return_tensors, flat_uint8, reference_layout
 from .batch import BatchFeature
 from .configured import Configured
 from .fetch import MediaLimits, is_source, load_image
 from .geometry import TilePlan, plan_tiles
 from .layout import nest_images
-from .pixels import Picture, pixel_table, to_picture
-
-STANDARD_MEAN = (0.5, 0.5, 0.5)
-STANDARD_STD = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The tiles of one picture: uint8 (n, T, T, channels), the global view last, and the grid they came from.
-
-    scaled, global_scaled: their 0..255 stand for 0..1 (float pictures only; see pixels.py).
-    """
-
-    pixels: np.ndarray
-    rows: int
-    cols: int
-    scaled: bool = False
-    global_scaled: bool = False
-
-    def digest(self) -> str:
-        """128 bits of BLAKE2 over shape and contents, in hexadecimal."""
-        head = f"{self.pixels.shape} {self.rows} {self.cols} {self.scaled} {self.global_scaled}"
-        return hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=16, key=head.encode()[:64]).hexdigest()
-
-
-def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
-    """Carry out `plan` on `picture`. Up to three successive resizes, each rounded to uint8: the global view is made
-    from the *stretched* picture, so doing it in one pass would be wrong."""
-    for size in plan.sizes:
-        picture = picture.resize(size, resample)
-    tile = plan.tile
-    if not plan.rows:
-        return Tiles(picture.pixels()[None], 0, 0, picture.scaled, picture.scaled)
-    overview = picture.resize((tile, tile), resample)
-    last = overview.pixels()
-    tiles = np.empty((plan.num_tiles, *last.shape), np.uint8)
-    width = plan.cols * tile
-    for row in range(plan.rows):
-        # A band at a time: the array form of the whole stretched picture would cost as much memory as the tiles.
-        band = picture.image.crop((0, row * tile, width, (row + 1) * tile))
-        band = np.asarray(band).reshape(tile, plan.cols, tile, -1)
-        tiles[row * plan.cols : (row + 1) * plan.cols] = band.swapaxes(0, 1)
-    tiles[-1] = last
-    return Tiles(tiles, plan.rows, plan.cols, picture.scaled, overview.scaled)
+from .pixels import Picture, to_picture
+from .threads import map_threads
+from .tiles import Tiles, cut_tiles
 
 
 class SmolVLMImageProcessor(Configured):
@@ -149,7 +103,7 @@ class SmolVLMImageProcessor(Configured):
         if pixel_format == "uint8":
             batch = flat_uint8([tile for sample in tiles for tile in sample], options)
         elif pixel_format == "float32":
-            batch = reference_layout(tiles, options, return_tensors)
+            batch = reference_layout(tiles, options, return_tensors, num_threads or self.num_threads)
         else:
             raise InputError(f"pixel_format is {pixel_format!r}; it is 'float32' or 'uint8'")
         if return_row_col_info:
@@ -205,28 +159,6 @@ class SmolVLMImageProcessor(Configured):
         return [[done[key(value)] for value in sample] for sample in nested]
 
 
-def within(value, kind) -> bool:
-    """Whether `value` is of `kind`, or a list with one in it."""
-    return isinstance(value, kind) or (isinstance(value, (list, tuple)) and any(within(v, kind) for v in value))
-
-
-def map_threads(function, items, num_threads: int | None = None) -> list:
-    """[function(x) for x in items] in threads: Pillow's resize and numpy's copies let go of the interpreter lock."""
-    items = list(items)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(num_threads or min(usable, 8), len(items))
-    if threads <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
-
-
-def check_return_tensors(return_tensors):
-    """None and "np" are what there is; the arrays are numpy in either case."""
-    if return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) != "np":
-        raise InputError(f"return_tensors is {return_tensors!r}; pass 'np' and hand the arrays to jax.numpy.asarray")
-
-
 def _plan(height: int, width: int, options: dict) -> TilePlan:
     names = ("size", "max_image_size", "do_resize", "do_image_splitting", "max_tiles", "do_upscale")
     return plan_tiles(height, width, **{name: options[name] for name in names})
@@ -241,95 +173,3 @@ def _check(options: dict):
         raise InputError("do_rescale needs a rescale_factor")
     if options["do_normalize"] and (options["image_mean"] is None or options["image_std"] is None):
         raise InputError("do_normalize needs image_mean and image_std")
-
-
-def table_for(options: dict, channels: int, scaled: bool) -> np.ndarray:
-    """pixel_table for the arguments of one call."""
-    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-    return pixel_table(channels, scaled, **{name: options[name] for name in names})
-
-
-def check_stock_pixels(options: dict):
-    """Raise InputError unless pixels are to be rescaled by 1/255 and normalised by 0.5 and 0.5: uint8 tiles leave
-    that to the device, which knows these numbers only."""
-    table = table_for(options, 3, False)
-    stock = pixel_table(3, False, True, 1 / 255, True, STANDARD_MEAN, STANDARD_STD)
-    if table.dtype != stock.dtype or not np.array_equal(table, stock):
-        raise InputError(
-            "pixel_format='uint8' leaves rescaling by 1/255 and normalising by mean 0.5 and std 0.5 to the device; with "
-            "other values of do_rescale, rescale_factor, do_normalize, image_mean or image_std use pixel_format='float32'"
-        )
-
-
-def flat_uint8(pictures: list[Tiles], options: dict) -> BatchFeature:
-    """uint8 (N, T, T, 3), the tiles of all `pictures` one after the other, and num_tiles = N."""
-    check_stock_pixels(options)
-    if not pictures:
-        raise InputError("no pictures in the whole batch; leave images out")
-    for picture in pictures:
-        if picture.scaled or picture.global_scaled:
-            raise InputError(
-                "a float picture in 0..1 cannot travel as uint8 tiles: multiply it by 255 and make it uint8, or pass "
-                "do_rescale=False with pixel_format='float32'"
-            )
-        if picture.pixels.shape[-1] != 3:
-            raise InputError(f"uint8 tiles need RGB; a picture has {picture.pixels.shape[-1]} channels")
-    if len(pictures) == 1:
-        pixels = np.ascontiguousarray(pictures[0].pixels)
-    else:
-        pixels = np.concatenate([picture.pixels for picture in pictures])
-    return BatchFeature(pixel_values=pixels, num_tiles=np.int32(len(pixels)))
-
-
-def reference_layout(samples: list[list[Tiles]], options: dict, return_tensors) -> BatchFeature:
-    """float32 (b, n, c, T, T) and int64 masks (b, n, T, T); samples with fewer tiles are filled with zeros."""
-    counts = [sum(len(picture.pixels) for picture in sample) for sample in samples]
-    shapes = {picture.pixels.shape[1:] for sample in samples for picture in sample}
-    if not shapes:
-        raise InputError("no pictures in the whole batch; leave images out")
-    if len(shapes) > 1:
-        raise InputError(f"pictures of different channel counts in one batch: {sorted(shape[-1] for shape in shapes)}")
-    ((height, width, channels),) = shapes
-    tables = {}
-
-    def table(scaled):
-        if scaled not in tables:
-            tables[scaled] = table_for(options, channels, scaled)
-        return tables[scaled]
-
-    kinds = {kind for sample in samples for picture in sample for kind in (picture.scaled, picture.global_scaled)}
-    padded = len(set(counts)) > 1
-    # Without rescaling and normalising the tiles stay uint8, but padding pictures are float32 and win.
-    dtype = np.result_type(*(table(kind).dtype for kind in kinds), *([np.float32] if padded else []))
-
-    def fill(out, sample):
-        start = 0
-        for picture in sample:
-            for tile in range(len(picture.pixels)):
-                last = tile == len(picture.pixels) - 1
-                values = table(picture.global_scaled if last else picture.scaled)
-                for channel in range(channels):
-                    # "clip" is never needed for uint8 and a table of 256, but spares numpy a check and a copy
-                    np.take(values[channel], picture.pixels[tile, ..., channel], out=out[start + tile, channel], mode="clip")
-            start += len(picture.pixels)
-
-    shape = (channels, height, width)
-    if not options["do_pad"] and padded:
-        ragged = []
-        for count, sample in zip(counts, samples, strict=True):
-            ragged.append(np.empty((count, *shape), dtype))
-            fill(ragged[-1], sample)
-        if return_tensors is None:
-            return BatchFeature(pixel_values=[list(sample) for sample in ragged])
-        pixels = np.empty(len(ragged), object)
-        pixels[:] = ragged
-        return BatchFeature(pixel_values=pixels)
-    pixels = np.zeros((len(samples), max(counts), *shape), dtype)
-    for out, sample in zip(pixels, samples, strict=True):
-        fill(out, sample)
-    if not options["do_pad"]:
-        return BatchFeature(pixel_values=pixels)
-    mask = np.zeros((len(samples), max(counts), height, width), np.int64)
-    for row, count in enumerate(counts):
-        mask[row, :count] = 1
-    return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask)

@@ -2,14 +2,16 @@
 
 import functools
 import logging
+import os
 import re
 
 from ..errors import InputError, PromptError
 from . import chat, checkpoint_files
 from .arguments import ALL, sort_arguments
+from .assemble import check_return_tensors
 from .batch import BatchFeature
 from .fetch import MediaLimits, image_size
-from .images import SmolVLMImageProcessor, check_return_tensors, within
+from .images import SmolVLMImageProcessor
 from .layout import nest_images
 from .prompts import MediaTokens
 from .protect import Guard, encode_marked
@@ -263,7 +265,7 @@ class SmolVLMProcessor:
     def _sampling_defaults(self, call: dict, videos):
         given = {**call, **(call.get("videos_kwargs") or {})}
         if given.get("num_frames") is None and given.get("fps") is None and self.video_processor.num_frames is None:
-            files = any(within(clip, str) for sample in videos or () for clip in sample)
+            files = any(isinstance(clip, (str, os.PathLike)) for sample in videos or () for clip in sample)
             if not files or "do_sample_frames" in given:
                 return
             call.update(_FALLBACK_SAMPLING)

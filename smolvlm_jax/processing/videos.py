@@ -8,14 +8,15 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from .assemble import STANDARD_MEAN, STANDARD_STD, check_return_tensors, check_stock_pixels, video_layout
 from .batch import BatchFeature
 from .configured import Configured
 from .decode import decode_video
 from .fetch import MediaLimits, load_image
 from .geometry import MAX_IMAGE_SIZE, longest_edge_size, normalize_size, tile_edge
-from .images import STANDARD_MEAN, STANDARD_STD, check_return_tensors, check_stock_pixels, map_threads, table_for
 from .metadata import VideoMetadata, to_metadata
 from .pixels import is_array
+from .threads import map_threads
 
 
 class SmolVLMVideoProcessor(Configured):
@@ -162,7 +163,7 @@ class SmolVLMVideoProcessor(Configured):
             pixels = np.concatenate(frames)
             batch = BatchFeature(pixel_values=pixels, num_tiles=np.int32(len(pixels)))
         elif pixel_format == "float32":
-            batch = _reference_layout(frames, options, return_tensors)
+            batch = video_layout(frames, options)
         else:
             raise InputError(f"pixel_format is {pixel_format!r}; it is 'float32' or 'uint8'")
         if return_metadata:
@@ -308,24 +309,3 @@ def _resize_frame(frame: np.ndarray, options: dict) -> np.ndarray:
             if image.size != wanted:
                 image = image.resize(wanted, resample=options["resample"])
     return np.asarray(image)
-
-
-def _reference_layout(videos: list[np.ndarray], options: dict, return_tensors) -> BatchFeature:
-    shapes = {frames.shape[1:] for frames in videos}
-    if len(shapes) > 1:
-        raise InputError(f"videos of different frame sizes in one batch: {sorted(shapes)}; leave do_resize on")
-    ((height, width, channels),) = shapes
-    most = max(map(len, videos))
-    table = table_for(options, channels, False)
-    if not options["do_pad"] and len({len(frames) for frames in videos}) > 1:
-        raise InputError("videos of different lengths do not make one array; leave do_pad on")
-    pixels = np.zeros((len(videos), most, channels, height, width), table.dtype)
-    for out, frames in zip(pixels, videos, strict=True):
-        for target, frame in zip(out, frames, strict=False):
-            for channel in range(channels):
-                target[channel] = table[channel][frame[..., channel]]
-    batch = BatchFeature(pixel_values=pixels)
-    if options["do_pad"]:
-        # Ones for padding frames too: the model knows those by their zeros.
-        batch["pixel_attention_mask"] = np.ones((len(videos), most, height, width), np.int64)
-    return batch
