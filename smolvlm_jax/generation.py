@@ -27,11 +27,9 @@ __all__ = ["bucket", "generate", "stream"]
 
 
 def bucket(n: int, smallest: int = 32) -> int:
-    """The next size of the form 2^k or 3·2^(k-1): at most a third of it is padding, and sizes up to 8,192 are few."""
-    size = smallest
-    while size < n:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+    """The next size of the form 2^k or 3·2^(k-1): at most a third of it is padding, and sizes up to 8,192 are few. `smallest`: a power of 2."""
+    power = max(smallest, 1 << max(n - 1, 0).bit_length())
+    return power * 3 // 4 if power > max(smallest, 2) and n <= power * 3 // 4 else power
 
 
 @jax.tree_util.register_dataclass

@@ -64,6 +64,7 @@ class Style:
     side: tuple[int, int] = (80, 200)  # longer side in pixels
     slant: float = 0.12  # largest rotation and shear, radians
     noise: float = 14.0  # largest standard deviation of the noise, in 0..255
+    free: float = 1.0  # 1: size, place and brightness range freely; 0: all fixed; between: so far from fixed
 
 
 def _stamp(ink: np.ndarray, height: float, width: float, slant: float, rng: np.random.Generator) -> np.ndarray:
@@ -91,13 +92,19 @@ def draw(
     wide: force (not) twice as wide as high; None lets chance decide.
     """
     ink, _, rows = digits(held_out)
+    free = style.free
+
+    def pick(low: float, high: float, fixed: float) -> float:
+        """Uniform over what lies between the bounds and not too far from the value that is fixed when nothing is free."""
+        return float(rng.uniform(fixed + free * (low - fixed), fixed + free * (high - fixed)))
+
     wide = rng.random() < style.wide if wide is None else wide
-    aspect = rng.uniform(2.05, 3.6) if wide else rng.uniform(1.02, 1.9)
-    long = float(rng.uniform(*style.side))
+    aspect = pick(2.05, 3.6, 2.2) if wide else pick(1.02, 1.9, 1.6)
+    long = pick(*style.side, 120)
     canvas_w, canvas_h = round(long), max(8, round(long / aspect))
     tallest = min(style.digit[1], 0.85 / aspect)
-    height = rng.uniform(min(style.digit[0], tallest), tallest)
-    narrow, gaps = rng.uniform(*style.narrow), rng.uniform(-0.02, 0.12, len(number))
+    height = pick(min(style.digit[0], tallest), tallest, tallest)
+    narrow, gaps = pick(*style.narrow, 0.8), free * rng.uniform(-0.02, 0.12, len(number))
     # Pixels from here on; a number too long for its canvas is made smaller as a whole.
     room = 0.96 * canvas_w
     total = (narrow * len(number) + gaps[:-1].sum()) * height * long
@@ -105,12 +112,12 @@ def draw(
     height, step = height * long * scale, narrow * height * long * scale
     gaps = gaps * height
     total = step * len(number) + gaps[:-1].sum()
-    x = rng.uniform(0.02 * canvas_w, max(0.021 * canvas_w, canvas_w - total - 0.02 * canvas_w))
-    y = rng.uniform(0.03 * canvas_h, max(0.031 * canvas_h, 0.97 * canvas_h - height * 1.06))
+    x = pick(0.02 * canvas_w, max(0.021 * canvas_w, 0.98 * canvas_w - total), 0.04 * canvas_w)
+    y = pick(0.03 * canvas_h, max(0.031 * canvas_h, 0.97 * canvas_h - height * 1.06), 0.2 * canvas_h)
     coverage = np.zeros((canvas_h, canvas_w), np.float32)
     for character, gap in zip(number, gaps, strict=True):
-        tall, drop = height * rng.uniform(0.92, 1.04), rng.uniform(-0.03, 0.03) * height
-        stamp = _stamp(ink[rng.choice(rows[int(character)])], tall, step, style.slant, rng)
+        tall, drop = height * pick(0.92, 1.04, 1.0), pick(-0.03, 0.03, 0.0) * height
+        stamp = _stamp(ink[rng.choice(rows[int(character)])], tall, step, free * style.slant, rng)
         top = round(y + drop + (height - stamp.shape[0]) / 2)
         left = round(x + (step - stamp.shape[1]) / 2)
         y0, x0 = max(top, 0), max(left, 0)
@@ -119,10 +126,10 @@ def draw(
             part = coverage[y0:y1, x0:x1]
             np.maximum(part, stamp[y0 - top : y1 - top, x0 - left : x1 - left], out=part)
         x += step + gap
-    paper = rng.uniform(150, 255) + rng.uniform(-12, 12, 3)
-    pen = rng.uniform(0, 70) + rng.uniform(-12, 12, 3)
+    paper = pick(150, 255, 230) + free * rng.uniform(-12, 12, 3)
+    pen = pick(0, 70, 20) + free * rng.uniform(-12, 12, 3)
     picture = paper + coverage[..., None] * (pen - paper)
-    picture += rng.normal(0, rng.uniform(0, style.noise), (canvas_h, canvas_w, 1))
+    picture += rng.normal(0, rng.uniform(0, free * style.noise), (canvas_h, canvas_w, 1))
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
@@ -139,14 +146,24 @@ def _ask(pictures: list[Image.Image], question: str, rng: np.random.Generator) -
     return [{"role": "user", "content": [text, *content] if rng.random() < 0.2 else [*content, text]}]
 
 
-def reading(rng: np.random.Generator, held_out: bool, length: int | None = None, wide: bool | None = None) -> Example:
+def reading(
+    rng: np.random.Generator,
+    held_out: bool,
+    length: int | None = None,
+    wide: bool | None = None,
+    style: Style = Style(),
+) -> Example:
     """One picture; the answer is the number. length: digits, by default 1 to 4 equally often."""
     number = _number(int(rng.integers(1, 5)) if length is None else length, rng)
-    return Example(_ask([draw(number, held_out, rng, wide=wide)], rng.choice(QUESTIONS), rng), number)
+    return Example(_ask([draw(number, held_out, rng, style, wide)], rng.choice(QUESTIONS), rng), number)
 
 
 def comparison(
-    rng: np.random.Generator, held_out: bool, longest: int = 4, wide: tuple[bool | None, bool | None] = (None, None)
+    rng: np.random.Generator,
+    held_out: bool,
+    longest: int = 4,
+    wide: tuple[bool | None, bool | None] = (None, None),
+    style: Style = Style(),
 ) -> Example:
     """Two pictures of unequal numbers; the answer names both and then the picture with the larger one.
 
@@ -161,5 +178,5 @@ def comparison(
             break
     verdict = "The first." if int(first) > int(second) else "The second."
     sign = ">" if int(first) > int(second) else "<"
-    pictures = [draw(number, held_out, rng, wide=w) for number, w in zip((first, second), wide, strict=True)]
+    pictures = [draw(number, held_out, rng, style, w) for number, w in zip((first, second), wide, strict=True)]
     return Example(_ask(pictures, rng.choice(COMPARISONS), rng), f"{first} {sign} {second}. {verdict}")

@@ -3,8 +3,10 @@
     python -m smolvlm_jax.train.recipes.tiny_numbers train --out runs/tiny      # about an hour on two CPU cores; resumes
     python -m smolvlm_jax.train.recipes.tiny_numbers evaluate [--model DIR]
 
-It learns to read one to four digits, and to say which of two pictures shows the larger number. Numbers grow from one digit
-to four over the first steps. Every step sees fresh pictures, made from a seed and the step's number alone.
+It learns to read one to four digits, and to say which of two pictures shows the larger number. Every step sees fresh
+pictures, made from a seed and the step's number alone. Pictures start out alike, with digits of one size in one place, and
+grow free: from random places and sizes at once the encoder learns nothing for thousands of steps, because features averaged
+over the image tokens say nothing about a small digit somewhere; in one place a digit is read after a hundred.
 """
 
 import argparse
@@ -18,14 +20,15 @@ import numpy as np
 from ...config import SmolVLMConfig, SmolVLMTextConfig, SmolVLMVisionConfig
 from ..config import TrainConfig
 from ..data import collate
-from .numbers import comparison, reading
+from .numbers import Style, comparison, reading
 from .tiny_tokenizer import write_processor_files
 
 __all__ = ["TILE", "main", "make_batches", "model_config", "train_config"]
 
 TILE = 48
 READINGS, COMPARED = 52, 12  # rows of a step: one picture each, two pictures each
-CURRICULUM = 1600  # steps until four digits are as likely as one
+DIGIT_STEPS = 150  # one digit more every so many steps
+FREE_FROM, FREE_TO = 500, 2000  # steps over which pictures grow from uniform to free
 # A wide picture makes 1 × 2 tiles and the global view, another 2 × 2 and the global view. Fixed shares keep shapes static.
 SQUARE_READINGS, SQUARE_COMPARED = 13, 6
 READING_TILES = 3 * (READINGS - SQUARE_READINGS) + 5 * SQUARE_READINGS
@@ -42,7 +45,13 @@ def train_config(steps: int = 6000) -> TrainConfig:
 def model_config(vocabulary: dict[str, int]) -> SmolVLMConfig:
     """About 0.9 million parameters; 6 × 6 patches a tile, of which pixel shuffle makes 4 image tokens."""
     vision = SmolVLMVisionConfig(
-        hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, image_size=TILE, patch_size=8
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=TILE,
+        patch_size=8,
+        initializer_range=0.1,  # 1/√96: the usual 0.02 suits a width of 2,500
     )
     text = SmolVLMTextConfig(
         vocab_size=-(-len(vocabulary) // 64) * 64,
@@ -53,6 +62,7 @@ def model_config(vocabulary: dict[str, int]) -> SmolVLMConfig:
         num_key_value_heads=2,
         head_dim=24,
         max_position_embeddings=1024,
+        initializer_range=0.1,
         rms_norm_eps=1e-5,
         bos_token_id=vocabulary["<|im_start|>"],
         eos_token_id=vocabulary["<end_of_utterance>"],
@@ -72,12 +82,13 @@ def model_config(vocabulary: dict[str, int]) -> SmolVLMConfig:
 def make_batches(processor, seed: int, step: int) -> tuple[dict, dict]:
     """The two batches of a step: readings and comparisons."""
     rng = np.random.default_rng([seed, step])
-    longest = min(4, 1 + 4 * step // CURRICULUM)
+    longest = min(4, 1 + step // DIGIT_STEPS)
+    style = Style(free=float(np.clip((step - FREE_FROM) / (FREE_TO - FREE_FROM), 0, 1)))
     square = set(rng.permutation(READINGS)[:SQUARE_READINGS].tolist())
-    readings = [reading(rng, False, int(rng.integers(1, longest + 1)), row not in square) for row in range(READINGS)]
+    readings = [reading(rng, False, int(rng.integers(1, longest + 1)), row not in square, style) for row in range(READINGS)]
     square = set(rng.permutation(2 * COMPARED)[:SQUARE_COMPARED].tolist())
     pairs = [
-        comparison(rng, False, longest, (2 * row not in square, 2 * row + 1 not in square)) for row in range(COMPARED)
+        comparison(rng, False, longest, (2 * row not in square, 2 * row + 1 not in square), style) for row in range(COMPARED)
     ]
     return (
         collate(processor, readings, READING_LENGTH, READING_TILES),
@@ -96,13 +107,22 @@ def prepare(directory: Path) -> SmolVLMConfig:
     return config
 
 
+def initial_params(model, seed: int, mesh):
+    """Random parameters whose patch filters have zero mean: at first they see ink, not the brightness of the paper."""
+    from ...parameters import init_params
+
+    params = init_params(model, seed, mesh=mesh)
+    embedding = params["model"]["vision_model"]["embeddings"]["patch_embedding"]
+    embedding["kernel"] -= embedding["kernel"].mean((0, 1, 2), keepdims=True)
+    return params
+
+
 def train(out: Path, steps: int, seed: int = 0) -> Path:
     """Train, or continue where the last checkpoint stands, and write the Hugging Face directory `out/model`."""
     import jax
 
     from ...checkpoint import save_hf
     from ...model import SmolVLMForConditionalGeneration
-    from ...parameters import init_params
     from ...processing import SmolVLMProcessor
     from ...sharding import make_mesh
     from ..loop import train as run
@@ -112,7 +132,7 @@ def train(out: Path, steps: int, seed: int = 0) -> Path:
     processor = SmolVLMProcessor.from_pretrained(files)
     model = SmolVLMForConditionalGeneration(config)
     mesh = make_mesh(devices=jax.devices()[:1])
-    params = init_params(model, seed, mesh=mesh)
+    params = initial_params(model, seed, mesh)
     state = run(model, params, functools.partial(make_batches, processor, seed), train_config(steps), mesh, out)
     save_hf(out / "model", model, jax.device_get(state.params), companions=files, force=True)
     return out / "model"
