@@ -9,7 +9,7 @@ from ..errors import CheckpointError
 def read_text(path: str) -> str:
     """The file's text. Raises CheckpointError if it cannot be read as UTF-8."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot read {path!r}: {error}") from error
@@ -37,7 +37,7 @@ def write_text(directory, name: str, text: str) -> str:
         raise CheckpointError(f"{directory!r} is a file; pass a directory to save to")
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, name)
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
     return path
 
