@@ -13,7 +13,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError, MediaError
 from .pixels import channel_axis, is_array
@@ -166,6 +166,8 @@ def _opened(source, limits: MediaLimits):
             yield image
     except MediaError:
         raise
+    except UnidentifiedImageError as error:
+        raise MediaError(f"cannot decode {describe_source(source)}: no picture of a kind that Pillow knows") from error
     except Exception as error:  # a damaged file raises whatever its plug-in happens to raise
         raise MediaError(f"cannot decode the picture {describe_source(source)}: {error or type(error).__name__}") from error
 
