@@ -28,6 +28,11 @@ def _pieces(size: int) -> list[slice]:
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source`, casting if the dtypes differ. A transposed copy goes block by block: numpy's own walks one of
     the two with a stride, at a quarter of the speed."""
+    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite, and the writers count those
+        _copy(target, source)
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
     quick, slow = _fastest(target), _fastest(source)
     if quick == slow or target.size <= _SIDE * _SIDE:
         np.copyto(target, source, casting="unsafe")

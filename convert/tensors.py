@@ -26,8 +26,8 @@ MAX_HEADER = 100_000_000  # the limit of the safetensors library
 # safetensors name -> numpy dtype, for the dtypes that weights come in
 DTYPES: Mapping[str, np.dtype] = {
     "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
 }
 # the other dtypes of the format, which no weight of these models has: the message names them
 _OTHER = {"F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}

@@ -1,0 +1,215 @@
+"""The destination is absent or whole: killed, full disk, two at once, --force."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import convert_helpers as helpers
+import pytest
+
+from smolvlm_jax.checkpoint import load
+from smolvlm_jax.convert.conversion import convert
+from smolvlm_jax.convert.whole import check_free_space, whole_directory
+from smolvlm_jax.errors import CheckpointError
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return helpers.make(tmp_path_factory.mktemp("original") / "hf")
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def test_appears_whole_and_leaves_nothing_beside_it(tmp_path):
+    with whole_directory(tmp_path / "deep" / "out") as target:
+        (target / "file").write_text("x")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+    assert (tmp_path / "deep" / "out" / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), CheckpointError("said")])
+def test_an_exception_removes_what_was_written(tmp_path, error):
+    with pytest.raises(type(error)), whole_directory(tmp_path / "out") as target:
+        (target / "file").write_text("x")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_destination_is_untouched_without_force(original, tmp_path):
+    out = tmp_path / "out"
+    convert(original, out, quiet=True)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(CheckpointError, match="exists: choose another name"):
+        convert(original, out, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    convert(original, out, dtype="float16", force=True, quiet=True)
+    assert "float16" in (out / "manifest.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_force_does_not_replace_what_is_no_checkpoint(original, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        convert(original, home, force=True, quiet=True)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        convert(original, home / "thesis.txt", force=True, quiet=True)
+    assert (home / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    convert(original, tmp_path / "empty", force=True, quiet=True)
+    load(tmp_path / "empty")
+
+
+def test_force_keeps_the_old_one_when_the_new_one_fails(original, tmp_path):
+    out = tmp_path / "out"
+    convert(original, out, quiet=True)
+    with pytest.raises(RuntimeError), whole_directory(out, force=True):
+        raise RuntimeError
+    load(out)
+
+
+def test_two_at_once_and_what_a_dead_one_left(tmp_path):
+    """A living writer is respected, a dead one's leftovers are removed, and it is said."""
+    script = (
+        "import sys, time; from pathlib import Path; from smolvlm_jax.convert.whole import whole_directory\n"
+        "with whole_directory(Path(sys.argv[1])) as target:\n"
+        "    (target / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, tmp_path / "out"], stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == b"ready\n"
+    with pytest.raises(CheckpointError, match="another process is writing"), whole_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / ".out.part" / "half").exists()
+    writer.kill()
+    writer.wait()
+    assert (tmp_path / ".out.part" / "half").exists()
+    said = []
+    with whole_directory(tmp_path / "out", notify=said.append) as target:
+        assert list(target.iterdir()) == []
+    assert len(said) == 1
+    assert "interrupted run" in said[0]
+    assert "starting over" in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_killed_between_the_two_renames(original, tmp_path):
+    """The only moment at which the destination is absent although it was there: the next run puts the old one back."""
+    out = tmp_path / "out"
+    convert(original, out, quiet=True)
+    out.rename(tmp_path / ".out.old")
+    (tmp_path / ".out.part").mkdir()
+    said = []
+    with pytest.raises(CheckpointError, match="exists"):
+        convert(original, out, quiet=True, notify=said.append)
+    assert any("put back" in line for line in said)
+    load(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("to", ["orbax", "hf"])
+def test_killed_at_any_moment(original, tmp_path, to):
+    """Kill -9 at random moments of the writing, five for each direction: the destination is absent or whole, every time."""
+    source, out = original, tmp_path / "out"
+    if to == "hf":
+        source = tmp_path / "source"
+        convert(original, source, quiet=True)
+    # The imports take a second and the writing a tenth of it, so the child says when it starts to write.
+    script = (
+        "import sys; from smolvlm_jax.convert import conversion, source\n"
+        "opened = source.open_source\n"
+        "def opening(*args):\n"
+        "    found = opened(*args); print('writing', flush=True); return found\n"
+        "conversion.open_source = opening\n"
+        "conversion.convert(sys.argv[1], sys.argv[2], to=sys.argv[3], quiet=True); print('done', flush=True)"
+    )
+    rng, absent, took = random.Random(f"{to} 2"), 0, None
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    for attempt in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, source, out, to], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        assert process.stdout.readline() == b"writing\n"
+        start = time.monotonic()
+        if attempt == 0:  # undisturbed: how long the writing takes
+            assert process.stdout.readline() == b"done\n"
+            took = time.monotonic() - start
+            process.wait()
+        else:
+            time.sleep(took * rng.random())
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if out.exists():
+            load(out)
+            assert helpers.call("verify", original, out, "--quiet") == 0
+            shutil.rmtree(out)
+        else:
+            absent += 1
+    assert absent >= 1, "every attempt finished before it was killed: the test killed nothing"
+    convert(source, out, to=to, quiet=True, notify=silent)
+    assert helpers.call("verify", original, out, "--quiet") == 0
+    assert not (tmp_path / ".out.part").exists()
+
+
+@pytest.mark.parametrize("kind", ["before", "no space", "quota"])
+def test_a_full_disk_is_a_clear_error(original, tmp_path, monkeypatch, kind):
+    import smolvlm_jax.convert.to_hf as to_hf
+
+    out = tmp_path / "out"
+    if kind == "before":
+        usage = shutil._ntuple_diskusage(10**12, 10**12 - 5, 5)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    else:
+        number = errno.ENOSPC if kind == "no space" else errno.EDQUOT
+
+        def full(*args):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(to_hf.HFWriter, "_write", staticmethod(full))
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        convert(original, out, to="hf", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["orbax", "hf"])
+def test_a_disk_that_fills_up(original, tmp_path, to, monkeypatch):
+    """On a real file system of 300 KB, where the caller may mount one."""
+    import smolvlm_jax.convert.conversion as conversion
+
+    monkeypatch.setattr(conversion, "check_free_space", lambda directory, needed: None)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small file system needs privileges that this test run does not have")
+    try:
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            convert(original, disk / "out", to=to, quiet=True)
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_free_space_is_asked_of_the_nearest_parent(tmp_path):
+    check_free_space(tmp_path / "a" / "b" / "c", 1)
+    with pytest.raises(CheckpointError, match=r"needs 1000000000.00 GB"):
+        check_free_space(tmp_path / "a" / "b" / "c", 10**18)
+
+
+def test_a_directory_that_cannot_be_written(original, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write|not a checkpoint"):
+        convert(original, tmp_path / "file" / "out", quiet=True)
