@@ -45,14 +45,22 @@ def _items(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if (path / _TREE).is_file())
 
 
+def _run(directory: Path) -> Path:
+    """Where the steps of a training run are: in its folder `checkpoints`, or in the directory itself."""
+    inner = directory / "checkpoints"
+    return inner if inner.is_dir() and _steps(inner) else directory
+
+
 def is_orbax(directory: Path) -> bool:
     """Whether a directory is, or holds, an orbax checkpoint."""
+    directory = _run(directory)
     return bool(_items(directory)) or any(_items(directory / str(step)) for step in _steps(directory))
 
 
 def find_checkpoint(directory: Path) -> Found:
     """Find the parameters: `directory` is an orbax directory of ours, one step of a training run, or the run itself, of which
     the last step is taken. Inside a training state they are the subtree named `params`."""
+    directory = _run(directory)
     step, holder = None, directory
     if not _items(directory):
         complete = [number for number in _steps(directory) if _items(directory / str(number))]
