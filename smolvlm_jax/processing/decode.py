@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..errors import InputError, MediaError, MissingExtraError
+from . import isolation
 from .fetch import MediaLimits, describe_source, is_url, open_regular
 from .metadata import VideoMetadata
 
@@ -116,6 +117,11 @@ def _upright(frame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
+def open_reader(backend: str, path: str, max_pixels: int):
+    """The video at `path` in this very process: an object with total, fps, times(), frames(indices) and close()."""
+    return {"decord": _Decord, "pyav": _PyAV}[backend](path, max_pixels)
+
+
 def decode_video(
     source,
     choose: Callable[[VideoMetadata], np.ndarray] | None = None,
@@ -162,7 +168,10 @@ def _refuse_text(head: bytes):
 
 
 def _decode(path, name, choose, keep, limits):
-    reader = {"decord": _Decord, "pyav": _PyAV}[name](path, limits.max_pixels)
+    if limits.isolate and isolation.AVAILABLE:
+        reader = isolation.IsolatedReader(name, path, limits.max_pixels, limits.decode_seconds)
+    else:
+        reader = open_reader(name, path, limits.max_pixels)
     try:
         if reader.total < 1:
             raise MediaError("it has no frames")

@@ -31,7 +31,9 @@ class MediaLimits:
     loopback, private and link-local addresses. timeout: seconds for one URL, redirects and all. max_bytes,
     max_video_bytes: size of an encoded picture or video, from wherever it comes. max_pixels: width × height of a
     picture or frame, checked before a pixel of it is decoded. max_frames: decoded from one video file.
-    max_redirects: hops of one URL, each checked like the first.
+    max_redirects: hops of one URL, each checked like the first. isolate: decode videos in a helper process, which a
+    damaged file may crash (isolation.py). decode_seconds: how long the helper may take for one answer, and a second
+    more for every two megabytes of the file.
     """
 
     urls: bool = True
@@ -43,6 +45,8 @@ class MediaLimits:
     max_pixels: int = 2**27
     max_frames: int = 4096
     max_redirects: int = 5
+    isolate: bool = True
+    decode_seconds: float = 4.5
 
 
 def describe_source(source) -> str:

@@ -174,6 +174,9 @@ class SmolVLMProcessor:
             raise InputError(f"{self.video_token} occurs {wanted} times in the texts, but {given} videos were passed")
 
     def _video_blocks(self, metadata) -> list[str]:
+        for number, clip in enumerate(metadata):
+            if clip.frames_indices is None:
+                raise InputError(f"videos[{number}]: its frames have no times; pass frames_indices in its video_metadata")
         # The count in words includes padding frames, as the reference writes it.
         most = max(len(clip.frames_indices) for clip in metadata)
         blocks = []
