@@ -181,8 +181,6 @@ def render(
     continue_final_message: end right after the last text of the last message, for the model to go on with.
     Raises PromptError for whatever goes wrong in the template.
     """
-    import jinja2
-
     if continue_final_message and add_generation_prompt:
         raise PromptError("continue_final_message and add_generation_prompt exclude each other")
     compiled = compile_template(template)
@@ -193,7 +191,7 @@ def render(
         final = _mark_final(chat, index) if continue_final_message else None
         try:
             text = compiled.render(messages=chat, add_generation_prompt=add_generation_prompt, **variables)
-        except (jinja2.exceptions.TemplateError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
+        except Exception as error:  # a template is a program, and raises what its expressions raise
             raise PromptError(f"the chat template fails on conversation {index}: {error}") from error
         prompts.append(_cut_final(text, final, index) if final is not None else text)
     return prompts
