@@ -144,40 +144,53 @@ def reference_inputs(directory: Path, prompts: dict[str, str]) -> Inputs:
     return Inputs(ids, np.asarray(seen["pixel_values"], np.float32)[0])
 
 
-def run_ours(source: Source, inputs: Inputs, position_ids: str) -> dict[tuple[str, str], np.ndarray]:
-    """(prompt, stage) -> values, by our model in float32."""
+@functools.lru_cache(maxsize=4)
+def _compiled(model):
+    """The encoder with the connector, and the decoder, of one model: compiled once for both checkpoints."""
     import jax
-    import jax.numpy as jnp
 
-    from ..checkpoint import _place
     from ..connector import SmolVLMConnector
-    from ..model import SmolVLMForConditionalGeneration
     from ..vision import SmolVLMVisionTransformer
 
-    config = source.model_config
-    model = SmolVLMForConditionalGeneration(config, jnp.float32, position_ids)
-    params = _place(source, model, jnp.float32, None)
-    encoder = SmolVLMVisionTransformer(config.vision_config, jnp.float32, position_ids)
-    tiles = jnp.einsum("ichw->ihwc", jnp.asarray(inputs.pixels))
-    seen = jax.jit(encoder.apply)({"params": params["model"]["vision_model"]}, tiles)
-    connector = SmolVLMConnector(config, jnp.float32)
-    features = jax.jit(connector.apply)({"params": params["model"]["connector"]}, seen["last_hidden_state"])
-    out = _vision_rows(seen["hidden_states"], seen["last_hidden_state"], features)
+    encoder = SmolVLMVisionTransformer(model.config.vision_config, model.dtype, model.position_ids)
+    connector = SmolVLMConnector(model.config, model.dtype)
 
-    @functools.partial(jax.jit, static_argnames=("states",))
-    def forward(params, ids, features, states):
-        answer = model.apply({"params": params}, ids, image_hidden_states=features, output_hidden_states=states)
-        return answer.logits, answer.hidden_states
+    @jax.jit
+    def encode(params, tiles):
+        seen = encoder.apply({"params": params["model"]["vision_model"]}, tiles)
+        features = connector.apply({"params": params["model"]["connector"]}, seen["last_hidden_state"])
+        return seen["hidden_states"], seen["last_hidden_state"], features
 
+    @jax.jit
+    def decode(params, ids, features):
+        out = model.apply({"params": params}, ids, image_hidden_states=features, output_hidden_states=True)
+        return out.hidden_states, out.logits
+
+    return encode, decode
+
+
+def run_ours(source: Source, inputs: Inputs, position_ids: str) -> dict[tuple[str, str], np.ndarray]:
+    """(prompt, stage) -> values, by our model in float32."""
+    import jax.numpy as jnp
+
+    from ..checkpoint import place
+    from ..model import SmolVLMForConditionalGeneration
+
+    model = SmolVLMForConditionalGeneration(source.model_config, jnp.float32, position_ids)
+    params = place(source, model, jnp.float32)
+    encode, decode = _compiled(model)
+    states, last, features = encode(params, jnp.einsum("ichw->ihwc", jnp.asarray(inputs.pixels)))
+    out = _vision_rows(states, last, features)
     for prompt, ids in inputs.ids.items():
         given = features if prompt == "picture" else None
-        logits, states = forward(params, jnp.asarray(ids), given, True)
-        out.update(_text_rows(prompt, states, logits))
-        # Right of the last token anything may stand: the decoder is causal. One shape, one compilation.
         length = ids.shape[1]
+        # Right of the last token anything may stand, because the decoder is causal: one shape, one compilation.
         row = np.concatenate([ids, np.zeros((1, NEW_TOKENS), ids.dtype)], axis=1)
-        for place in range(length, length + NEW_TOKENS):
-            row[0, place] = int(jnp.argmax(forward(params, jnp.asarray(row), given, False)[0][0, place - 1]))
+        states, logits = decode(params, jnp.asarray(row), given)
+        out.update(_text_rows(prompt, [np.asarray(state)[:, :length] for state in states], np.asarray(logits)[:, :length]))
+        for number in range(length, length + NEW_TOKENS):
+            row[0, number] = int(jnp.argmax(logits[0, number - 1]))
+            _, logits = decode(params, jnp.asarray(row), given)
         out[prompt, "greedy tokens"] = row[:, length:]
     return out
 

@@ -110,12 +110,13 @@ def load(
                 "hidden states are right, logits are made with the embedding instead",
                 stacklevel=2,
             )
-        return model, _place(opened, model, dtype, mesh)
+        return model, place(opened, model, dtype, mesh)
     finally:
         opened.close()
 
 
-def _place(source: Source, model, dtype, mesh: Mesh | None) -> dict:
+def place(source: Source, model, dtype=None, mesh: Mesh | None = None) -> dict:
+    """The parameters of an open checkpoint as arrays, on the default device or on a mesh."""
     wanted = None if dtype is None else np.dtype(dtype)
     abstract = abstract_params(model)
     shardings = {} if mesh is None else flatten_params(parameter_shardings(abstract, logical_axes(model), mesh))

@@ -1,4 +1,4 @@
-"""Tiny checkpoints, made by transformers itself, and a stand-in for the command line's entry point."""
+"""Tiny checkpoints, made by transformers itself, and the command line in this process and in another."""
 
 import argparse
 import json
@@ -25,21 +25,6 @@ TEXT = dict(
 VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=4)
 IMAGE_TOKEN = 150
 LAYOUTS = ("smolvlm", "idefics3", "base", "tied")
-
-# What a small main() does with the commands: one line and exit code 2 for a user's mistake.
-MAIN = """
-import argparse, sys
-from smolvlm_jax.convert.cli import add_parsers
-from smolvlm_jax.errors import SmolVLMError
-parser = argparse.ArgumentParser(prog="smolvlm-jax")
-add_parsers(parser.add_subparsers(required=True))
-args = parser.parse_args()
-try:
-    sys.exit(args.run(args))
-except SmolVLMError as error:
-    print(f"smolvlm-jax: error: {error}", file=sys.stderr)
-    sys.exit(2)
-"""
 
 
 def make(directory: Path, layout: str = "smolvlm", dtype: str = "float32", shards: int = 1, seed: int = 0) -> Path:
@@ -70,6 +55,45 @@ def make(directory: Path, layout: str = "smolvlm", dtype: str = "float32", shard
         directory, max_shard_size="5GB" if shards == 1 else size // shards + 4_000 * (4 if dtype == "float32" else 2)
     )
     return directory
+
+
+def add_processor(directory: Path) -> None:
+    """A small byte-level tokenizer, whose image token has the id that the checkpoints have, and settings for pictures."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:140]  # letters, digits, punctuation, space: what prompts need
+    alphabet += [character for character in "ĊĠ" if character not in alphabet]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(special) + len(alphabet), special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([], trainer)
+    filler = [f"<filler_{number}>" for number in range(IMAGE_TOKEN - tokenizer.get_vocab_size())]
+    ends = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in filler + ends])
+    assert tokenizer.token_to_id("<image>") == IMAGE_TOKEN
+    tokenizer.save(str(directory / "tokenizer.json"))
+    files = {
+        "tokenizer_config.json": {
+            "bos_token": "<|im_start|>",
+            "eos_token": "<end_of_utterance>",
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+        "processor_config.json": {"image_seq_len": 16, "processor_class": "SmolVLMProcessor"},
+        "preprocessor_config.json": {
+            "image_processor_type": "SmolVLMImageProcessor",
+            "max_image_size": {"longest_edge": 32},
+            "size": {"longest_edge": 64},
+            "resample": 1,
+        },
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content))
 
 
 def weights(directory: Path) -> dict[str, np.ndarray]:
@@ -106,7 +130,7 @@ def call(*arguments: object) -> int:
 
 def shell(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Run a command in a process of its own."""
-    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
+    command = [sys.executable, "-m", "smolvlm_jax", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 

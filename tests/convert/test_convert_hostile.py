@@ -383,6 +383,6 @@ def test_every_mistake_is_one_line_and_exit_code_2(copy, tmp_path):
     for case in cases:
         done = helpers.shell(*case)
         assert done.returncode == 2, done
-        assert done.stderr.startswith("smolvlm-jax: error: ")
+        assert done.stderr.startswith("smolvlm-jax: ")
         assert done.stderr.count("\n") == 1
         assert done.stdout == ""

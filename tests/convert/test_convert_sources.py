@@ -127,7 +127,7 @@ def test_what_is_not_in_the_cache_is_one_line(cache, tmp_path):
     for arguments in (("somebody/tiny", "--revision", "v2"), ("somebody/else",)):
         done = offline(home, "convert", arguments[0], tmp_path / "out", *arguments[1:])
         assert done.returncode == 2
-        assert done.stderr.startswith("smolvlm-jax: error: cannot download somebody/")
+        assert done.stderr.startswith("smolvlm-jax: cannot download somebody/")
         assert done.stderr.count("\n") == 1
 
 
