@@ -40,7 +40,7 @@ def run_convert(args: argparse.Namespace) -> int:
         from ..sharding import make_mesh
 
         jax.distributed.initialize()
-        mesh = None if mesh is None else make_mesh(**mesh)
+        mesh = make_mesh(data=1, fsdp=-1) if mesh is None else make_mesh(**mesh)
     else:
         _stay_on_cpu()
     from .conversion import convert
@@ -106,7 +106,9 @@ def add_parsers(subparsers) -> None:
     convert.add_argument("--revision", help="branch, tag or commit of a Hub id; the commit is recorded")
     convert.add_argument("--config", metavar="FILE", help="config.json, if it is not beside the weights")
     convert.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
-    convert.add_argument("--distributed", action="store_true", help="one of several processes, each of which writes its part")
+    convert.add_argument(
+        "--distributed", action="store_true", help="one process of a jax job (TPU pod, Slurm, …); each writes its part"
+    )
     convert.add_argument("--quiet", action="store_true", help="no progress, no summary; warnings and errors only")
     convert.set_defaults(run=run_convert)
 

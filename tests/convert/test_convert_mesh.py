@@ -181,3 +181,25 @@ def test_two_processes_convert_together(original, tmp_path):
     assert helpers.call("verify", original, tmp_path / "out", "--quiet") == 0
     assert (tmp_path / "out" / "params" / "ocdbt.process_1").is_dir()
     assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_the_command_under_slurm(original, tmp_path):
+    """`--distributed` finds its job in the environment, and without --mesh cuts for FSDP over all devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    code = "import sys; from smolvlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ("convert", original, tmp_path / "out", "--distributed")
+    both = [
+        child(code, *command, devices=2, SLURM_PROCID=str(n), SLURM_LOCALID=str(n), SLURM_STEP_NUM_NODES="1", **job)
+        for n in range(2)
+    ]
+    try:
+        for process in both:
+            finish(process)
+    finally:
+        for process in both:
+            process.kill()
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert helpers.call("verify", original, tmp_path / "out", "--quiet") == 0
