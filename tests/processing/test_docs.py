@@ -1,0 +1,54 @@
+"""Every block of Python in docs/preprocessing.md runs, top to bottom; and the benchmark does."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from smolvlm_jax.processing import http
+
+from .conftest import tri_img
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_preprocessing_page(checkpoint, data, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+    assert len(blocks) >= 9 and page.count("```") == 2 * len(blocks)
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    shutil.copy(data / "clip.avi", tmp_path / "clip.avi")
+    Image.fromarray(tri_img(48, 64)).save(tmp_path / "cat.jpg")
+    Image.fromarray(tri_img(64, 48)).save(tmp_path / "dog.jpg")
+    monkeypatch.chdir(tmp_path)
+    true_fetch = http.fetch_url
+
+    def fetch_url(url, limits, max_bytes):
+        if limits.urls and url == "https://example.org/cat.jpg":
+            return (tmp_path / "cat.jpg").read_bytes()
+        return true_fetch(url, limits, max_bytes)
+
+    monkeypatch.setattr(http, "fetch_url", fetch_url)
+    names = {"__name__": "page"}
+    for number, block in enumerate(blocks):
+        line = page[: page.index(block)].count("\n")
+        exec(compile("\n" * line + block, f"docs/preprocessing.md, block {number}", "exec"), names)
+
+
+def test_benchmark_runs():
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "preprocess.py"),
+        "--runs",
+        "1",
+        "--skip-reference",
+        "--sizes",
+        "64x48",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for words in ("resizes/uint8", "two threads", "on top of the picture"):
+        assert words in done.stdout
