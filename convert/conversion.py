@@ -25,7 +25,7 @@ _MARGIN = 64 << 20  # config, tokenizer and the checkpoint's own bookkeeping
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done. files: sha256 of the source files (empty for an export). warnings: what the user should know."""
+    """What was done. nbytes: of the weights. warnings: what the user should know, such as weights that are not finite."""
 
     destination: Path
     kind: str

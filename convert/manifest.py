@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..errors import CheckpointError
 from .tensors import read_json
 
 __all__ = ["MANIFEST", "Checksums", "read_manifest", "write_manifest"]
@@ -37,10 +38,10 @@ class Checksums(threading.Thread):
             self._error = error
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """File name relative to the source -> {"sha256", "bytes"}. Waits; raises the OSError that reading met."""
+        """File name relative to the source -> {"sha256", "bytes"}. Waits; raises CheckpointError if one is unreadable."""
         self.join()
         if self._error is not None:
-            raise self._error
+            raise CheckpointError(f"cannot read {self._error.filename}: {self._error.strerror}") from self._error
         return dict(sorted(self._found.items()))
 
 

@@ -74,6 +74,13 @@ def open_source(path: Path, config_file: Path | None = None) -> Source:
 
     Raises CheckpointError or ConfigError with one message for everything that does not fit.
     """
+    try:
+        return _open(path, config_file)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _open(path: Path, config_file: Path | None) -> Source:
     if path.is_file():
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path} is a file, and not a safetensors file: pass its directory")

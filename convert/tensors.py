@@ -6,11 +6,11 @@ shows as 9 GB resident; and a header from the outside is checked here in one pla
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -181,7 +181,7 @@ class SafetensorsReader(TensorReader):
     def __init__(self, directory: Path, files: Sequence[Path]):
         self.directory, self.files = directory, list(files)
         self.entries: dict[str, Entry] = {}
-        self._handles: dict[Path, int] = {}
+        self._handles: dict[Path, BinaryIO] = {}
         self._scratch = np.empty(0, np.uint8)
         self.bytes_read = 0
         for file in self.files:
@@ -224,15 +224,16 @@ class SafetensorsReader(TensorReader):
         for number, offset in enumerate(offsets):
             self._read_into(handle, entry.file, out[number * run : (number + 1) * run], entry.start + offset)
 
-    def _handle(self, file: Path) -> int:
+    def _handle(self, file: Path) -> BinaryIO:
         if file not in self._handles:
-            self._handles[file] = os.open(file, os.O_RDONLY)
+            self._handles[file] = open(file, "rb", buffering=0)  # noqa: SIM115  closed with the reader
         return self._handles[file]
 
-    def _read_into(self, handle: int, file: Path, out: memoryview, offset: int) -> None:
+    def _read_into(self, handle: BinaryIO, file: Path, out: memoryview, offset: int) -> None:
         while len(out):
             try:
-                count = os.preadv(handle, [out], offset)
+                handle.seek(offset)
+                count = handle.readinto(out)
             except OSError as error:
                 raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
             if not count:
@@ -242,7 +243,7 @@ class SafetensorsReader(TensorReader):
 
     def close(self) -> None:
         for handle in self._handles.values():
-            os.close(handle)
+            handle.close()
         self._handles = {}
         self._scratch = np.empty(0, np.uint8)
 

@@ -93,6 +93,8 @@ class HFWriter:
 
     def write_shard(self, path: Path, tensors: Sequence[Planned]) -> None:
         header, place = {"__metadata__": {"format": "pt"}}, 0
+        # Wide dtypes first, as the library orders them: so every tensor starts on a multiple of its item size.
+        tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
         for tensor in tensors:
             end = place + tensor.nbytes
             header[tensor.name] = {

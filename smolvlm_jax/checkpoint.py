@@ -75,7 +75,9 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         found = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
         if not any(found.glob("*.safetensors")) and not (found / "params").is_dir():
-            found = Path(snapshot_download(name, revision=revision, allow_patterns=[*_PATTERNS, "pytorch_model*.bin"]))
+            # the same commit again: a branch may have moved on meanwhile
+            pinned = found.name if found.parent.name == "snapshots" else revision
+            found = Path(snapshot_download(name, revision=pinned, allow_patterns=[*_PATTERNS, "pytorch_model*.bin"]))
         return found
     except Exception as error:
         raise CheckpointError(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error

@@ -133,6 +133,22 @@ def test_mixed_dtypes_stay_mixed(originals, tmp_path):
     assert helpers.bit_equal(mixed, helpers.weights(tmp_path / "hf"))
 
 
+def test_every_tensor_starts_on_a_multiple_of_its_item_size(tmp_path):
+    from smolvlm_jax.convert.leaves import ArrayLeaf
+    from smolvlm_jax.convert.tensors import read_header
+    from smolvlm_jax.convert.to_hf import write_hf
+
+    arrays = {
+        "model/text_model/norm/scale": np.ones(3, np.float32),
+        "model/text_model/embed_tokens/embedding": np.ones((5, 3), np.float16),
+        "lm_head/kernel": np.ones((3, 5), np.float32),
+    }
+    write_hf(tmp_path, {path: ArrayLeaf(path, array) for path, array in arrays.items()})
+    found = read_header(tmp_path / "model.safetensors")
+    assert len(found) == 3
+    assert all(entry.start % entry.dtype.itemsize == 0 for entry in found.values())
+
+
 def test_orbax_to_orbax_and_hf_to_hf(originals, tmp_path):
     convert(originals(), tmp_path / "a", quiet=True)
     convert(tmp_path / "a", tmp_path / "b", to="orbax", quiet=True)

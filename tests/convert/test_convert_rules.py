@@ -133,3 +133,14 @@ def test_sizes(said, meant):
 def test_sizes_that_are_none(said):
     with pytest.raises(InputError, match="not a size"):
         parse_size(said)
+
+
+@pytest.mark.parametrize("name", ["SmolVLM-256M-Instruct", "SmolVLM2-500M-Video-Instruct", "granite-docling-258M"])
+def test_published_files_are_matched(published, name):
+    """The config and the list of tensors of published checkpoints, byte for byte."""
+    lines = (published / name / "TENSORS.tsv").read_text().splitlines()
+    files = {row[0]: tuple(int(n) for n in row[2].split("x")) for row in (line.split("\t") for line in lines)}
+    config = SmolVLMConfig.from_pretrained(published / name)
+    assert config.tie_word_embeddings == ("lm_head.weight" not in files)
+    matches = match_parameters(_abstract(config), files, name)
+    assert {match.torch for match in matches} == set(files)
