@@ -71,6 +71,14 @@ def compile_template(template: str):
         raise PromptError(f"the chat template is not valid: {error}") from error
 
 
+@functools.lru_cache(maxsize=64)
+def variables_of(template: str) -> frozenset[str]:
+    """The names that the template takes from outside."""
+    import jinja2.meta
+
+    return frozenset(jinja2.meta.find_undeclared_variables(compile_template(template).environment.parse(template)))
+
+
 def normalize_conversations(conversation) -> tuple[list[list[dict]], bool]:
     """(list of conversations of plain messages, whether `conversation` was a batch).
 

@@ -32,23 +32,22 @@ class Configured:
         for name, default in self.DEFAULTS.items():
             value = kwargs.pop(name, None)
             setattr(self, name, copy.deepcopy(default if value is None else value))
-        for name in ("image_processor_type", "video_processor_type", "feature_extractor_type"):
-            kwargs.pop(name, None)
-        self._extra = tuple(kwargs)
+        self._extra: tuple[str, ...] = ()
+        self._refuse(kwargs)
+
+    def _refuse(self, kwargs: dict):
+        """Raise InputError for what is no argument, or one of NEUTRAL with a value that asks for something."""
         for name, value in kwargs.items():
-            setattr(self, name, copy.deepcopy(value))
+            if name not in self.NEUTRAL:
+                raise InputError(f"{type(self).__name__} has no argument {name!r}; it has {', '.join(sorted(self.DEFAULTS))}")
+            if value is not None and value not in self.NEUTRAL[name]:
+                raise InputError(f"{type(self).__name__} does not support {name}={value!r}")
 
     def _options(self, kwargs: dict) -> dict:
         """All arguments of one call: those of this object, overridden by `kwargs`. InputError names an unknown one."""
         options = {name: getattr(self, name) for name in self.DEFAULTS}
-        for name, value in kwargs.items():
-            if name in options:
-                options[name] = value
-            elif name not in self.NEUTRAL:
-                raise InputError(f"{type(self).__name__} has no argument {name!r}; it has {', '.join(sorted(self.DEFAULTS))}")
-            elif value is not None and value not in self.NEUTRAL[name]:
-                raise InputError(f"{type(self).__name__} does not support {name}={value!r}")
-        return options
+        self._refuse({name: value for name, value in kwargs.items() if name not in options})
+        return {**options, **{name: value for name, value in kwargs.items() if name in options}}
 
     def to_dict(self) -> dict:
         """Every argument under its name, as written to file."""
@@ -66,8 +65,13 @@ class Configured:
 
     @classmethod
     def from_dict(cls, config: dict, **kwargs):
-        """From a dictionary as `to_dict` gives it; keywords override."""
-        return cls(**{**config, **kwargs})
+        """From a dictionary as `to_dict` gives it; keywords override. Keys that are no argument become attributes."""
+        made = cls(**{name: value for name, value in config.items() if name in cls.DEFAULTS} | kwargs)
+        for name, value in config.items():
+            if name not in cls.DEFAULTS and not name.endswith("_type"):
+                setattr(made, name, copy.deepcopy(value))
+                made._extra += (name,)
+        return made
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

@@ -52,7 +52,7 @@ class _Decord:
             if frame.shape[2] != 3:
                 # Small turned frames come with the padding of their rows, counted as channels.
                 height, width = frame.shape[:2]
-                frame = frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+                frame = np.ascontiguousarray(frame.reshape(height, -1)[:, : 3 * width]).reshape(height, width, 3)
             yield frame
 
     def close(self):

@@ -47,7 +47,7 @@ class SmolVLMImageProcessor(Configured):
         "full_16bit": False,
     }
     OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit")
-    INIT_ONLY = ("limits", "num_threads")
+    INIT_ONLY = ("limits", "num_threads", "return_row_col_info")
     NEUTRAL: ClassVar[dict] = {
         "data_format": ("channels_first",),
         "device": ("cpu",),
@@ -63,8 +63,16 @@ class SmolVLMImageProcessor(Configured):
     NESTED_KEY = "image_processor"
     model_input_names = ("pixel_values", "pixel_attention_mask")
 
-    def __init__(self, *, limits: MediaLimits | None = None, num_threads: int | None = None, **kwargs):
+    def __init__(
+        self,
+        *,
+        limits: MediaLimits | None = None,
+        num_threads: int | None = None,
+        return_row_col_info: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        self.return_row_col_info = return_row_col_info
         self.limits = limits or MediaLimits()
         self.num_threads = num_threads
         self.image_mean, self.image_std = (tuple(v) if isinstance(v, list) else v for v in (self.image_mean, self.image_std))
@@ -78,7 +86,7 @@ class SmolVLMImageProcessor(Configured):
         images,
         *,
         return_tensors: str | None = None,
-        return_row_col_info: bool = False,
+        return_row_col_info: bool | None = None,
         return_image_hashes: bool = False,
         input_data_format: str | None = None,
         pixel_format: str = "float32",
@@ -106,7 +114,7 @@ class SmolVLMImageProcessor(Configured):
             batch = reference_layout(tiles, options, return_tensors, num_threads or self.num_threads)
         else:
             raise InputError(f"pixel_format is {pixel_format!r}; it is 'float32' or 'uint8'")
-        if return_row_col_info:
+        if self.return_row_col_info if return_row_col_info is None else return_row_col_info:
             batch["rows"] = [[picture.rows for picture in sample] for sample in tiles]
             batch["cols"] = [[picture.cols for picture in sample] for sample in tiles]
         if return_image_hashes:

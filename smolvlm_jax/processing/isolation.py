@@ -28,7 +28,9 @@ _MEMORY = 6 * 2**30
 _BYTES_PER_SECOND = 2_000_000
 _START_SECONDS = 60
 
-_idle: dict[int, list["_Helper"]] = {}  # by process id: a fork must not talk to its parent's helpers
+# By process id, since a fork must not talk to its parent's helpers, and by backend: each brings its own FFmpeg, and two
+# of those in one process get in each other's way.
+_idle: dict[tuple[int, str], list["_Helper"]] = {}
 _lock = threading.Lock()
 
 
@@ -37,7 +39,8 @@ class IsolatedReader:
 
     def __init__(self, backend: str, path: str, max_pixels: int, seconds: float):
         self._seconds = seconds + os.path.getsize(path) / _BYTES_PER_SECOND
-        self._helper = _take()
+        self._backend = backend
+        self._helper = _take(backend)
         self._clean = True
         try:
             opened = self._ask({"open": os.path.abspath(path), "backend": backend, "max_pixels": max_pixels})
@@ -66,7 +69,7 @@ class IsolatedReader:
         try:
             if self._clean:
                 helper.send({"close": True})
-                return _give(helper)
+                return _give(self._backend, helper)
         except OSError:
             pass  # it is gone already
         helper.kill()
@@ -154,9 +157,9 @@ class _Helper:
         self._process.stdout.close()
 
 
-def _take() -> _Helper:
+def _take(backend: str) -> _Helper:
     with _lock:
-        waiting = _idle.setdefault(os.getpid(), [])
+        waiting = _idle.setdefault((os.getpid(), backend), [])
         while waiting:
             helper = waiting.pop()
             if helper.alive():
@@ -164,16 +167,17 @@ def _take() -> _Helper:
     return _Helper()
 
 
-def _give(helper: _Helper):
+def _give(backend: str, helper: _Helper):
     with _lock:
-        _idle.setdefault(os.getpid(), []).append(helper)
+        _idle.setdefault((os.getpid(), backend), []).append(helper)
 
 
 @atexit.register
 def end_helpers():
     """End the helpers of this process that are waiting for work."""
-    for helper in _idle.pop(os.getpid(), []):
-        helper.kill()
+    for key in [key for key in _idle if key[0] == os.getpid()]:
+        for helper in _idle.pop(key):
+            helper.kill()
 
 
 def serve():

@@ -44,6 +44,7 @@ class SmolVLMProcessor:
     ):
         if tokenizer is None:
             raise InputError("SmolVLMProcessor needs a tokenizer")
+        tokenizer = SmolVLMTokenizer.wrap(tokenizer)
         if isinstance(image_seq_len, bool) or not isinstance(image_seq_len, int) or image_seq_len < 1:
             raise InputError(f"image_seq_len is {image_seq_len!r}; it needs a positive whole number")
         self.image_processor = image_processor or SmolVLMImageProcessor()
@@ -240,6 +241,9 @@ class SmolVLMProcessor:
         this sanitize_control_tokens=True), "allow" lets it steer the model.
         Raises PromptError for conversations and templates, and what __call__ raises.
         """
+        for name in ("return_assistant_tokens_mask", "load_audio_from_video"):
+            if kwargs.pop(name, None):
+                raise InputError(f"apply_chat_template does not support {name}=True")
         mode = special_tokens_in_text or ("escape" if sanitize_control_tokens else "error")
         call, variables = _split_keywords(processor_kwargs, kwargs)
         prompts, mark, conversations, batched = self._prompts(
@@ -278,9 +282,13 @@ class SmolVLMProcessor:
     def _prompts(self, conversation, chat_template, add_generation_prompt, continue_final_message, mode, variables):
         """(prompts, mark, conversations, whether a batch was passed)."""
         conversations, batched = chat.normalize_conversations(conversation)
+        template = self._template(chat_template, conversations)
+        unused = sorted(set(variables) - {"tools", "documents"} - chat.variables_of(template))
+        if unused:
+            raise InputError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
         guarded, variables, mark = self._guard().apply(conversations, chat.plain(variables), mode)
         prompts = chat.render(
-            self._template(chat_template, conversations),
+            template,
             guarded,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,

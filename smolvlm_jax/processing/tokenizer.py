@@ -96,6 +96,26 @@ class SmolVLMTokenizer:
             backend.add_special_tokens(missing)
         return cls(backend, config)
 
+    @classmethod
+    def wrap(cls, tokenizer) -> "SmolVLMTokenizer":
+        """`tokenizer` itself if it is one of ours, or one of ours around a fast tokenizer of transformers.
+
+        Raises InputError for anything else.
+        """
+        if isinstance(tokenizer, cls):
+            return tokenizer
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise InputError(f"a tokenizer of type {type(tokenizer).__name__}; pass a SmolVLMTokenizer")
+        from tokenizers import Tokenizer
+
+        names = (*_NAMED_TOKENS, "padding_side", "truncation_side", "model_max_length", "chat_template")
+        names += ("image_token", "fake_image_token", "global_image_token", "end_of_utterance_token", "video_token")
+        config = {name: getattr(tokenizer, name, None) for name in names}
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, {name: value for name, value in config.items() if value is not None})
+
     def save_pretrained(self, save_directory) -> list[str]:
         """Write tokenizer.json and tokenizer_config.json; returns their paths."""
         return [
@@ -275,6 +295,8 @@ class SmolVLMTokenizer:
         of a document checkpoint stays; None takes this tokenizer's keep_markup, True where it knows <doctag>.
         Raises InputError for an id that is negative (a label of −100, say).
         """
+        if hasattr(token_ids, "__array__"):
+            token_ids = np.asarray(token_ids).tolist()  # one transfer, not one per id
         if np.ndim(token_ids) == 0:
             token_ids = [token_ids]
         if len(token_ids) and np.ndim(token_ids[0]):
@@ -289,6 +311,8 @@ class SmolVLMTokenizer:
 
     def batch_decode(self, sequences, skip_special_tokens: bool = False, keep_markup: bool | None = None, **_) -> list[str]:
         """`decode` for each row."""
+        if hasattr(sequences, "__array__"):
+            sequences = np.asarray(sequences).tolist()
         return [self.decode(row, skip_special_tokens, keep_markup) for row in sequences]
 
     def __repr__(self):

@@ -1,6 +1,7 @@
 """Inputs that the golden cases were made from, as integer formulas, and the golden results."""
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def tri_video(n, h, w):
 
 def sha(array):
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def need(backend):
+    """Skip where a decoder is not installed. It is not imported: two libraries with an FFmpeg each do not go together."""
+    if importlib.util.find_spec({"decord": "decord", "pyav": "av"}[backend]) is None:
+        pytest.skip(f"{backend} is not installed")
 
 
 def unrolled(rle):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import tri_video
+from .conftest import need, tri_video
 from .video_files import write_video
 
 CASES = [(kind, "none", 760) for kind in ("png", "jpeg", "webp", "gif", "tiff")]
@@ -25,7 +25,7 @@ MEGABYTES = 1024
 @pytest.mark.parametrize(("kind", "backend", "count"), CASES, ids=[f"{kind}-{backend}" for kind, backend, _ in CASES])
 def test_damaged(kind, backend, count, tmp_path, data):
     if backend != "none":
-        pytest.importorskip({"decord": "decord", "pyav": "av"}[backend], reason=f"{backend} is not installed")
+        need(backend)
     if kind == "avi":
         shutil.copy(data / "clip.avi", tmp_path)
     elif kind == "mp4":

@@ -8,7 +8,7 @@ from smolvlm_jax.errors import InputError
 from smolvlm_jax.processing import VideoMetadata
 from smolvlm_jax.processing.decode import decode_video
 
-from .conftest import sha, tri_video
+from .conftest import need, sha, tri_video
 
 
 class _Thing:
@@ -62,7 +62,7 @@ def test_pixels_are_lanczos_twice(small_video):
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 def test_file(golden, data, small_video, backend):
-    pytest.importorskip({"decord": "decord", "pyav": "av"}[backend])
+    need(backend)
 
     def choose(metadata):
         return small_video.sample_frames(metadata, num_frames=64, fps=1)

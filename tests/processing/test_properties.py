@@ -176,7 +176,7 @@ def test_parse_of_save_is_identity(own, tmp_path_factory, images, frames, fps, s
     videos = SmolVLMVideoProcessor(
         video_sampling=sampling, use_video_size=size, **{k: images[k] for k in ("size",) if k in images}
     )
-    processor = SmolVLMProcessor(SmolVLMImageProcessor(**images), own.tokenizer, videos, seq, template or None)
+    processor = SmolVLMProcessor(SmolVLMImageProcessor.from_dict(images), own.tokenizer, videos, seq, template or None)
     directory = tmp_path_factory.mktemp("saved")
     processor.save_pretrained(directory)
     again = SmolVLMProcessor.from_pretrained(directory)
