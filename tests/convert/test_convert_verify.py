@@ -184,6 +184,7 @@ def test_stages_without_transformers_and_without_a_tokenizer(tmp_path, monkeypat
     report = verify(source, tmp_path / "orbax", stages=True, quiet=True, notify=lambda line: None)
     assert report.same
     assert report.stages.runs == ["A ours", "B ours"]
+    assert report.stages.tolerances == {"B ours": 1e-4}  # both are in bfloat16: nothing was rounded between them
     assert all(row.relative == {"B ours": 0.0} for row in report.stages.rows)
     assert "not installed" in " ".join(report.stages.notes)
     assert "no tokenizer" in " ".join(report.stages.notes)
