@@ -17,6 +17,7 @@ from ..errors import MediaError
 from .fetch import MediaLimits, describe_source
 
 _CHUNK = 1 << 16
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -113,14 +114,22 @@ def _checked_address(url, host: str, port: int, limits: MediaLimits) -> tuple:
         raise MediaError(f"cannot fetch {describe_source(url)}: the host {host!r} is not known ({error})") from error
     if not limits.private_addresses:
         for *_, address in found:
-            ip = ipaddress.ip_address(address[0].partition("%")[0])
-            ip = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
+            ip = _innermost(ipaddress.ip_address(address[0].partition("%")[0]))
             if not ip.is_global or ip.is_multicast or ip.is_reserved:
                 raise MediaError(
                     f"{describe_source(url)} leads to the address {ip}, which is not public; set "
                     "MediaLimits.private_addresses if that is meant"
                 )
     return found[0]
+
+
+def _innermost(ip):
+    """The IPv4 address that an IPv6 one stands for, where it does: mapped, 6to4, or behind a NAT64 gateway."""
+    if ip.version == 4:
+        return ip
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(ip.packed[-4:])
+    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def _connection(parts, port: int, address: tuple, timeout: float) -> http.client.HTTPConnection:

@@ -56,10 +56,14 @@ class SmolVLMTokenizer:
         """From a directory with tokenizer.json (or vocab.json and merges.txt) and, where present,
         tokenizer_config.json, special_tokens_map.json and added_tokens.json; keywords override the configuration.
 
+        pre_tokenizer="transformers-5": split text as transformers 5 does, which reads the published checkpoints as
+        GPT-2 tokenizers and drops the split into single digits that their tokenizer.json asks for, so that "\\n\\n1"
+        gets other ids than the models were trained on. For comparisons; None keeps to the file.
         Raises CheckpointError if there is no tokenizer or its files cannot be read.
         """
-        from tokenizers import AddedToken, Tokenizer
+        from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
+        split_as = kwargs.pop("pre_tokenizer", None)
         directory = os.fspath(pretrained_model_name_or_path)
         if os.path.isfile(directory):
             directory = os.path.dirname(directory)
@@ -75,6 +79,10 @@ class SmolVLMTokenizer:
             raise
         except Exception as error:  # the backend raises bare Exception for whatever is wrong with the file
             raise CheckpointError(f"cannot read the tokenizer {path!r}: {error}") from error
+        if split_as == "transformers-5":
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        elif split_as is not None:
+            raise InputError(f"pre_tokenizer is {split_as!r}; it is None or 'transformers-5'")
         # Padding and truncation are ours, per call.
         backend.no_padding()
         backend.no_truncation()
@@ -138,8 +146,8 @@ class SmolVLMTokenizer:
 
     def __getattr__(self, name: str):
         # eos_token_id, pad_token_id, …: the id of the token attribute of that name
-        if name.endswith("_token_id") and not name.startswith("_"):
-            token = self.__dict__.get(name[: -len("_id")])
+        if name.endswith("_token_id") and name[: -len("_id")] in self.__dict__:
+            token = self.__dict__[name[: -len("_id")]]
             return None if token is None else self.convert_tokens_to_ids(token)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 

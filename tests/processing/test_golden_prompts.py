@@ -1,6 +1,7 @@
 """Golden cases G25–G35: ids and texts, with the real tokenizer, exact."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,23 @@ def test_published_tokenizer_is_the_rebuilt_one(golden, checkpoint):
     assert processor.chat_template == rebuilt.chat_template == TEMPLATE
     assert processor.image_processor.size == rebuilt.image_processor.size == {"longest_edge": 2048}
     assert processor.image_seq_len == 64
+
+
+def test_split_of_digits(tokenizer, checkpoint):
+    """transformers 5 drops the digit split of tokenizer.json; the file is right, and a switch follows transformers."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    switched = SmolVLMTokenizer.from_pretrained(checkpoint, pre_tokenizer="transformers-5")
+    rng = random.Random(0)
+    letters = [*"abc de  \n\t'.,<>|019é你🙂½²٣①\u00a0", "<image>", "<|im_start|>", "\n\n", "n't"]
+    for _ in range(2000):
+        text = "".join(rng.choice(letters) for _ in range(rng.randint(1, 25)))
+        wanted = theirs(text)["input_ids"]
+        assert switched(text)["input_ids"] == wanted
+        assert switched.decode(wanted) == theirs.decode(wanted)
+        assert switched.decode(wanted, skip_special_tokens=True) == theirs.decode(wanted, skip_special_tokens=True)
+        if not any(letter.isnumeric() for letter in text):
+            assert tokenizer(text)["input_ids"] == wanted
+    assert tokenizer("\n\n1")["input_ids"] == [1116, 33] and switched("\n\n1")["input_ids"] == [198, 198, 33]
+    with pytest.raises(InputError, match="pre_tokenizer"):
+        SmolVLMTokenizer.from_pretrained(checkpoint, pre_tokenizer="mine")
