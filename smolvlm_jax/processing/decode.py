@@ -72,12 +72,9 @@ class _PyAV:
         if (stream.width or 0) * (stream.height or 0) > max_pixels:
             raise MediaError(f"frames of {stream.width}×{stream.height} pixels are above the limit of {max_pixels}")
         # Presentation times from the packets alone: cheap, and exact for variable rates too.
-        packets = [
-            (p.pts if p.pts is not None else p.dts, p.is_keyframe)
-            for p in self._container.demux(stream)
-            if p.size and (p.pts is not None or p.dts is not None)
-        ]
-        self._times = sorted(time for time, _ in packets)
+        packets = (packet for packet in self._container.demux(stream) if packet.size)
+        times = (packet.pts if packet.pts is not None else packet.dts for packet in packets)
+        self._times = sorted(time for time in times if time is not None)
         self.total = len(self._times)
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate
         self.fps = float(rate) if rate else 0.0
@@ -147,11 +144,13 @@ def decode_video(
             path = os.fspath(source)
             if not limits.files:
                 raise MediaError(f"local files are switched off, so {describe_source(path)} is not opened")
-            with open_regular(path, limits.max_video_bytes, "video") as file:
-                _refuse_text(file.read(512))
+        with open_regular(path, limits.max_video_bytes, "video") as file:
+            _refuse_text(file.read(512))
         return _decode(path, name, choose, keep, limits)
     except MediaError as error:
-        raise error if describe_source(source) in str(error) else MediaError(f"{describe_source(source)}: {error}") from error
+        if describe_source(source) in str(error):
+            raise
+        raise MediaError(f"{describe_source(source)}: {error}") from error
     except InputError:
         raise
     except Exception as error:  # the libraries raise what they like on a damaged file

@@ -255,7 +255,7 @@ class SmolVLMProcessor:
                 raise PromptError("special_tokens_in_text='escape' needs tokenize=True: a string has no escaped form")
             return prompts if batched else prompts[0]
         images, videos = (chat.collect_media(conversations, kind) for kind in ("image", "video"))
-        images = call.pop("images", None) or (images if any(images) else None)
+        images = call.pop("images") if "images" in call else images if any(images) else None
         videos = videos if any(videos) else None
         self._sampling_defaults(call, videos)
         if self.tokenizer.bos_token and prompts[0].startswith(self.tokenizer.bos_token):

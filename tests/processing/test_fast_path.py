@@ -234,3 +234,13 @@ def test_unused_variables_of_a_template(processor):
         processor.apply_chat_template([{"role": "user", "content": "x"}], tokenize=True, paddding=True)
     with pytest.raises(InputError, match="return_assistant_tokens_mask"):
         processor.apply_chat_template([{"role": "user", "content": "x"}], return_assistant_tokens_mask=True)
+
+
+def test_pictures_through_processor_kwargs(processor):
+    """For templates that place pictures from elsewhere; an array's truth is never asked for."""
+    conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q?"}]}]
+    for pictures in ([hash_img(20, 30)], hash_img(20, 30), np.stack([hash_img(20, 30)])):
+        out = processor.apply_chat_template(
+            conversation, tokenize=True, return_dict=True, processor_kwargs={"images": pictures}
+        )
+        assert out["pixel_values"].shape == (1, 13, 3, 16, 16)

@@ -144,6 +144,8 @@ def test_video_url(server, data):
     assert np.array_equal(there["pixel_values"], here["pixel_values"]) and here["num_tiles"] == 4
     with pytest.raises(MediaError, match=r"/nothing.*404"):
         videos(f"{server}/nothing")
+    with pytest.raises(MediaError, match=r"/text.*it is text"):
+        videos(f"{server}/text")
 
 
 @network
