@@ -220,7 +220,6 @@ class SmolVLMConfig(_Serializable):
             _require(isinstance(value, kind), f"{name} must be a mapping or a {kind.__name__}, got {type(value).__name__}")
             object.__setattr__(self, name, value)
         _positive(self, "scale_factor")
-        side = self.vision_config.num_patches_per_side
         _require(
             self.model_type in ("smolvlm", "idefics3"),
             f"model_type {self.model_type!r} is not a SmolVLM: expected 'smolvlm' or 'idefics3'",
@@ -229,10 +228,6 @@ class SmolVLMConfig(_Serializable):
             dtype = str(self.dtype).removeprefix("torch.")
             _require(dtype in _DTYPES, f"dtype {self.dtype!r} is none of {', '.join(_DTYPES)}")
             object.__setattr__(self, "dtype", dtype)
-        _require(
-            side % self.scale_factor == 0,
-            f"a tile has {side} × {side} patches, which scale_factor {self.scale_factor} does not divide",
-        )
 
     @property
     def image_seq_len(self) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from .errors import ConfigError
-from .sharding import parameter
+from .sharding import constrain, parameter
 
 __all__ = [
     "Embedding",
@@ -121,7 +121,10 @@ class Embedding(nn.Module):
         self.embedding = parameter(self, "embedding", init, (self.rows, self.size), self.axes)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.dtype)
+        # Rows whole before they are looked up: a table split along its width would have its rows split by width over the
+        # axis that the batch is split over, and the compiler falls back to copying the result to every device.
+        table = constrain(self.embedding, "act_vocab", None)
+        return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         table = self.embedding.astype(self.dtype)

@@ -11,7 +11,7 @@ from .cache import KVCache
 from .config import SmolVLMConfig
 from .connector import SmolVLMConnector
 from .decoder import SmolVLMTextModel
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .generation_config import GenerationConfig
 from .layers import Projection
 from .merge import check_counts, merge_image_features, real_tiles_first
@@ -82,6 +82,9 @@ class SmolVLMModel(nn.Module):
 
     def setup(self):
         vision = self.config.vision_config
+        side, scale = vision.num_patches_per_side, self.config.scale_factor
+        if side % scale:  # true of the class defaults: such a config can be written down, but not run
+            raise ConfigError(f"a tile has {side} × {side} patches, which scale_factor {scale} does not divide")
         self.vision_model = SmolVLMVisionTransformer(vision, self.dtype, self.position_ids, self.remat)
         self.connector = SmolVLMConnector(self.config, self.dtype)
         self.text_model = SmolVLMTextModel(self.config.text_config, self.dtype, self.remat)

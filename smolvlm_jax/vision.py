@@ -23,7 +23,7 @@ def normalize_tiles(tiles: jax.Array, dtype) -> jax.Array:
 
     Bit-equal to the reference on CPU in float32 (a table of 256 entries, made as the reference makes them: a float64
     product rounded to float32, then float32 arithmetic). Elsewhere arithmetic, because a TPU gathers from a table tens of
-    thousands of times slower: within 1.2e-7 in float32, equal for all 256 values once rounded to bfloat16.
+    thousands of times slower: within 6e-8 in float32, equal for all 256 values once rounded to bfloat16.
     """
     values = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     table = (values - np.float32(0.5)) / np.float32(0.5)
@@ -32,7 +32,7 @@ def normalize_tiles(tiles: jax.Array, dtype) -> jax.Array:
         return jnp.take(jnp.asarray(table), x, axis=0, mode="clip")
 
     def by_arithmetic(x):
-        return x.astype(jnp.float32) * np.float32(1 / 127.5) - np.float32(1)
+        return (x.astype(jnp.float32) - np.float32(127.5)) * np.float32(1 / 127.5)
 
     if jnp.dtype(dtype) != jnp.float32:
         return by_arithmetic(tiles).astype(dtype)
@@ -78,7 +78,7 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
-        """(i, 3, H, W) or (i, H, W, 3) told apart by the caller: here always (i, H, W, 3) -> (i, rows, columns, d)."""
+        """(i, H, W, 3) -> (i, rows, columns, d); pixels beyond the last whole patch are not read."""
         c, d = self.config.num_channels, self.config.hidden_size
         p = self.config.patch_size
         init = nn.initializers.normal(self.config.initializer_range)

@@ -1,0 +1,142 @@
+"""The parameter tree is the public contract: paths, shapes and logical axes of the published sizes."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from smolvlm_jax import SmolVLMForConditionalGeneration, abstract_params, init_params, logical_axes, published_config
+from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restore, torch_name, torch_shape
+from smolvlm_jax.errors import CheckpointError
+from smolvlm_jax.parameters import flatten_params, unflatten_params
+from smolvlm_jax.sharding import RULES as MESH_RULES
+
+# Every parameter of one layer and of the frame: shape in symbols, logical axes.
+FRAME = {
+    "lm_head/kernel": ("D V", ("embed", "vocab")),
+    "model/connector/modality_projection/proj/kernel": ("F D", ("shuffled", None)),
+    "model/text_model/embed_tokens/embedding": ("V D", ("vocab", "embed")),
+    "model/text_model/norm/scale": ("D", (None,)),
+    "model/vision_model/embeddings/patch_embedding/kernel": ("p p c d", (None, None, None, "embed")),
+    "model/vision_model/embeddings/patch_embedding/bias": ("d", (None,)),
+    "model/vision_model/embeddings/position_embedding/embedding": ("P d", (None, "embed")),
+    "model/vision_model/post_layernorm/scale": ("d", (None,)),
+    "model/vision_model/post_layernorm/bias": ("d", (None,)),
+}
+TEXT_LAYER = {
+    "input_layernorm/scale": ("D", (None,)),
+    "post_attention_layernorm/scale": ("D", (None,)),
+    "self_attn/q_proj/kernel": ("D N H", ("embed", "heads", None)),
+    "self_attn/k_proj/kernel": ("D K H", ("embed", "kv_heads", None)),
+    "self_attn/v_proj/kernel": ("D K H", ("embed", "kv_heads", None)),
+    "self_attn/o_proj/kernel": ("N H D", ("heads", None, "embed")),
+    "mlp/gate_proj/kernel": ("D M", ("embed", "mlp")),
+    "mlp/up_proj/kernel": ("D M", ("embed", "mlp")),
+    "mlp/down_proj/kernel": ("M D", ("mlp", "embed")),
+}
+VISION_LAYER = {
+    **{f"layer_norm{i}/{name}": ("d", (None,)) for i in (1, 2) for name in ("scale", "bias")},
+    **{f"self_attn/{x}_proj/kernel": ("d n h", ("embed", "heads", None)) for x in "qkv"},
+    **{f"self_attn/{x}_proj/bias": ("n h", ("heads", None)) for x in "qkv"},
+    "self_attn/out_proj/kernel": ("n h d", ("heads", None, "embed")),
+    "self_attn/out_proj/bias": ("d", ("embed",)),
+    "mlp/fc1/kernel": ("d m", ("embed", "mlp")),
+    "mlp/fc1/bias": ("m", ("mlp",)),
+    "mlp/fc2/kernel": ("m d", ("mlp", "embed")),
+    "mlp/fc2/bias": ("d", ("embed",)),
+}
+# vision: d m layers n h p P; text: D M layers N K H V; F = scale² · d; parameters in all, tensors in all
+SIZES = {
+    "SmolVLM-256M-Instruct": (768, 3072, 12, 12, 64, 16, 1024, 576, 1536, 30, 9, 3, 64, 49280, 12288, 256_484_928, 471),
+    "SmolVLM2-500M-Video-Instruct": (768, 3072, 12, 12, 64, 16, 1024, 960, 2560, 32, 15, 5, 64, 49280, 12288, 507_482_304, 489),
+    "SmolVLM2-2.2B-Instruct": (1152, 4304, 27, 16, 72, 14, 729, 2048, 8192, 24, 32, 32, 64, 49280, 10368, None, 657),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_paths_shapes_and_axes(name):
+    d, m, depth, n, h, p, patches, D, M, Depth, N, K, H, V, F, total, tensors = SIZES[name]
+    symbols = dict(d=d, m=m, n=n, h=h, p=p, P=patches, c=3, D=D, M=M, N=N, K=K, H=H, V=V, F=F)
+    expected = dict(FRAME)
+    expected |= {f"model/text_model/layers_{l}/{k}": v for l in range(Depth) for k, v in TEXT_LAYER.items()}
+    expected |= {f"model/vision_model/encoder/layers_{l}/{k}": v for l in range(depth) for k, v in VISION_LAYER.items()}
+
+    model = SmolVLMForConditionalGeneration(published_config(name))
+    shapes = flatten_params(abstract_params(model))
+    axes = flatten_params(logical_axes(model))
+    assert set(shapes) == set(axes) == set(expected)
+    for path, (symbolic, names) in expected.items():
+        assert shapes[path].shape == tuple(symbols[s] for s in symbolic.split()), path
+        assert tuple(axes[path]) == names, path
+        assert all(a is None or a in MESH_RULES for a in names), f"{path}: an axis without a rule is a typing error"
+    assert len(shapes) == tensors
+    if total:
+        assert sum(math.prod(s.shape) for s in shapes.values()) == total
+
+
+def _tensors(file) -> dict[str, tuple[int, ...]]:
+    rows = (line.split("\t") for line in file.read_text().splitlines() if line)
+    return {name: tuple(int(n) for n in shape.split("x")) for name, _, shape in rows}
+
+
+@pytest.mark.parametrize("name", ["SmolVLM-256M-Instruct", "SmolVLM2-500M-Video-Instruct", "granite-docling-258M"])
+def test_every_published_tensor_has_its_parameter(name, published):
+    model = SmolVLMForConditionalGeneration(published_config(name))
+    shapes = {k: v.shape for k, v in flatten_params(abstract_params(model)).items()}
+    tensors = _tensors(published / name / "TENSORS.tsv")
+    matches = match_parameters(shapes, tensors, name)
+    assert len(matches) == len(shapes) == len(tensors)
+
+
+def test_rules_are_a_bijection():
+    """Each side of the table occurs once, and every rearrangement is undone by its inverse."""
+    assert len({r.torch for r in RULES}) == len({r.path for r in RULES}) == len(RULES)
+    model = SmolVLMForConditionalGeneration(published_config("SmolVLM2-256M-Video-Instruct"))
+    rng = np.random.default_rng(0)
+    for path, leaf in flatten_params(abstract_params(model)).items():
+        if "layers_" in path and "layers_0" not in path:
+            continue
+        name, pattern = torch_name(path)
+        small = tuple(min(s, 6) for s in leaf.shape)
+        x = rng.random(torch_shape(pattern, small))
+        assert np.array_equal(restore(rearrange(x, pattern, small), pattern), x), name
+
+
+def test_offenders_are_listed_together():
+    model = SmolVLMForConditionalGeneration(published_config("SmolVLM-256M-Instruct"))
+    shapes = {k: v.shape for k, v in flatten_params(abstract_params(model)).items()}
+    tensors = {torch_name(k)[0]: torch_shape(torch_name(k)[1], s) for k, s in shapes.items()}
+    tensors["model.text_model.rotary_emb.inv_freq"] = (32,)
+    del tensors["model.text_model.norm.weight"]
+    tensors["lm_head.weight"] = (7, 576)
+    with pytest.raises(CheckpointError) as caught:
+        match_parameters(shapes, tensors, "somewhere")
+    message = str(caught.value)
+    assert "3 tensors" in message and "somewhere" in message
+    assert "surplus" in message and "inv_freq" in message
+    assert "missing" in message and "text_model.norm.weight" in message
+    assert "misshapen" in message and "(7, 576)" in message and "(49280, 576)" in message
+
+
+def test_init_needs_nothing_but_a_config(tiny_a):
+    model = SmolVLMForConditionalGeneration(tiny_a.model.config)
+    params = init_params(model, seed=3)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), params)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(model))
+    again = init_params(model, seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True))
+    out = model.apply({"params": params}, input_ids=tiny_a.ids, pixel_values=tiny_a.pixels)
+    assert np.isfinite(out.logits).all()
+    # init through flax with a text-only example still makes the encoder
+    variables = model.init(jax.random.key(0), input_ids=np.array([[1, 2]]))
+    assert list(variables) == ["params"]
+    assert set(flatten_params(nn.unbox(variables["params"]))) == set(flatten_params(params))
+    kernels = [k for k in flatten_params(params) if "vision_model" in k]
+    assert len(kernels) == 41
+
+
+def test_flatten_and_unflatten_are_inverse(tiny_a):
+    flat = flatten_params(tiny_a.params)
+    assert jax.tree.structure(unflatten_params(flat)) == jax.tree.structure(tiny_a.params)
