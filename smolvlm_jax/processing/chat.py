@@ -163,17 +163,23 @@ def plain(value):
 _WANTS_STRINGS = re.compile(r"\bis\s+(not\s+)?string\b")
 
 
-def _as_template_wants(template: str, messages: list[dict]) -> list[dict]:
-    """Single text items back to strings for a template that knows strings only."""
+def _as_template_wants(template: str, messages: list[dict], strings: set[int]) -> list[dict]:
+    """Content that came as a string back to one, for a template that looks for no types and so knows strings only."""
     if "type" in template or _WANTS_STRINGS.search(template):
         return messages
-    out = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list) and all(item.get("type") == "text" for item in content):
-            message = {**message, "content": "".join(item["text"] for item in content)}
-        out.append(message)
+    out = list(messages)
+    for place in strings:
+        out[place] = {**messages[place], "content": messages[place]["content"][0]["text"]}
     return out
+
+
+def string_contents(conversation, batched: bool) -> list[set[int]]:
+    """For each conversation the places of the messages whose content is a plain string."""
+    conversations = [getattr(messages, "messages", messages) for messages in (conversation if batched else [conversation])]
+    return [
+        {place for place, message in enumerate(messages) if isinstance(message.get("content"), str)}
+        for messages in conversations
+    ]
 
 
 def render(
@@ -182,11 +188,13 @@ def render(
     *,
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
+    strings: list[set[int]] | None = None,
     **variables,
 ) -> list[str]:
     """A prompt string per conversation. `variables` (special tokens, tools, documents, …) are visible to the template.
 
     continue_final_message: end right after the last text of the last message, for the model to go on with.
+    strings: what string_contents says of the conversations.
     Raises PromptError for whatever goes wrong in the template.
     """
     if continue_final_message and add_generation_prompt:
@@ -195,7 +203,7 @@ def render(
     variables = plain(variables)
     prompts = []
     for index, messages in enumerate(conversations):
-        chat = _as_template_wants(template, plain(messages))
+        chat = _as_template_wants(template, plain(messages), strings[index] if strings else set())
         final = _mark_final(chat, index) if continue_final_message else None
         try:
             text = compiled.render(messages=chat, add_generation_prompt=add_generation_prompt, **variables)

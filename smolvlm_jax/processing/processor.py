@@ -292,6 +292,7 @@ class SmolVLMProcessor:
             guarded,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            strings=chat.string_contents(conversation, batched),
             **{**self.tokenizer.special_tokens_map, **variables},
         )
         if mark is not None:
