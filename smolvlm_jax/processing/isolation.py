@@ -186,7 +186,10 @@ def serve():
 
     from .decode import open_reader
 
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    except (ValueError, OSError):
+        pass  # a system without this limit, or with a lower one already
     # The libraries may print what they like; the parent reads a descriptor that only this function writes to.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
