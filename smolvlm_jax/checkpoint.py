@@ -105,7 +105,10 @@ def load(
     opened = open_source(resolve_file(source, revision))
     try:
         # Whether the head is tied is a fact of the weights: config.json has contradicted itself across transformers versions.
-        model = SmolVLMForConditionalGeneration(opened.model_config, dtype=default_dtype() if dtype is None else dtype)
+        compute = default_dtype() if dtype is None else dtype
+        generation = opened.companions.get("generation_config.json")
+        defaults = GenerationConfig.from_pretrained(generation.parent) if generation else None
+        model = SmolVLMForConditionalGeneration(opened.model_config, dtype=compute, generation_config=defaults)
         if opened.layout == "base" and not opened.config.tie_word_embeddings:
             warnings.warn(
                 f"{source} is a checkpoint of the base class, without the output head its config speaks of: "
@@ -189,8 +192,3 @@ def save_hf(
         model.config.replace(dtype=dtype.name).save_pretrained(target)
         _carry(companions, target)
         write_hf(target, leaves, max_shard_bytes=limit)
-
-
-def generation_config(source: str | os.PathLike) -> GenerationConfig:
-    """The generation defaults that came with a checkpoint."""
-    return GenerationConfig.from_pretrained(resolve(source))

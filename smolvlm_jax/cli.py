@@ -31,7 +31,9 @@ def _add_generate(commands) -> None:
     command = commands.add_parser("generate", help="answer a question about pictures", description="Stream an answer.")
     command.add_argument("prompt", metavar="PROMPT", help="the question, or - to read it from standard input")
     command.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
-    command.add_argument("--model", default="tiny", metavar="NAME|DIR", help="bundled name, directory or Hub id (default: tiny)")
+    command.add_argument(
+        "--model", default="tiny", metavar="NAME|DIR", help="bundled name, directory or Hub id (default: tiny)"
+    )
     command.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     command.add_argument("--do-sample", action="store_true", help="draw tokens instead of taking the most likely one")
     command.add_argument("--temperature", type=float, default=None)

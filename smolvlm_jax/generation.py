@@ -27,7 +27,10 @@ __all__ = ["bucket", "generate", "stream"]
 
 
 def bucket(n: int, smallest: int = 32) -> int:
-    """The next size of the form 2^k or 3·2^(k-1): at most a third of it is padding, and sizes up to 8,192 are few. `smallest`: a power of 2."""
+    """The next size of the form 2^k or 3·2^(k-1), from `smallest`, a power of 2, on.
+
+    At most a third of it is padding, and the sizes up to 8,192 are few.
+    """
     power = max(smallest, 1 << max(n - 1, 0).bit_length())
     return power * 3 // 4 if power > max(smallest, 2) and n <= power * 3 // 4 else power
 
@@ -117,7 +120,7 @@ def _default_mask(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
 
 def _align(ids: np.ndarray, mask: np.ndarray, length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows moved to the right end of `length` columns, whichever side their padding was on."""
-    b, t = ids.shape
+    t = ids.shape[1]
     order = np.argsort(mask, axis=1, kind="stable")  # padding first, tokens in order
     ids, mask = np.take_along_axis(ids, order, 1), np.take_along_axis(mask, order, 1)
     ids = np.where(mask == 1, ids, fill)
@@ -146,27 +149,22 @@ def _pad_tiles(pixel_values, pixel_attention_mask, num_tiles) -> dict[str, np.nd
     return padded
 
 
-def _start(
-    model: SmolVLMForConditionalGeneration,
-    params,
-    config: GenerationConfig,
-    input_ids,
-    attention_mask,
-    pixel_values,
-    pixel_attention_mask,
-    num_tiles,
-    image_hidden_states,
-    seed,
-    mesh: Mesh | None,
-) -> _State:
-    """Check on the host, pad to buckets, run the prefill."""
-    ids = np.asarray(input_ids)
+def _scope(mesh: Mesh | None):
+    return activate(mesh) if mesh is not None else nullcontext()
+
+
+def _start(model, params, config: GenerationConfig, given: dict[str, Any], seed, mesh: Mesh | None) -> _State:
+    """Check what the caller gave on the host, pad it to buckets, run the prefill."""
+    pixel_values, pixel_attention_mask = given["pixel_values"], given["pixel_attention_mask"]
+    num_tiles, image_hidden_states = given["num_tiles"], given["image_hidden_states"]
+    ids = np.asarray(given["input_ids"])
     if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"input_ids must be integers of shape (batch, length), got {ids.dtype} {ids.shape}")
     text = model.config.text_config
     if ids.min() < 0 or ids.max() >= text.vocab_size:
         raise InputError(f"input_ids must lie in [0, {text.vocab_size}), got {ids.min()} … {ids.max()}")
-    mask = _default_mask(ids, config) if attention_mask is None else np.asarray(attention_mask).astype(np.int32)
+    mask = _default_mask(ids, config) if given["attention_mask"] is None else np.asarray(given["attention_mask"]) != 0
+    mask = mask.astype(np.int32)
     if mask.shape != ids.shape:
         raise InputError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}")
     if not mask.any(axis=1).all():
@@ -190,7 +188,8 @@ def _start(
     if mesh is not None:
         inputs = {k: jax.device_put(v, batch_sharding(mesh, np.shape(v))) for k, v in inputs.items()}
     cache_length = -(-(length + config.max_new_tokens) // 64) * 64
-    return _prefill(model, _static(config), cache_length, params, inputs, keys)
+    with _scope(mesh):
+        return _prefill(model, _static(config), cache_length, params, inputs, keys)
 
 
 def _static(config: GenerationConfig) -> GenerationConfig:
@@ -226,11 +225,16 @@ def generate(
     prompts longer than the model's positions.
     """
     config = _settings(model, generation_config, overrides)
-    with activate(mesh) if mesh is not None else nullcontext():
-        state = _start(
-            model, params, config, input_ids, attention_mask, pixel_values, pixel_attention_mask, num_tiles,
-            image_hidden_states, seed, mesh,
-        )  # fmt: skip
+    given = dict(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        pixel_values=pixel_values,
+        pixel_attention_mask=pixel_attention_mask,
+        num_tiles=num_tiles,
+        image_hidden_states=image_hidden_states,
+    )
+    state = _start(model, params, config, given, seed, mesh)
+    with _scope(mesh):
         state = _decode(model, _static(config), params, state, jnp.asarray(config.max_new_tokens, jnp.int32))
     new = np.asarray(state.out)[:, : int(state.step)]
     return np.concatenate([np.asarray(input_ids).astype(np.int32), new], axis=1)
@@ -254,17 +258,24 @@ def stream(
     """Yield the tokens that `generate` would return, int32 (b,) for each step, as soon as they are drawn.
 
     Arguments as in `generate`. Ends after the step in which the last row stops; rows that stopped before yield the pad token.
+    Mistakes are raised by the call itself, not by the first step.
     """
     config = _settings(model, generation_config, overrides)
-    scope = lambda: activate(mesh) if mesh is not None else nullcontext()
-    with scope():
-        state = _start(
-            model, params, config, input_ids, attention_mask, pixel_values, pixel_attention_mask, num_tiles,
-            image_hidden_states, seed, mesh,
-        )  # fmt: skip
+    given = dict(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        pixel_values=pixel_values,
+        pixel_attention_mask=pixel_attention_mask,
+        num_tiles=num_tiles,
+        image_hidden_states=image_hidden_states,
+    )
+    return _steps(model, params, config, _start(model, params, config, given, seed, mesh), mesh)
+
+
+def _steps(model, params, config: GenerationConfig, state: _State, mesh: Mesh | None) -> Iterator[np.ndarray]:
     for step in range(1, config.max_new_tokens + 1):
         yield np.asarray(state.token)
         if step == config.max_new_tokens or bool(state.finished.all()):
             return
-        with scope():
+        with _scope(mesh):
             state = _decode(model, _static(config), params, state, jnp.asarray(step + 1, jnp.int32))

@@ -83,7 +83,7 @@ def _say_once(name: str, size: int, axes: Sequence[str], ways: int) -> None:
     if key not in _said:
         _said.add(key)
         warnings.warn(
-            f"axis {name!r} of size {size} is replicated: the mesh axes {'×'.join(axes)} split {ways} ways, which does not divide it",
+            f"axis {name!r} of size {size} is replicated: the mesh axes {'×'.join(axes)} would split it {ways} ways",
             stacklevel=4,
         )
 

@@ -89,8 +89,12 @@ def _v4() -> dict:
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "pad_token_id": 128002,
-        "vision_config": {"hidden_size": 32, "num_attention_heads": 4, "image_size": 32, "patch_size": 4, "size": {"longest_edge": 9}},
-        "text_config": {"hidden_size": 48, "num_attention_heads": 6, "head_dim": 8, "rope_theta": 1e5, "vocab_size": 160, "rope_scaling": None},
+        "vision_config": dict(
+            hidden_size=32, num_attention_heads=4, image_size=32, patch_size=4, size={"longest_edge": 9}
+        ),
+        "text_config": dict(
+            hidden_size=48, num_attention_heads=6, head_dim=8, rope_theta=1e5, vocab_size=160, rope_scaling=None
+        ),
         "perceiver_config": {"x": [1, 2]},
     }  # fmt: skip
 

@@ -89,9 +89,7 @@ def test_sharded_equals_single(case, single, shape):
     (want_loss, want_logits), want_gradients = single
     assert float(loss) == pytest.approx(float(want_loss), rel=1e-5)
     assert np.abs(logits - want_logits).max() <= 2e-5 * max(1, np.abs(want_logits).max())
-    for (path, got), want in zip(
-        flatten_params(gradients).items(), flatten_params(want_gradients).values(), strict=True
-    ):
+    for (path, got), want in zip(flatten_params(gradients).items(), flatten_params(want_gradients).values(), strict=True):
         scale = max(np.abs(want).max(), 1e-3)
         assert np.abs(np.asarray(got) - want).max() <= 1e-4 * scale, path
 
@@ -255,7 +253,8 @@ def test_the_published_sizes_split_where_they_can():
         shardings = parameter_shardings(abstract, logical_axes(model), mesh)
         total = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract))
         held = sum(
-            math.prod(s.shard_shape(x.shape)) for x, s in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
+            math.prod(s.shard_shape(x.shape))
+            for x, s in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
         )
         assert held < total / 8 * 1.02
 

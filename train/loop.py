@@ -41,7 +41,7 @@ def train(
     from tqdm import tqdm
 
     directory = Path(directory).absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it goes on
     optimizer = make_optimizer(config)
     shardings = state_shardings(model, optimizer, mesh)
     options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, save_interval_steps=config.checkpoint_every)
@@ -59,9 +59,7 @@ def train(
         pending: list[dict[str, Any]] = []
         started, last = time.perf_counter(), first
         with log, bar:
-            for index, batches in zip(
-                range(first, config.steps), prefetch(make_batches, first, config.steps), strict=True
-            ):
+            for index, batches in zip(range(first, config.steps), prefetch(make_batches, first, config.steps), strict=True):
                 state, metrics = step(state, batches)
                 pending.append(metrics)
                 bar.update()

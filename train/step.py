@@ -50,7 +50,7 @@ def make_step(
 
     def step(state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, dict[str, jax.Array]]:
         (loss, accuracy), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batches)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         fine = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -190,7 +190,9 @@ def evaluate(source: str, readings: int = 1000, comparisons: int = 500, batch: i
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m smolvlm_jax.train.recipes.tiny_numbers", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m smolvlm_jax.train.recipes.tiny_numbers", description=__doc__.split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train", help="train, or continue a run")
     command.add_argument("--out", type=Path, default=Path("runs/tiny"))
