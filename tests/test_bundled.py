@@ -52,7 +52,7 @@ def test_swapping_pictures_swaps_answers(tiny):
         }
     ]
     a, b = ask(tiny, [conversation("12", "845"), conversation("845", "12")])
-    assert a == "12 < 845. The second." and b == "845 > 12. The first."
+    assert a == "12 and 845. The second." and b == "845 and 12. The first."
 
 
 def test_batched_equals_alone_whatever_the_padding_and_the_layout(tiny):

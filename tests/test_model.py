@@ -160,6 +160,17 @@ def test_rotary_tables_keep_their_precision(position, theta):
         assert np.abs(np.asarray(sin, np.float64).ravel() - np.sin(exact)).max() < tolerance
 
 
+def test_float16_never_reaches_the_encoder(tiny_a):
+    """Weights that overflow float16 within the encoder: features are those of float32."""
+    loud = jax.tree.map(lambda x: x, tiny_a.params)
+    loud["model"]["vision_model"]["embeddings"]["patch_embedding"]["bias"] += 1e5
+    half = tiny_a.model.clone(dtype=jnp.float16)
+    got, _ = half.apply({"params": loud}, tiny_a.pixels, method="get_image_features")
+    want, _ = tiny_a.model.apply({"params": loud}, tiny_a.pixels, method="get_image_features")
+    assert got.dtype == jnp.float16 and np.isfinite(got).all()
+    assert np.abs(got.astype(jnp.float32) - want).max() <= 2e-2 * np.abs(want).max()
+
+
 def test_merge_counts_slots_over_the_whole_batch():
     embeds = jnp.zeros((2, 4, 1))
     slots = jnp.array([[0, 1, 1, 0], [1, 1, 0, 1]], bool)

@@ -15,7 +15,7 @@ from smolvlm_jax.train.config import TrainConfig
 from smolvlm_jax.train.data import IGNORE, Example, collate, prefetch
 from smolvlm_jax.train.loop import train
 from smolvlm_jax.train.recipes import numbers, tiny_numbers
-from smolvlm_jax.train.state import create_state, make_optimizer, state_shardings
+from smolvlm_jax.train.state import create_state, learning_rate, make_optimizer, state_shardings
 from smolvlm_jax.train.step import make_step, token_losses
 
 
@@ -209,8 +209,34 @@ def test_prefetch_keeps_order_raises_and_leaves():
     endless.close()
 
 
+def test_learning_rate_cycles():
+    """Warm-up and cosine, again from each restart; a short run has the first cycle alone."""
+    config = TrainConfig(steps=100, learning_rate=1.0, warmup_steps=10, restarts=((60, 0.5),))
+    rate = [float(learning_rate(config)(step)) for step in range(100)]
+    assert rate[0] == 0 and rate[10] == pytest.approx(1) and rate[59] < 0.01 and rate[60] == 0
+    assert rate[70] == pytest.approx(0.5) and rate[99] < 0.01
+    assert rate[10:60] == sorted(rate[10:60], reverse=True) and rate[70:] == sorted(rate[70:], reverse=True)
+    short = learning_rate(TrainConfig(steps=40, learning_rate=1.0, warmup_steps=10, restarts=((60, 0.5),)))
+    assert float(short(39)) < 0.01
+
+
+def test_answers_name_both_numbers_before_they_judge():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        example = numbers.comparison_in_words(rng)
+        first, second = example.answer.split(". ")[0].split(" and ")
+        verdict = "The first." if int(first) > int(second) else "The second."
+        assert example.answer == f"{first} and {second}. {verdict}"
+        assert first in example.messages[0]["content"][0]["text"] and second in example.messages[0]["content"][0]["text"]
+
+
 def test_config_errors():
-    for wrong in (dict(steps=0), dict(steps=5, learning_rate=0.0), dict(steps=5, checkpoint_every=0)):
+    for wrong in (
+        dict(steps=0),
+        dict(steps=5, learning_rate=0.0),
+        dict(steps=5, checkpoint_every=0),
+        dict(steps=5, restarts=((3, 1.0), (2, 1.0))),
+    ):
         with pytest.raises(ConfigError):
             TrainConfig(**wrong)
 
@@ -219,6 +245,7 @@ def test_the_recipe_in_short(tmp_path, monkeypatch):
     """From nothing to a Hugging Face directory that load() reads and transformers' file layout has."""
     monkeypatch.setattr(tiny_numbers, "READINGS", 8)
     monkeypatch.setattr(tiny_numbers, "COMPARED", 2)
+    monkeypatch.setattr(tiny_numbers, "IN_WORDS", 2)
     monkeypatch.setattr(tiny_numbers, "SQUARE_READINGS", 2)
     monkeypatch.setattr(tiny_numbers, "SQUARE_COMPARED", 1)
     monkeypatch.setattr(tiny_numbers, "READING_TILES", 28)

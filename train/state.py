@@ -28,14 +28,21 @@ class TrainState:
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up, then cosine."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=min(config.warmup_steps, max(config.steps - 1, 1)),
-        decay_steps=config.steps,
-        end_value=config.learning_rate * config.final_fraction,
-    )
+    """Linear warm-up, then cosine; the same again from each restart on. A run shorter than a restart does not reach it."""
+    cycles = [(0, config.learning_rate), *((start, peak) for start, peak in config.restarts if start < config.steps)]
+    ends = [start for start, _ in cycles[1:]] + [config.steps]
+    schedules = []
+    for (start, peak), end in zip(cycles, ends, strict=True):
+        schedules.append(
+            optax.warmup_cosine_decay_schedule(
+                init_value=0.0,
+                peak_value=peak,
+                warmup_steps=min(config.warmup_steps, max(end - start - 1, 1)),
+                decay_steps=end - start,
+                end_value=peak * config.final_fraction,
+            )
+        )
+    return optax.join_schedules(schedules, ends[:-1])
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ from PIL import Image
 from ...errors import MissingExtraError
 from ..data import Example
 
-__all__ = ["COMPARISONS", "QUESTIONS", "SPLIT_SEED", "Style", "comparison", "digits", "draw", "reading"]
+__all__ = ["COMPARISONS", "QUESTIONS", "SPLIT_SEED", "Style", "comparison", "comparison_in_words", "digits", "draw", "reading"]
 
 SPLIT_SEED = 0
 HELD_OUT = 297
@@ -133,10 +133,28 @@ def draw(
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
+IN_WORDS = ("{} and {}: which number is larger?", "Which is larger, {} or {}?", "Compare {} and {}.")
+
+
 def _number(length: int, rng: np.random.Generator) -> str:
     """A number of exactly this many digits; 0 is one of one digit."""
     low = 0 if length == 1 else 10 ** (length - 1)
     return str(rng.integers(low, 10**length))
+
+
+def _pair(longest: int, rng: np.random.Generator) -> tuple[str, str, str]:
+    """Two unequal numbers and the answer, which names both before it judges: what comes first cannot know what follows.
+
+    Half of the pairs have numbers of equal length, so that counting digits is not enough.
+    """
+    while True:
+        lengths = rng.integers(1, longest + 1, 2)
+        if rng.random() < 0.5:
+            lengths[1] = lengths[0]
+        first, second = (_number(int(n), rng) for n in lengths)
+        if first != second:
+            verdict = "The first." if int(first) > int(second) else "The second."
+            return first, second, f"{first} and {second}. {verdict}"
 
 
 def _ask(pictures: list[Image.Image], question: str, rng: np.random.Generator) -> list[dict]:
@@ -165,18 +183,13 @@ def comparison(
     wide: tuple[bool | None, bool | None] = (None, None),
     style: Style = Style(),
 ) -> Example:
-    """Two pictures of unequal numbers; the answer names both and then the picture with the larger one.
-
-    Half of the pairs have numbers of equal length, so that counting digits is not enough.
-    """
-    while True:
-        lengths = rng.integers(1, longest + 1, 2)
-        if rng.random() < 0.5:
-            lengths[1] = lengths[0]
-        first, second = (_number(int(n), rng) for n in lengths)
-        if first != second:
-            break
-    verdict = "The first." if int(first) > int(second) else "The second."
-    sign = ">" if int(first) > int(second) else "<"
+    """Two pictures of unequal numbers; the answer names both and then the picture with the larger one."""
+    first, second, answer = _pair(longest, rng)
     pictures = [draw(number, held_out, rng, style, w) for number, w in zip((first, second), wide, strict=True)]
-    return Example(_ask(pictures, rng.choice(COMPARISONS), rng), f"{first} {sign} {second}. {verdict}")
+    return Example(_ask(pictures, rng.choice(COMPARISONS), rng), answer)
+
+
+def comparison_in_words(rng: np.random.Generator, longest: int = 4) -> Example:
+    """The same with the numbers in the question and no picture."""
+    first, second, answer = _pair(longest, rng)
+    return Example(_ask([], str(rng.choice(IN_WORDS)).format(first, second), rng), answer)

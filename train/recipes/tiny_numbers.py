@@ -20,25 +20,35 @@ import numpy as np
 from ...config import SmolVLMConfig, SmolVLMTextConfig, SmolVLMVisionConfig
 from ..config import TrainConfig
 from ..data import collate
-from .numbers import Style, comparison, reading
+from .numbers import Style, comparison, comparison_in_words, reading
 from .tiny_tokenizer import write_processor_files
 
 __all__ = ["TILE", "main", "make_batches", "model_config", "train_config"]
 
 TILE = 48
-READINGS, COMPARED = 52, 12  # rows of a step: one picture each, two pictures each
+READINGS, COMPARED, IN_WORDS = 52, 16, 32  # rows of a step: one picture each, two pictures each, none
 DIGIT_STEPS = 150  # one digit more every so many steps
 FREE_FROM, FREE_TO = 500, 2000  # steps over which pictures grow from uniform to free
 # A wide picture makes 1 × 2 tiles and the global view, another 2 × 2 and the global view. Fixed shares keep shapes static.
-SQUARE_READINGS, SQUARE_COMPARED = 13, 6
+SQUARE_READINGS, SQUARE_COMPARED = 13, 8
 READING_TILES = 3 * (READINGS - SQUARE_READINGS) + 5 * SQUARE_READINGS
 COMPARED_TILES = 3 * (2 * COMPARED - SQUARE_COMPARED) + 5 * SQUARE_COMPARED
-READING_LENGTH, COMPARED_LENGTH = 64, 112
+READING_LENGTH, COMPARED_LENGTH, IN_WORDS_LENGTH = 64, 112, 56
 
 
-def train_config(steps: int = 6000) -> TrainConfig:
+STEPS, RESTART = 7800, 6000
+
+
+def train_config(steps: int = STEPS) -> TrainConfig:
     return TrainConfig(
-        steps=steps, learning_rate=2e-3, warmup_steps=200, weight_decay=0.05, beta2=0.98, clip_norm=1.0, checkpoint_every=500
+        steps=steps,
+        learning_rate=2e-3,
+        restarts=((RESTART, 8e-4),),
+        warmup_steps=200,
+        weight_decay=0.05,
+        beta2=0.98,
+        clip_norm=1.0,
+        checkpoint_every=500,
     )
 
 
@@ -79,20 +89,28 @@ def model_config(vocabulary: dict[str, int]) -> SmolVLMConfig:
     )
 
 
-def make_batches(processor, seed: int, step: int) -> tuple[dict, dict]:
-    """The two batches of a step: readings and comparisons."""
+def make_batches(processor, seed: int, step: int) -> tuple[dict, ...]:
+    """The three batches of a step: readings, comparisons of pictures, comparisons in words.
+
+    Long numbers are read more often than short ones, because they are harder; comparing is learned mostly from words, which
+    cost next to nothing.
+    """
     rng = np.random.default_rng([seed, step])
     longest = min(4, 1 + step // DIGIT_STEPS)
     style = Style(free=float(np.clip((step - FREE_FROM) / (FREE_TO - FREE_FROM), 0, 1)))
     square = set(rng.permutation(READINGS)[:SQUARE_READINGS].tolist())
-    readings = [reading(rng, False, int(rng.integers(1, longest + 1)), row not in square, style) for row in range(READINGS)]
+    odds = np.arange(2, 2 + longest) / np.arange(2, 2 + longest).sum()
+    lengths = rng.choice(np.arange(1, 1 + longest), READINGS, p=odds)
+    readings = [reading(rng, False, int(lengths[row]), row not in square, style) for row in range(READINGS)]
     square = set(rng.permutation(2 * COMPARED)[:SQUARE_COMPARED].tolist())
     pairs = [
         comparison(rng, False, longest, (2 * row not in square, 2 * row + 1 not in square), style) for row in range(COMPARED)
     ]
+    words = [comparison_in_words(rng, longest) for _ in range(IN_WORDS)]
     return (
         collate(processor, readings, READING_LENGTH, READING_TILES),
         collate(processor, pairs, COMPARED_LENGTH, COMPARED_TILES),
+        collate(processor, words, IN_WORDS_LENGTH),
     )
 
 
@@ -196,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train", help="train, or continue a run")
     command.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    command.add_argument("--steps", type=int, default=6000)
+    command.add_argument("--steps", type=int, default=STEPS)
     command = commands.add_parser("evaluate", help="exact match on held-out digits")
     command.add_argument("--model", default="tiny")
     command.add_argument("--readings", type=int, default=1000)
