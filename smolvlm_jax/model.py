@@ -70,7 +70,8 @@ def causal_lm_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 class SmolVLMModel(nn.Module):
     """Encoder, connector and decoder without the output head.
 
-    dtype: what activations and matrix products are computed in; parameters keep theirs and are cast at use.
+    dtype: what activations and matrix products are computed in; parameters keep theirs and are cast at use. With float16 the
+    encoder still computes in float32.
     position_ids: rule for the encoder's position ids, "intended" or "transformers-4.56" (see `vision.position_buckets`).
     remat: recompute each layer in the backward pass instead of keeping its activations.
     """
@@ -85,7 +86,9 @@ class SmolVLMModel(nn.Module):
         side, scale = vision.num_patches_per_side, self.config.scale_factor
         if side % scale:  # true of the class defaults: such a config can be written down, but not run
             raise ConfigError(f"a tile has {side} × {side} patches, which scale_factor {scale} does not divide")
-        self.vision_model = SmolVLMVisionTransformer(vision, self.dtype, self.position_ids, self.remat)
+        # Activations of the encoder leave float16's range on ordinary pictures.
+        encoder_dtype = jnp.float32 if jnp.dtype(self.dtype) == jnp.float16 else self.dtype
+        self.vision_model = SmolVLMVisionTransformer(vision, encoder_dtype, self.position_ids, self.remat)
         self.connector = SmolVLMConnector(self.config, self.dtype)
         self.text_model = SmolVLMTextModel(self.config.text_config, self.dtype, self.remat)
 
