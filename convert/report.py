@@ -96,8 +96,9 @@ def _log(value: float | None) -> float:
 def picture(stages: StageReport) -> str:
     """An SVG: the stages from left to right, the relative difference of each run upwards on a logarithmic scale."""
     rows = stages.rows
-    step, left, top, height = 14, 60, 20, 240
-    width = left + step * len(rows) + 20
+    step, left, height, line = 14, 60, 240, 13
+    top = 10 + line * len(stages.runs)
+    width = max(left + step * len(rows) + 20, 320)
     y = lambda value: top + height * (1.0 - _log(value)) / (1.0 - _FLOOR)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + height + 170}" width="{width}" '
@@ -113,9 +114,10 @@ def picture(stages: StageReport) -> str:
         parts.append(
             f'<line x1="{left}" y1="{at:.1f}" x2="{width - 20}" y2="{at:.1f}" stroke="#b91c1c" stroke-dasharray="4 3"/>'
         )
-    for run, colour in zip(stages.runs[1:], _COLOURS * len(stages.runs), strict=False):
-        points = " ".join(f"{left + step * (i + 0.5):.1f},{y(row.relative[run]):.1f}" for i, row in enumerate(rows))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+    for i, (run, colour) in enumerate(zip(stages.runs[1:], _COLOURS * len(stages.runs), strict=False)):
+        dashes = f' stroke-dasharray="{3 * i} {3 * i}"' if i else ""  # two runs that agree lie on one line
+        points = " ".join(f"{left + step * (j + 0.5):.1f},{y(row.relative[run]):.1f}" for j, row in enumerate(rows))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"{dashes}/>')
         first = stages.first_parting(run)
         if first is not None:
             x = left + step * (rows.index(first) + 0.5)
@@ -127,7 +129,7 @@ def picture(stages: StageReport) -> str:
         text = escape(f"{row.prompt} · {row.stage}")
         parts.append(f'<text transform="translate({x:.1f},{at}) rotate(-90)" text-anchor="end">{text}</text>')
     for i, (run, colour) in enumerate(zip(stages.runs[1:], _COLOURS * len(stages.runs), strict=False)):
-        parts.append(f'<text x="{left + 150 * i}" y="12" fill="{colour}">{escape(run)}</text>')
+        parts.append(f'<text x="{left}" y="{line * (i + 1)}" fill="{colour}">{escape(run)}</text>')
     return "".join(parts) + "</svg>"
 
 

@@ -51,7 +51,7 @@ def test_sampling_flags(capsys):
         (["--image", "nowhere.png", "What?"], ["nowhere.png"]),
         (["--image", "not_a_picture.png", "What?"], ["not_a_picture.png"]),
         (["--model", "gigantic", "What?"], ["gigantic", "tiny"]),
-        (["--model", ".", "What?"], ["config.json"]),
+        (["--model", ".", "What?"], ["tokenizer.json"]),
         (["--max-new-tokens", "0", "What?"], ["max_new_tokens"]),
         (["--max-new-tokens", "5000", "What?"], ["prompt too long", "1024"]),
         (["--temperature", "0", "--do-sample", "What?"], ["temperature"]),
