@@ -10,10 +10,18 @@ from flax import linen as nn
 from .attention import attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
+from .errors import InputError
 from .layers import Embedding, Projection, RMSNorm, activation, apply_rotary, rotary_tables
 from .sharding import constrain
 
-__all__ = ["SmolVLMTextModel"]
+__all__ = ["SmolVLMTextModel", "segment_positions"]
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """Positions that restart at 0 wherever the segment changes: int (b, t) -> int32 (b, t)."""
+    columns = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
+    starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return columns - jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
 
 
 class TextAttention(nn.Module):
@@ -94,25 +102,34 @@ class SmolVLMTextModel(nn.Module):
         cache: KVCache | None = None,
         cache_length: int | None = None,
         output_attentions: bool = False,
+        segment_ids: jax.Array | None = None,
     ) -> dict[str, Any]:
         """Run the layers.
 
         inputs_embeds (b, t, d); attention_mask (b, t), or (b, …+t) of which the last t columns count; position_ids (b, t)
         or (1, t), by default the column number, as the reference's bare forward has it. With `cache` the new columns are
         appended to it. Without one but with `cache_length` a new cache of that many columns is returned, made after the
-        layers have attended to the prompt alone. Returns a mapping with `last_hidden_state`, `hidden_states` (input of
+        layers have attended to the prompt alone. segment_ids int (b, t), only without `cache`: several prompts packed into a
+        row, numbered from 1 on, 0 being padding; a token sees its own segment alone, and positions restart with each.
+        Returns a mapping with `last_hidden_state`, `hidden_states` (input of
         each layer, then the normed output), `attentions`, `cache`.
         """
         b, t, _ = inputs_embeds.shape
         valid = jnp.ones((b, t), bool) if attention_mask is None else attention_mask[:, -t:].astype(bool)
         offset = 0 if cache is None else cache.index
+        if segment_ids is not None:
+            if cache is not None:
+                raise InputError("segment_ids are for whole prompts; they cannot be continued with a cache")
+            valid = valid & (segment_ids > 0)
         if position_ids is None:
-            position_ids = (offset + jnp.arange(t))[None]
+            position_ids = (offset + jnp.arange(t))[None] if segment_ids is None else segment_positions(segment_ids)
         rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta, self.dtype)
         if cache is None:
             start = None
             causal = jnp.tril(jnp.ones((t, t), bool))[None]
-            mask = causal if attention_mask is None else causal & valid[:, None, :]
+            mask = causal if attention_mask is None and segment_ids is None else causal & valid[:, None, :]
+            if segment_ids is not None:
+                mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
             after = None
         else:
             start = cache.index % cache.length

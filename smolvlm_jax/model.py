@@ -145,6 +145,7 @@ class SmolVLMModel(nn.Module):
         output_hidden_states: bool = False,
         num_tiles: jax.Array | int | None = None,
         cache_length: int | None = None,
+        segment_ids: jax.Array | None = None,
     ) -> SmolVLMBaseModelOutputWithPast:
         """See `SmolVLMForConditionalGeneration.__call__`."""
         if self.is_initializing():
@@ -172,7 +173,7 @@ class SmolVLMModel(nn.Module):
             length = t + 256 if cache_length is None else cache_length
             if length < t:
                 raise InputError(f"a cache of {length} columns does not hold a prompt of {t} tokens")
-        out = self.text_model(embeds, attention_mask, position_ids, past_key_values, length, output_attentions)
+        out = self.text_model(embeds, attention_mask, position_ids, past_key_values, length, output_attentions, segment_ids)
         return SmolVLMBaseModelOutputWithPast(
             last_hidden_state=out["last_hidden_state"],
             past_key_values=out["cache"],
@@ -245,6 +246,7 @@ class SmolVLMForConditionalGeneration(nn.Module):
         logits_to_keep: int | jax.Array = 0,
         num_tiles: jax.Array | int | None = None,
         cache_length: int | None = None,
+        segment_ids: jax.Array | None = None,
     ) -> SmolVLMCausalLMOutputWithPast:
         """Forward pass; argument names are transformers'.
 
@@ -257,6 +259,8 @@ class SmolVLMForConditionalGeneration(nn.Module):
         or uint8 tiles (N, T, T, 3), flat over the batch, the first `num_tiles` of them real. The k-th block of image tokens,
         rows in order, receives the k-th real tile. pixel_attention_mask: (b, images, T, T).
         image_hidden_states: features (N, tokens, d) already encoded, instead of pixels.
+        segment_ids: int (b, t), several prompts packed into one row, numbered from 1 on, 0 = padding: a token sees its own
+        segment alone, and positions restart with each segment.
         labels: int (b, t), -100 = ignored. logits_to_keep: 0 all, n the last n, or a 1-D array of positions.
 
         Called with concrete arrays, counts of tiles and image tokens that disagree raise InputError. Under tracing the
@@ -277,6 +281,7 @@ class SmolVLMForConditionalGeneration(nn.Module):
             output_hidden_states,
             num_tiles,
             cache_length,
+            segment_ids,
         )
         hidden = out.last_hidden_state
         if not isinstance(logits_to_keep, int):

@@ -199,3 +199,20 @@ def test_gradients_flow_to_every_parameter(tiny_a):
     )(tiny_a.params)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(again), strict=True):
         assert np.abs(a - b).max() <= 2e-5
+
+
+def test_packed_prompts_equal_prompts_alone(tiny_a):
+    """Three prompts in one row, with padding between and behind, against each on its own; pictures of all in one batch."""
+    long, short = tiny_a.ids[0], np.array([5, 9, 77, 3])
+    one_picture = tiny_a.ids[0, : tiny_a.tokens + 3]
+    parts = [(long, tiny_a.pixels), (short, None), (one_picture, tiny_a.pixels[:, 1:])]
+    row, segments, spans = [], [], []
+    for number, (ids, _) in enumerate(parts, 1):
+        spans.append(slice(len(row), len(row) + len(ids)))
+        row += [*ids, 0, 0]
+        segments += [number] * len(ids) + [0, 0]
+    pixels = np.concatenate([tiny_a.pixels, tiny_a.pixels[:, 1:]], axis=1)
+    packed = tiny_a.apply(input_ids=np.array([row]), segment_ids=np.array([segments]), pixel_values=pixels).logits
+    for span, (ids, own) in zip(spans, parts, strict=True):
+        alone = tiny_a.apply(input_ids=ids[None], pixel_values=own).logits
+        assert np.abs(packed[:, span] - alone).max() <= 2e-5
