@@ -3,12 +3,14 @@
 A filtered score is -inf. Arguments are numbers, or arrays (b, 1) with a value for each row.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 from .generation_config import GenerationConfig
 
-__all__ = ["choose", "min_p", "repetition_penalty", "row_keys", "top_k", "top_p"]
+__all__ = ["RowSampling", "choose", "choose_rows", "min_p", "repetition_penalty", "row_keys", "top_k", "top_p"]
 
 
 def repetition_penalty(scores: jax.Array, seen: jax.Array, penalty) -> jax.Array:
@@ -66,3 +68,47 @@ def choose(logits: jax.Array, seen: jax.Array | None, keys: jax.Array, step: jax
         scores = min_p(scores, config.min_p)
     drawn = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))(keys, scores)
     return drawn.astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowSampling:
+    """Sampling arguments that differ from row to row, each (b,): `do_sample` bool, `top_k` int32 (0: off), `seed` uint32, the
+    others float32."""
+
+    do_sample: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
+    seed: jax.Array
+
+
+def choose_rows(logits: jax.Array, seen: jax.Array, rows: RowSampling, step: jax.Array) -> jax.Array:
+    """`choose` with arguments of its own for each row, and the number of tokens drawn before, step (b,), likewise.
+
+    A row draws what `choose` draws for it alone with `seed=[its seed]`. What no row asks for is skipped at run time: sorting
+    the vocabulary costs more than a decode step of a small model.
+    """
+    scores = logits.astype(jnp.float32)
+    column = lambda values: values[:, None]
+
+    def penalized(scores):
+        return repetition_penalty(scores, seen, column(rows.repetition_penalty))
+
+    scores = jax.lax.cond((rows.repetition_penalty != 1).any(), penalized, lambda scores: scores, scores)
+    best = scores.argmax(-1).astype(jnp.int32)
+
+    def draw(scores):
+        scores = scores / column(rows.temperature)
+        ascending = jnp.sort(scores, axis=-1)
+        kth = jnp.take_along_axis(ascending, column(scores.shape[-1] - jnp.clip(rows.top_k, 1, scores.shape[-1])), axis=-1)
+        scores = jnp.where((column(rows.top_k) > 0) & (scores < kth), -jnp.inf, scores)
+        scores = jnp.where(column(rows.top_p) < 1, top_p(scores, column(rows.top_p)), scores)
+        scores = jnp.where(column(rows.min_p) > 0, min_p(scores, column(rows.min_p)), scores)
+        keys = jax.vmap(jax.random.fold_in)(row_keys(rows.seed, scores.shape[0]), step)
+        drawn = jax.vmap(jax.random.categorical)(keys, scores)
+        return jnp.where(rows.do_sample, drawn.astype(jnp.int32), best)
+
+    return jax.lax.cond(rows.do_sample.any(), draw, lambda scores: best, scores)

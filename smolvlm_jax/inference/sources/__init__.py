@@ -1,0 +1,42 @@
+"""Where records come from, one module per source.
+
+A source cuts its input into units of `shard_size` rows, in an order that depends on nothing but the input, and hands out
+each row as a payload: as little work as possible, since one process reads for many workers. `parse`, which makes a Record
+of a payload, runs in the workers.
+
+To add a source, write a module with a subclass of Source and name it in SOURCES.
+"""
+
+import importlib
+import os
+
+from ...errors import InputError
+from .base import Row, Source, Unit
+
+__all__ = ["SOURCES", "Row", "Source", "Unit", "open_source"]
+
+# name -> module and class. The first that claims an input gets it.
+SOURCES = {
+    "jsonl": ("jsonl", "JsonlSource"),
+    "parquet": ("parquet", "ParquetSource"),
+    "media": ("media", "MediaSource"),
+}
+
+
+def open_source(path: str, name: str | None = None, **options) -> Source:
+    """The input at `path`, a file, directory or glob. name: one of SOURCES, by default the first that claims the path.
+
+    options: prompt (for records without one) and columns ((name, the input's name for it), …).
+    Raises InputError if there is no such input, or nothing in it.
+    """
+    if name is not None and name not in SOURCES:
+        raise InputError(f"no source {name!r}; it is one of {', '.join(SOURCES)}")
+    path = os.fspath(path)
+    if not os.path.exists(path) and not any(c in path for c in "*?["):
+        raise InputError(f"no input {path!r}: no such file or directory; a glob has one of * ? [ in it")
+    for key in [name] if name else SOURCES:
+        module, cls = SOURCES[key]
+        source = getattr(importlib.import_module(f".{module}", __name__), cls)
+        if name or source.claims(path):
+            return source(path, **options)
+    raise InputError(f"{path!r} is no input that can be read: it takes JSONL, Parquet, or a directory or glob of pictures")
