@@ -28,11 +28,18 @@ class Ending:
     def push(self, token: int) -> bool:
         """Add a token; True once the answer has ended, after which nothing more may be pushed."""
         self.tokens.append(token)
-        if self._stop and any(s in self._tail() for s in self._stop):
+        if self._stop and self._found(self._tail()) and self._found(self._text(self.tokens)):
             self.reason = "stop"
         elif repeats(self.tokens, self._window):
             self.reason = "repetition"
         return self.reason is not None
+
+    def _found(self, text: str) -> bool:
+        return any(s in text for s in self._stop)
+
+    def _text(self, tokens: list[int]) -> str:
+        # The blank that separates an answer from "Assistant:" is no part of it.
+        return self._decode(tokens).lstrip()
 
     def _tail(self) -> str:
         # A token is at least one byte, hence a stop string of n characters takes at most 4 n of them, the tail's first one,
@@ -42,6 +49,6 @@ class Ending:
     def text(self, stop_tokens: frozenset[int] = frozenset()) -> str:
         """The answer so far, without a stop token at its end, or the stop string and what came with it in one token."""
         ended = self.tokens[-1:] and self.tokens[-1] in stop_tokens
-        text = self._decode(self.tokens[:-1] if ended else self.tokens)
+        text = self._text(self.tokens[:-1] if ended else self.tokens)
         cuts = [at for s in self._stop if (at := text.find(s)) >= 0]
         return text[: min(cuts)] if cuts else text
