@@ -1,4 +1,4 @@
-"""The command line: `smolvlm-jax generate | convert | verify`. Imports nothing heavy before a command runs.
+"""The command line: `smolvlm-jax generate | batch | convert | verify`. Imports nothing heavy before a command runs.
 
 A user's mistake is one line on stderr and exit code 2; `--traceback` shows where it came from.
 """
@@ -22,6 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
 
     from .convert.cli import add_parsers
+    from .inference.cli import add_parser
+
+    add_parser(commands)
 
     add_parsers(commands)
     return parser

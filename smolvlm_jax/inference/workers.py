@@ -29,7 +29,7 @@ class Setup:
 
     directory: str
     parse: Callable[[Any], Record]
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     picture_options: dict[str, Any] = field(default_factory=dict)
 
 

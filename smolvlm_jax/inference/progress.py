@@ -1,0 +1,98 @@
+"""Figures of a running job: a line on a terminal, a summary for a file."""
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Tally"]
+
+_SHOWN_ERRORS = 10
+
+
+class Tally:
+    """Counts rows of this run and of runs before it, and shows how far the job is. Rows may come from any thread.
+
+    statistics: gives the engine's counters, {} while there is no engine. quiet: no line, even on a terminal.
+    """
+
+    def __init__(self, statistics: Callable[[], dict[str, float]], quiet: bool = False):
+        self._statistics, self._lock = statistics, threading.Lock()
+        self._begin = time.perf_counter()
+        self.reasons: Counter = Counter()
+        self.new: Counter = Counter()  # of this run alone
+        self.errors: list[dict[str, Any]] = []
+        self._share, self._reused = 0.0, 0.0
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            form = "{percentage:5.1f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(total=1.0, bar_format=form, mininterval=0.5)
+
+    @property
+    def records(self) -> int:
+        return sum(self.reasons.values())
+
+    def add(self, row: dict[str, Any], share: float, reused: bool = False) -> None:
+        """A row, which stands for this share of the job. reused: it is there from an earlier run."""
+        with self._lock:
+            self.reasons[row["finish_reason"]] += 1
+            if row["error"] is not None and len(self.errors) < _SHOWN_ERRORS:
+                self.errors.append({"id": row["id"], "error": row["error"]})
+            if not reused:
+                self.new.update(records=1, tiles=row["tiles"], prompt_tokens=row["prompt_tokens"], new_tokens=row["new_tokens"])
+            self._share = min(1.0, self._share + share)
+            if reused:
+                self._reused += share
+            if self._bar is not None:
+                self._show(reused)
+
+    def _show(self, reused: bool) -> None:
+        if reused:  # what an earlier run did says nothing about the speed of this one
+            self._bar.initial = self._bar.n = self._bar.last_print_n = min(1.0, self._reused)
+            return
+        rates = self.rates()
+        words = [f"{rates[name]:.3g} {name.split('_')[0]}/s" for name in ("records_per_second", "tiles_per_second")]
+        words.append(f"{rates['new_tokens_per_second']:.3g} tokens/s")
+        if rates["device_idle_share"] is not None:
+            words.append(f"device idle {rates['device_idle_share']:.0%}")
+        if errors := self.reasons["error"]:
+            words.append(f"{errors} errors")
+        self._bar.set_postfix_str(", ".join(words), refresh=False)
+        self._bar.update(self._share - self._bar.n)
+
+    def rates(self) -> dict[str, float | None]:
+        """Of this run, since its first row was asked for; idle share as the engine counts it."""
+        seconds = time.perf_counter() - self._begin
+        statistics = self._statistics()
+        busy = statistics.get("seconds", 0.0)
+        return {
+            "seconds": seconds,
+            **{f"{name}_per_second": self.new[name] / max(seconds, 1e-9) for name in ("records", "tiles", "new_tokens")},
+            "device_idle_share": statistics.get("device_idle_seconds", 0.0) / busy if busy else None,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """records: all of this shard's that have a row; answers and errors: how many of which kind; the rest is about this
+        run alone."""
+        records, errors = self.records, self.reasons["error"]
+        return {
+            "records": records,
+            "answers": records - errors,
+            "errors": errors,
+            "error_share": errors / records if records else 0.0,
+            "finish_reasons": dict(sorted(self.reasons.items())),
+            "first_errors": self.errors,
+            "new_records": self.new["records"],
+            "tiles": self.new["tiles"],
+            "prompt_tokens": self.new["prompt_tokens"],
+            "new_tokens": self.new["new_tokens"],
+            **self.rates(),
+        }
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
