@@ -11,7 +11,7 @@ from .attention import attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError
-from .layers import Embedding, Projection, RMSNorm, activation, apply_rotary, rotary_tables
+from .layers import Embedding, Projection, RMSNorm, activation, apply_rotary, rematerialized, rotary_tables
 from .sharding import constrain
 
 __all__ = ["SmolVLMTextModel", "segment_positions"]
@@ -85,12 +85,12 @@ class SmolVLMTextModel(nn.Module):
 
     config: SmolVLMTextConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self):
         c = self.config
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, ("vocab", "embed"), c.initializer_range, self.dtype)
-        layer = nn.remat(TextLayer, static_argnums=(5, 7)) if self.remat else TextLayer
+        layer = rematerialized(TextLayer, self.remat, static_argnums=(5, 7))
         self.layers = [layer(c, self.dtype) for _ in range(c.num_hidden_layers)]
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype)
 

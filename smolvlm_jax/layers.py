@@ -23,6 +23,7 @@ __all__ = [
     "activation",
     "apply_rotary",
     "matmul_precision",
+    "rematerialized",
     "rotary_tables",
 ]
 
@@ -30,6 +31,21 @@ __all__ = [
 def matmul_precision(dtype) -> jax.lax.Precision | None:
     """Float32 means float32: without this, TPUs multiply f32 in one bf16 pass and GPUs in TF32."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def rematerialized(layer: type[nn.Module], remat: bool | str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
+    """A layer that keeps little for the backward pass. remat: False or "none" keeps everything, True or "full" only the
+    layer's input, "dots" the results of matrix products with weights too, but not of attention's."""
+    policies = {
+        "full": None,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    name = {False: "none", True: "full"}.get(remat, remat)
+    if name == "none":
+        return layer
+    if name not in policies:
+        raise ConfigError(f"remat {remat!r} is none of none, {', '.join(policies)}")
+    return nn.remat(layer, static_argnums=static_argnums, policy=policies[name])
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -61,17 +77,23 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, output = self.equation.split("->")
-        letters = inputs.split(",")[1]
+        given, letters = inputs.split(",")
         kernel = parameter(self, "kernel", nn.initializers.normal(self.initializer_range), self.shape, self.axes)
-        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype))
+        # A product of two plain matrices, with the activations transposed around it. From btd,dnh->bnth or bnth,nhd->btd
+        # itself XLA's CPU backend makes W'x', and copies every kernel on every call.
+        summed = "".join(c for c in letters if c in given)
+        free = "".join(c for c in given if c not in letters)
+        out = "".join(c for c in letters if c not in given)
+        x = jnp.einsum(f"{given}->{free}{summed}", x.astype(self.dtype))
+        kernel = kernel.astype(self.dtype)
+        if len(summed) > 1:
+            x = x.reshape(*x.shape[: len(free)], -1)
+            kernel = kernel.reshape(x.shape[-1], *kernel.shape[len(summed) :])
+        y = jnp.tensordot(x, kernel, 1, precision=matmul_precision(self.dtype))
         if self.use_bias:
-            out = [letters.index(c) for c in output if c in letters]
-            shape, axes = [self.shape[j] for j in out], [self.axes[j] for j in out]
-            bias = parameter(self, "bias", nn.initializers.zeros, shape, axes).astype(self.dtype)
-            # Line the bias up with its letters in the result: heads may stand before the positions.
-            dims = [self.shape[letters.index(c)] if c in letters else 1 for c in output]
-            y = y + bias.reshape(dims)
-        return y
+            shape, axes = zip(*((self.shape[letters.index(c)], self.axes[letters.index(c)]) for c in out), strict=True)
+            y = y + parameter(self, "bias", nn.initializers.zeros, shape, axes).astype(self.dtype)
+        return jnp.einsum(f"{free}{out}->{output}", y)
 
 
 class LayerNorm(nn.Module):

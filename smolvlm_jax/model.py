@@ -73,13 +73,14 @@ class SmolVLMModel(nn.Module):
     dtype: what activations and matrix products are computed in; parameters keep theirs and are cast at use. With float16 the
     encoder still computes in float32.
     position_ids: rule for the encoder's position ids, "intended" or "transformers-4.56" (see `vision.position_buckets`).
-    remat: recompute each layer in the backward pass instead of keeping its activations.
+    remat: recompute each layer in the backward pass instead of keeping its activations: True or "full" all of it, "dots" all
+    but the matrix products with weights.
     """
 
     config: SmolVLMConfig
     dtype: Any = jnp.float32
     position_ids: str = "intended"
-    remat: bool = False
+    remat: bool | str = False
 
     def setup(self):
         vision = self.config.vision_config
@@ -209,7 +210,7 @@ class SmolVLMForConditionalGeneration(nn.Module):
     config: SmolVLMConfig
     dtype: Any = jnp.float32
     position_ids: str = "intended"
-    remat: bool = False
+    remat: bool | str = False
     generation_config: GenerationConfig | None = None
 
     def setup(self):

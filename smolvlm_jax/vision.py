@@ -10,7 +10,7 @@ from flax import linen as nn
 from .attention import attention
 from .config import SmolVLMVisionConfig
 from .errors import ConfigError
-from .layers import Embedding, LayerNorm, Projection, activation, matmul_precision
+from .layers import Embedding, LayerNorm, Projection, activation, matmul_precision, rematerialized
 from .sharding import constrain, parameter
 
 __all__ = ["POSITION_RULES", "SmolVLMVisionTransformer", "normalize_tiles", "patch_mask", "position_buckets"]
@@ -169,11 +169,11 @@ class SmolVLMEncoder(nn.Module):
 
     config: SmolVLMVisionConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: bool | str = False
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, return_weights: bool):
-        layer = nn.remat(SmolVLMEncoderLayer, static_argnums=(3,)) if self.remat else SmolVLMEncoderLayer
+        layer = rematerialized(SmolVLMEncoderLayer, self.remat, static_argnums=(3,))
         states, attentions = [x], []
         for l in range(self.config.num_hidden_layers):
             x, weights = layer(self.config, self.dtype, name=f"layers_{l}")(x, mask, return_weights)
@@ -188,7 +188,7 @@ class SmolVLMVisionTransformer(nn.Module):
     config: SmolVLMVisionConfig
     dtype: Any = jnp.float32
     position_ids: str = "intended"
-    remat: bool = False
+    remat: bool | str = False
 
     @nn.compact
     def __call__(

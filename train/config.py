@@ -1,38 +1,297 @@
-"""`TrainConfig`: the numbers of a training run."""
+"""`TrainConfig`: everything a training run is told, from a recipe (YAML) and `key=value` words or from Python."""
 
-from dataclasses import dataclass
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["TrainConfig"]
+__all__ = ["DataConfig", "EvaluationConfig", "LoraConfig", "MeshConfig", "Source", "TrainConfig", "from_dict", "to_dict"]
+
+PARTS = ("vision", "connector", "text")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Conversations from one place. path: a JSONL or Parquet file, or a directory (Hugging Face dataset, or files of these
+    kinds). weight: how often it is drawn from, against the other sources of the mixture. limit: only its first so many."""
+
+    path: str
+    weight: float = 1.0
+    limit: int | None = None
+
+    def __post_init__(self):
+        if self.weight <= 0 or (self.limit is not None and self.limit < 1):
+            raise ConfigError(f"weight and limit of the source {self.path} must be positive")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from, and how it becomes batches.
+
+    train: the mixture. length: tokens of a row. batch_size: rows of one batch over all devices. packing: put several
+    conversations into a row. tiles_per_row: room for tiles, batch_size times this many a batch; default: as many as a row of
+    image tokens could hold. too_long: "skip" a sample that does not fit, or "drop_pictures", whole ones from the end, until it
+    does. loss_on: "assistant" turns, the "last" of them, or "all" words; never image tokens or padding. shuffle: else in order.
+    workers: processes that read pictures (0: threads). window_rows: rows that are planned together when packing.
+    special_tokens_in_text: see `apply_chat_template`. image_options: arguments of the image processor, such as max_tiles.
+    generated: the name of a built-in generator, instead of `train`.
+    """
+
+    train: tuple[Source, ...] = ()
+    length: int = 2048
+    batch_size: int = 8
+    packing: bool = True
+    tiles_per_row: int | None = None
+    too_long: str = "skip"
+    loss_on: str = "assistant"
+    shuffle: bool = True
+    workers: int = 0
+    window_rows: int = 4
+    special_tokens_in_text: str = "escape"
+    image_options: tuple[tuple[str, Any], ...] = ()
+    generated: str | None = None
+
+    def __post_init__(self):
+        _choice("data.too_long", self.too_long, ("skip", "drop_pictures"))
+        _choice("data.loss_on", self.loss_on, ("assistant", "last", "all"))
+        _choice("data.special_tokens_in_text", self.special_tokens_in_text, ("escape", "error", "allow"))
+        for name in ("length", "batch_size", "window_rows"):
+            _positive(f"data.{name}", getattr(self, name))
+        if self.workers < 0 or (self.tiles_per_row is not None and self.tiles_per_row < 0):
+            raise ConfigError("data.workers and data.tiles_per_row cannot be negative")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: y = x W + (alpha / rank) x A B with A random and B zero at first.
+
+    targets: a regular expression that a projection's whole path matches, such as "text_model/.*/(q|v)_proj"; the paths are
+    those of the parameter tree without "model/" in front and "/kernel" behind.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str = r"text_model/.*_proj"
+
+    def __post_init__(self):
+        _positive("lora.rank", self.rank)
+        _positive("lora.alpha", self.alpha)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 takes the devices that are left. devices: use only the first so many."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    devices: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out conversations; the last assistant turn of each is the wanted answer.
+
+    every: steps between evaluations, besides the one at the end (0: only that). samples: the first so many. batch_size: rows
+    generated together. max_new_tokens: room for an answer. show: samples on the page of examples.
+    """
+
+    path: str
+    every: int = 0
+    samples: int = 500
+    batch_size: int = 16
+    max_new_tokens: int = 64
+    show: int = 50
+
+    def __post_init__(self):
+        for name in ("samples", "batch_size", "max_new_tokens"):
+            _positive(f"evaluation.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimiser, schedule, length and bookkeeping of a run.
+    """Model, data, optimiser, schedule, length and bookkeeping of a run.
 
-    learning_rate: peak; it rises linearly over warmup_steps and falls to final_fraction of itself along a cosine.
+    model: what to start from: a bundled name, a directory or a Hub id; "shape:NAME" for random weights of a published size.
+    output: the run's directory. dtype: what to compute in ("float32", "bfloat16"; default: bfloat16, on CPU float32).
+    param_dtype: of the weights that are trained and of what their gradients are kept in. frozen_dtype: of the frozen base
+    under LoRA; default: dtype.
+
+    learning_rate: peak; it rises linearly over warmup_steps (or warmup_fraction of all steps) and then follows `schedule`:
+    "cosine" or "linear" down to final_fraction of itself, or "constant".
+    learning_rates: peaks of the parts vision, connector, text; a part that is not named has learning_rate, or is frozen under
+    LoRA, whose adapters have learning_rate; 0 freezes.
     restarts: further cycles of the same form, as (first step, peak); the first cycle then ends where the second begins.
-    checkpoint_every, keep: an orbax checkpoint each so many steps, of which the newest `keep` stay.
+    accumulation: batches that make one step. remat: "none", "full" (recompute each layer in the backward pass), "dots" (keep
+    the results of matrix products), "names" of these only. tile_chunk: tiles that one device encodes at a time (default: all).
+    loss_chunk: tokens of one device whose logits exist at a time.
+    checkpoint_every, keep: an orbax checkpoint each so many steps, of which the newest `keep` stay, and the best by
+    evaluation.
+    loggers: "tensorboard" besides metrics.jsonl. distributed: this is one process of a jax job.
+    export: write OUTPUT/model at the end, in Hugging Face format, adapters merged.
     """
 
     steps: int
     learning_rate: float = 1e-4
     warmup_steps: int = 100
+    warmup_fraction: float | None = None
+    schedule: str = "cosine"
     final_fraction: float = 0.0
     restarts: tuple[tuple[int, float], ...] = ()
+    learning_rates: tuple[tuple[str, float], ...] = ()
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
+    epsilon: float = 1e-8
     clip_norm: float = 1.0
+    accumulation: int = 1
+    remat: str = "none"
+    tile_chunk: int | None = None
+    loss_chunk: int = 256
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500
     keep: int = 2
+    model: str = "tiny"
+    output: str = "runs/train"
+    dtype: str | None = None
+    param_dtype: str = "float32"
+    frozen_dtype: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig | None = None
+    loggers: tuple[str, ...] = ()
+    distributed: bool = False
+    export: bool = True
 
     def __post_init__(self):
         if self.steps < 1 or self.learning_rate <= 0 or self.checkpoint_every < 1:
             raise ConfigError(f"steps, learning_rate and checkpoint_every must be positive: {self}")
+        for name in ("accumulation", "loss_chunk", "log_every", "keep", "clip_norm"):
+            _positive(name, getattr(self, name))
+        if self.tile_chunk is not None:
+            _positive("tile_chunk", self.tile_chunk)
         starts = [0, *(start for start, _ in self.restarts)]
         if starts != sorted(set(starts)):
             raise ConfigError(f"restarts must come in order, each after step 0: {self.restarts}")
+        _choice("schedule", self.schedule, ("cosine", "linear", "constant"))
+        _choice("remat", self.remat, ("none", "full", "dots"))
+        for name in ("dtype", "param_dtype", "frozen_dtype"):
+            # Not float16: its range is left by gradients and by the encoder's activations.
+            if getattr(self, name) not in (None, "float32", "bfloat16") or (name == "param_dtype" and self.param_dtype is None):
+                raise ConfigError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
+        for part, rate in self.learning_rates:
+            _choice("a key of learning_rates", part, PARTS)
+            if rate < 0:
+                raise ConfigError(f"the learning rate of {part} is negative")
+        for logger in self.loggers:
+            _choice("an entry of loggers", logger, ("tensorboard",))
+
+    def peak(self, part: str) -> float:
+        """The peak learning rate of vision, connector, text or lora; 0 where it is frozen."""
+        rates = dict(self.learning_rates)
+        if part == "lora":
+            return self.learning_rate
+        return rates.get(part, 0.0 if self.lora is not None else self.learning_rate)
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up."""
+        return self.warmup_steps if self.warmup_fraction is None else max(1, round(self.warmup_fraction * self.steps))
+
+
+def _positive(name: str, value) -> None:
+    if value <= 0:
+        raise ConfigError(f"{name} must be positive, not {value!r}")
+
+
+def _choice(name: str, value, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; the choices are {', '.join(choices)}")
+
+
+def to_dict(config) -> dict[str, Any]:
+    """A config as plain data, which `from_dict` reads."""
+    out = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif entry.name in ("learning_rates", "image_options"):
+            value = dict(value)
+        elif isinstance(value, tuple):
+            value = [to_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v for v in value]
+        out[entry.name] = value
+    return out
+
+
+def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
+    """A config from plain data. Raises ConfigError that names an unknown, missing or ill-typed key and what is known."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where or 'a recipe'} must be a mapping of keys to values, not {data!r}")
+    hints = typing.get_type_hints(cls)
+    known = {entry.name: entry for entry in dataclasses.fields(cls)}
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"unknown key {where}{key!s}; known are {', '.join(known)}")
+    values = {key: _convert(value, hints[key], f"{where}{key}") for key, value in data.items()}
+    required = [n for n, e in known.items() if e.default is e.default_factory is dataclasses.MISSING]
+    missing = [f"{where}{name}" for name in required if name not in values]
+    if missing:
+        raise ConfigError(f"missing: {', '.join(missing)}")
+    return cls(**values)
+
+
+def _convert(value, kind, where: str):
+    """A value as its field's type: YAML 1.1 reads 5e-6 as a string, and a lone path may stand for a list of sources."""
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if dataclasses.is_dataclass(kind):
+        if kind is EvaluationConfig and isinstance(value, str):
+            value = {"path": value}
+        return value if isinstance(value, kind) else from_dict(value, kind, f"{where}.")
+    if typing.get_origin(kind) is tuple:
+        return _convert_tuple(value, typing.get_args(kind), where)
+    try:
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind is int and not isinstance(value, bool):
+            if float(value) == int(float(value)):
+                return int(float(value))
+        elif isinstance(value, kind):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{where} is {value!r}; it needs a value of type {kind.__name__}")
+
+
+def _convert_tuple(value, inner, where: str):
+    if inner[0] is Source:
+        value = [value] if isinstance(value, (str, Mapping)) else value
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {value!r}; it needs a path, or a list of sources")
+        entries = [{"path": v} if isinstance(v, str) else v for v in value]
+        return tuple(_convert(v, Source, f"{where}[{i}]") for i, v in enumerate(entries))
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} is {value!r}; it needs a list")
+    if typing.get_origin(inner[0]) is tuple:
+        kinds = typing.get_args(inner[0])
+        if not all(isinstance(v, (list, tuple)) and len(v) == len(kinds) for v in value):
+            raise ConfigError(f"{where} is {value!r}; it needs groups of {len(kinds)} values")
+        return tuple(tuple(x if k is Any else _convert(x, k, where) for x, k in zip(v, kinds, strict=True)) for v in value)
+    return tuple(_convert(v, inner[0], where) for v in value)
