@@ -98,7 +98,7 @@ class Programs:
     # ---- the programs
 
     def get(self, *key):
-        """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", T, L), ("decode", L)."""
+        """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", T, L), ("decode", L, greedy)."""
         program = self._done.get(key)
         if program is None:
             with activate(self.mesh) if self.mesh is not None else nullcontext():
@@ -144,10 +144,10 @@ class Programs:
         function = self._jit(partial(programs.insert, self.model, self.mesh), ring, donate=(0,))
         return function.lower(ring, self.prefilled(t), lane, lane, lane, lane)
 
-    def _decode_program(self, length: int):
+    def _decode_program(self, length: int, greedy: bool):
         ring = self.ring(length)
         report = self._array((ring.token.shape[0], 2 + self.config.chunk), np.int32)
-        function = self._jit(partial(programs.decode, self.model, self.config.chunk), (ring, report), donate=(1,))
+        function = self._jit(partial(programs.decode, self.model, self.config.chunk, greedy), (ring, report), donate=(1,))
         return function.lower(self._params, ring, self._replicated((), np.int32))
 
     # ---- warm-up
@@ -170,7 +170,11 @@ class Programs:
             fits = [
                 t for t, below in zip(self.buckets, lower, strict=False) if t <= self.config.prefill_tokens or below < length
             ]
-            keys += [("ring", length), ("decode", length), *(("insert", t, length) for t in fits)]
+            keys += [
+                ("ring", length),
+                *(("decode", length, greedy) for greedy in (True, False)),
+                *(("insert", t, length) for t in fits),
+            ]
         return keys
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:

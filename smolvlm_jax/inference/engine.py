@@ -35,13 +35,13 @@ class _Event:
     """Something under way on the device: tokens that will be there, and whose they are.
 
     A prefill's `tokens` are (D, S), and owners come as ((lane, segment), request); a chunk's are its report, owners as
-    (slot, request).
+    (slot, request). since: when the first of its programs was dispatched.
     """
 
     prefill: bool
     tokens: jax.Array
     owners: Sequence[tuple[Any, Active]]
-    ring: Ring | None = None
+    since: float
 
 
 class Engine:
@@ -147,6 +147,7 @@ class Engine:
         self._pool = None
         self._under_way: deque[_Event] = deque()
         self._busy = False
+        self._last_read = 0.0
 
     def _receive(self, feed: Feed, waiting: deque[Arrival]) -> Iterator[Result]:
         """Move arrivals to `waiting`; those that cannot be answered yield their error. Waits only if there is nothing else
@@ -216,10 +217,11 @@ class Engine:
             pack.add(lane, active, ring, row, length)
         if not pack.placed:
             return False
+        begin = time.perf_counter()
         if tiles:
             self._look_ahead(waiting, tiles)
             self._encode(tiles)
-        self._prefill(pack)
+        self._prefill(pack, begin)
         return True
 
     def _worth_it(self, waiting: deque[Arrival]) -> bool:
@@ -283,7 +285,7 @@ class Engine:
             self.stats["encoded_tiles"] += len(now)
             self.stats["encoder_rows"] += size
 
-    def _prefill(self, pack: Pack) -> None:
+    def _prefill(self, pack: Pack, begin: float) -> None:
         t = pack.length
         if self._pool is None:
             self._pool = self.programs.get("pool")()
@@ -301,7 +303,7 @@ class Engine:
                 put = self.programs.get("insert", t, ring.length)
                 for arguments in pack.rounds(ring):
                     ring.state = put(ring.state, out, *arguments)
-        self._start(_Event(True, out.token, [((p.lane, p.segment), p.active) for p in pack.placed]))
+        self._start(_Event(True, out.token, [((p.lane, p.segment), p.active) for p in pack.placed], begin))
         self.stats["prompt_tokens"] += sum(pack.fill)
         self.stats["prefill_columns"] += t * self._lanes
         self.stats["tiles"] += sum(len(p.active.arrival.prepared.tiles) for p in pack.placed)
@@ -314,10 +316,11 @@ class Engine:
             live = ring.live()
             if not live:
                 continue
-            steps = ring.steps(self.config.chunk, ring in wanted)
-            program = self.programs.get("decode", ring.length)
+            steps, begin = ring.steps(self.config.chunk, ring in wanted), time.perf_counter()
+            greedy = all(active.arrival.request.params.greedy for _, active in live)
+            program = self.programs.get("decode", ring.length, greedy)
             ring.state, report = program(self.params, ring.state, np.asarray(steps, np.int32))
-            self._start(_Event(False, report, live, ring))
+            self._start(_Event(False, report, live, begin))
             dispatched = True
             s = self.stats
             s["decode_steps"] += steps
@@ -340,6 +343,10 @@ class Engine:
     def _read(self, event: _Event) -> Iterator[Result]:
         """Wait for tokens and hand them to their requests."""
         tokens = np.asarray(event.tokens)
+        now = time.perf_counter()
+        phase = "prefill_seconds" if event.prefill else "decode_seconds"
+        self.stats[phase] += now - max(event.since, self._last_read)
+        self._last_read = now
         for where, active in event.owners:
             if active.done:
                 continue
@@ -392,5 +399,5 @@ class Engine:
 _COUNTERS = (
     "requests", "errors", "prompt_tokens", "new_tokens", "tiles", "encoded_tiles", "encoder_rows", "prefill_columns",
     "decode_steps", "decode_rows", "decode_live_rows", "cache_columns", "cache_live_columns", "seconds",
-    "device_idle_seconds",
+    "prefill_seconds", "decode_seconds", "device_idle_seconds",
 )  # fmt: skip

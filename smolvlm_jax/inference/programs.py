@@ -211,8 +211,12 @@ def _insert_local(model, state: RingState, prompt: Prefilled, row, segment, star
     )
 
 
-def decode_step(model: SmolVLMForConditionalGeneration, params, state: RingState) -> RingState:
-    """One token for every row that has not finished; the others stand still, and write a column that nobody sees."""
+def decode_step(model: SmolVLMForConditionalGeneration, greedy: bool, params, state: RingState) -> RingState:
+    """One token for every row that has not finished; the others stand still, and write a column that nobody sees.
+
+    greedy: all rows that matter take the best token without penalty. Then nothing of the general case is compiled, which a
+    compiler would plan memory for, and `seen` is left as it is: it matters to rows with a penalty only.
+    """
     live = ~state.finished
     out = model.apply(
         {"params": params},
@@ -221,7 +225,12 @@ def decode_step(model: SmolVLMForConditionalGeneration, params, state: RingState
         position_ids=state.position[:, None],
         past_key_values=state.cache,
     )
-    token = choose_rows(out.logits[:, -1], state.seen, state.rows.sampling, state.drawn)
+    logits, seen = out.logits[:, -1], state.seen
+    if greedy:
+        token = logits.astype(jnp.float32).argmax(-1).astype(jnp.int32)
+    else:
+        token = choose_rows(logits, seen, state.rows.sampling, state.drawn)
+        seen = seen.at[jnp.arange(token.shape[0]), token].max(live)
     token = jnp.where(live, token, state.token)
     drawn = state.drawn + live
     return replace(
@@ -231,12 +240,12 @@ def decode_step(model: SmolVLMForConditionalGeneration, params, state: RingState
         position=state.position + live,
         drawn=drawn,
         finished=state.finished | _stops(model, state.rows, token, drawn),
-        seen=state.seen.at[jnp.arange(token.shape[0]), token].max(live),
+        seen=seen,
     )
 
 
 def decode(
-    model: SmolVLMForConditionalGeneration, chunk: int, params, state: RingState, steps: jax.Array
+    model: SmolVLMForConditionalGeneration, chunk: int, greedy: bool, params, state: RingState, steps: jax.Array
 ) -> tuple[RingState, jax.Array]:
     """Up to `steps` <= chunk steps, fewer if all rows finish before.
 
@@ -246,7 +255,7 @@ def decode(
 
     def body(carry: tuple[jax.Array, RingState, jax.Array]) -> tuple[jax.Array, RingState, jax.Array]:
         step, state, out = carry
-        state = decode_step(model, params, state)
+        state = decode_step(model, greedy, params, state)
         return step + 1, state, jax.lax.dynamic_update_slice(out, state.token[:, None], (0, step))
 
     out = jnp.zeros((state.token.shape[0], chunk), jnp.int32)

@@ -54,6 +54,11 @@ class SamplingParams:
             if not fine:
                 raise InputError(f"{name} is out of range: {getattr(self, name)!r}")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is taken as the model has it."""
+        return not self.do_sample and self.repetition_penalty == 1
+
 
 @dataclass(frozen=True)
 class Prepared:
