@@ -54,7 +54,8 @@ class _Open:
 
 
 class BatchJob:
-    """One shard of a job. make_engine: called once the first record is prepared; an object with generate() and stats.
+    """One shard of a job. make_engine: called once the first record is prepared; makes an Engine, or what has its
+    generate(), stats and processor.
 
     stop(), from any thread, ends admission: `run` then returns as soon as what is in flight has its rows. `park` leaves at
     once. Either way finished rows are in working files, from which another run goes on.
@@ -166,7 +167,7 @@ class BatchJob:
     def _answered(self, result: Result) -> None:
         unit, position, key = result.id
         error, reason, text = result.error, result.finish_reason, result.text
-        if error is None and not (text or "").strip() and reason != "stop":
+        if error is None and not text and reason != "stop" and self._says_nothing(result):
             error = EMPTY
         if error is not None:
             text, reason = None, "error"
@@ -184,6 +185,10 @@ class BatchJob:
                 seconds=round(result.seconds, 6),
             ),
         )
+
+    def _says_nothing(self, result: Result) -> bool:
+        """Whether there is no token in the answer but special ones: a sign of a broken model rather than of a short limit."""
+        return not self._engine.processor.decode(list(result.token_ids), skip_special_tokens=True)
 
     def _write(self, unit: int, position: int, row: dict[str, Any]) -> None:
         entry = self._open[unit]
