@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from smolvlm_jax.inference.records import Record, record_from
+
 ABORTING = b"ABORT! says the decoder of this picture"
 
 # Python imports this module in every process that finds it on PYTHONPATH: a decoder that takes its process along.
@@ -141,6 +143,13 @@ def _healthy(number: int, rng: random.Random, pics: list[str], clips: list[str],
         return {"messages": chat("What happens?", {"type": "video", "path": rng.choice(clips)}), **own}
     body = {"messages": chat("Number?", {"type": "image_url", "image_url": {"url": inline}}), "max_tokens": limit}
     return {"method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def parse(payload) -> Record:
+    """For workers: a payload that is a record as JSON has it; for a string, the modules that are loaded."""
+    if isinstance(payload, str):
+        return Record("modules", error=" ".join(sys.modules))
+    return record_from(payload, "none")
 
 
 # ---- running jobs

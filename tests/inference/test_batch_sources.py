@@ -1,5 +1,6 @@
 """Records and sources: what a line, row or file asks for; units that depend on the input alone."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -24,7 +25,7 @@ def everything(source, shard_size: int) -> list[list]:
     out = []
     for unit in source.units(shard_size):
         rows = list(unit.rows())
-        assert all(a.position < b.position for a, b in zip(rows, rows[1:], strict=False))
+        assert all(a.position < b.position for a, b in itertools.pairwise(rows))
         assert all(row.position < shard_size for row in rows)
         out.append([source.parse(row.payload) for row in rows])
     return out
@@ -121,7 +122,7 @@ def test_units_are_the_same_whoever_reads_which(tmp_path, monkeypatch):
     """A host that reads every third unit finds in them what one that reads all finds, whatever the block size."""
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"id": n, "prompt": "x" * (n * 37 % 200)}) + "\n" for n in range(100)))
-    want = [[n for n in range(start, min(start + 7, 100))] for start in range(0, 100, 7)]
+    want = [list(range(start, min(start + 7, 100))) for start in range(0, 100, 7)]
     for block in (2, 50, 2**20):
         monkeypatch.setattr(jsonl, "_BLOCK", block)
         source = open_source(path)
