@@ -62,8 +62,9 @@ def random_config(seed: int) -> SmolVLMConfig:
     )
 
 
-def scaled(params, seed: int, spread: float = 0.3):
-    """Random parameters with some life in them: norms near 1, the rest of this spread."""
+def scaled(params, seed: int, spread: float = 0.15):
+    """Random parameters with some life in them: norms near 1, the rest of this spread, at which values stay below about 10
+    and float32 leaves room for an absolute tolerance."""
     rng = np.random.default_rng(seed)
     draw = lambda path, x: (1 if path.endswith("scale") else 0) + spread * rng.standard_normal(x.shape).astype(np.float32)
     flat = {k: draw(k, v).astype(np.float32) for k, v in flatten_params(params).items()}
@@ -116,17 +117,18 @@ def test_random_configs_at_every_stage(seed, tmp_path):
     pairs += [(h, stages[f"layer{l}"]) for l, h in enumerate(vision["hidden_states"][1:])]
     pairs += [(vision["last_hidden_state"], stages["post"])]
     pairs += [(ours.image_hidden_states[: len(tiles)], stages["connector"])]
-    # Attention of tiny random models is sharp; 2e-5 relative to the size of what is compared, as they reach 10 and more.
     for got, wanted in pairs:
         wanted = wanted.numpy().reshape(got.shape)
-        assert np.abs(np.asarray(got) - wanted).max() <= TOLERANCE * max(1, np.abs(wanted).max())
+        assert np.abs(np.asarray(got) - wanted).max() <= TOLERANCE
+        assert np.abs(wanted).max() > 0.05
     real = mask == 1
     for got, wanted in [
         *zip(ours.hidden_states, want.hidden_states, strict=True),
         (ours.logits, want.logits),
     ]:
         wanted = wanted.numpy()[real]
-        assert np.abs(np.asarray(got)[real] - wanted).max() <= TOLERANCE * max(1, np.abs(wanted).max())
+        assert np.abs(np.asarray(got)[real] - wanted).max() <= TOLERANCE
+        assert np.abs(wanted).max() > 0.05
     for got, wanted in zip(ours.attentions, want.attentions, strict=True):
         assert np.abs(np.einsum("bnts->btns", got) - np.einsum("bnts->btns", wanted.numpy()))[real].max() <= TOLERANCE
     assert float(ours.loss) == pytest.approx(float(want.loss), rel=TOLERANCE)
