@@ -14,17 +14,20 @@ try:
 except ImportError:  # not POSIX: no lock says whether a runner is alive, so what it left behind stays until a part is whole
     fcntl = None
 
-__all__ = ["HOST", "RUNNER", "remove_dead", "sync_directory", "try_lock", "whole_file", "write_json"]
+__all__ = ["HOST", "remove_dead", "sync_directory", "try_lock", "unique_name", "whole_file", "write_json"]
 
 HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
-# No two runs have the same, whatever machine or container they are on.
-RUNNER = f"{HOST}.{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def unique_name() -> str:
+    """HOST.PID-RANDOM: no two writers have the same, whatever machine, container or run they are of."""
+    return f"{HOST}.{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which becomes `path` when the block ends without an exception, and is gone otherwise."""
-    temporary = path.with_name(f".{path.name}.{RUNNER}.tmp")
+    temporary = path.with_name(f".{path.name}.{unique_name()}.tmp")
     try:
         with open(temporary, "wb") as file:
             try_lock(file)
@@ -55,7 +58,7 @@ def try_lock(file: IO) -> bool:
 
 
 def remove_dead(paths: Iterable[Path], foreign: bool = False) -> None:
-    """Remove files, named .NAME.RUNNER.ENDING, whose runners are dead. Locks tell on this host alone; other hosts' files are
+    """Remove files, named as `unique_name` says, whose writers are dead. Locks tell on this host alone; other hosts' files are
     removed only with `foreign`, which is for when they have become useless."""
     for path in paths:
         ours = f".{HOST}." in path.name

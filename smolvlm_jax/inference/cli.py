@@ -19,6 +19,7 @@ _PICTURES = ("max_tiles", "do_upscale", "do_image_splitting")
 def run_batch(options: argparse.Namespace) -> int:
     """The exit code: 0, 1 where records lack a row or too many have an error, 128 + the signal where one came."""
     from ..checkpoint import resolve
+    from ..processing import SmolVLMProcessor
     from .atomic import write_json
     from .hosts import shard_of
     from .job import BatchJob, Shard
@@ -43,6 +44,7 @@ def run_batch(options: argparse.Namespace) -> int:
     directory = resolve(options.model)
     source = open_source(options.input, options.source, prompt=options.prompt, columns=_columns(options.column))
     pictures = {name: value for name in _PICTURES if (value := getattr(options, name)) is not None}
+    SmolVLMProcessor.from_pretrained(directory, **pictures).count_tokens(512, 512)  # a mistake here would be every record's
     keep = _is_docling(directory) if options.keep_special_tokens is None else options.keep_special_tokens
     agree(folder, _facts(options, directory, source, sampling, pictures, keep), options.force, say)
     setup = Setup(str(directory), source.parse, sampling, pictures)

@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..errors import InputError
 from ..processing.files import read_json
-from .atomic import RUNNER, sync_directory, write_json
+from .atomic import sync_directory, unique_name, write_json
 
 __all__ = ["MANIFEST", "agree", "differences", "model_digest"]
 
@@ -113,7 +113,7 @@ def _set_aside(folder: Path) -> Path:
 
 def _create(path: Path, facts: dict[str, Any]) -> bool:
     """Write the manifest unless there is one; False if there is."""
-    draft = path.with_name(f".manifest.{RUNNER}.tmp")
+    draft = path.with_name(f".manifest.{unique_name()}.tmp")
     write_json(draft, facts)
     try:
         os.link(draft, path)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .atomic import RUNNER, remove_dead, try_lock
+from .atomic import remove_dead, try_lock, unique_name
 from .sinks import Sink, row_line
 
 __all__ = ["Part", "clean_up", "part_name"]
@@ -41,7 +41,7 @@ class Part:
         self.path = self.path_of(folder, index, sink)
         self._offsets: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._own = folder / f".{part_name(index)}.{RUNNER}.rows"
+        self._own = folder / f".{part_name(index)}.{unique_name()}.rows"
         others = [path for path in folder.glob(f".{part_name(index)}.*.rows") if path != self._own]
         self._file = open(self._own, "w+b")  # noqa: SIM115 (open as long as the part is)
         try_lock(self._file)
