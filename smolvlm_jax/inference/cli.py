@@ -23,6 +23,7 @@ def run_batch(options: argparse.Namespace) -> int:
     from .atomic import write_json
     from .hosts import shard_of
     from .job import BatchJob, Shard
+    from .loading import is_docling
     from .manifest import agree
     from .pool import WorkerPool, default_workers
     from .sinks import open_sink
@@ -45,7 +46,7 @@ def run_batch(options: argparse.Namespace) -> int:
     source = open_source(options.input, options.source, prompt=options.prompt, columns=_columns(options.column))
     pictures = {name: value for name in _PICTURES if (value := getattr(options, name)) is not None}
     SmolVLMProcessor.from_pretrained(directory, **pictures).count_tokens(512, 512)  # a mistake here would be every record's
-    keep = _is_docling(directory) if options.keep_special_tokens is None else options.keep_special_tokens
+    keep = is_docling(directory) if options.keep_special_tokens is None else options.keep_special_tokens
     agree(folder, _facts(options, directory, source, sampling, pictures, keep), options.force, say)
     setup = Setup(str(directory), source.parse, sampling, pictures)
     engine = functools.partial(_engine, options, directory, keep)
@@ -87,12 +88,6 @@ def _columns(pairs: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(columns)
 
 
-def _is_docling(directory: Path) -> bool:
-    """Whether the checkpoint writes doctags, which are special tokens: they are its answer, not decoration."""
-    tokenizer = directory / "tokenizer.json"
-    return tokenizer.is_file() and b'"<doctag>"' in tokenizer.read_bytes()
-
-
 def _facts(options, directory: Path, source, sampling, pictures: dict[str, Any], keep: bool) -> dict[str, Any]:
     """What rows depend on. The number of shards is not among it: a restart may have more hosts or fewer."""
     from dataclasses import asdict
@@ -114,31 +109,13 @@ def _facts(options, directory: Path, source, sampling, pictures: dict[str, Any],
 
 
 def _engine(options: argparse.Namespace, directory: Path, keep: bool):
-    from ..checkpoint import load
-    from ..convert.cli import parse_mesh
-    from ..processing import SmolVLMProcessor
-    from ..sharding import make_mesh
-    from .engine import Engine, EngineConfig
+    from .loading import load_engine
 
-    sizes = parse_mesh(options.mesh)
-    import jax
-
-    # A host's own devices only: no collective between hosts, so that any of them may die.
-    devices = jax.local_devices()
-    if sizes is not None:
-        mesh = make_mesh(**sizes, devices=devices)
-    else:
-        mesh = make_mesh(data=-1, devices=devices) if len(devices) > 1 else None
+    config = {name: value for name in ("slots", "ring_lengths") if (value := getattr(options, name)) is not None}
     with warnings.catch_warnings():
         if options.quiet:
             warnings.simplefilter("ignore")
-        model, params = load(directory, dtype=options.dtype, mesh=mesh)
-    processor = SmolVLMProcessor.from_pretrained(directory)
-    config = EngineConfig(
-        keep_special_tokens=keep,
-        **{name: value for name in ("slots", "ring_lengths") if (value := getattr(options, name)) is not None},
-    )
-    return Engine(model, params, processor, config, mesh)
+        return load_engine(directory, dtype=options.dtype, mesh=options.mesh, keep_special_tokens=keep, **config)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.cli import main
 from smolvlm_jax.inference import cli
 from smolvlm_jax.inference.job import EMPTY, BatchJob, Shard
+from smolvlm_jax.inference.loading import is_docling
 from smolvlm_jax.inference.pool import WorkerPool
 from smolvlm_jax.inference.requests import Result, SamplingParams
 from smolvlm_jax.inference.sinks import open_sink
@@ -260,7 +261,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(command, lines, tmp_path, monke
 
 def test_doctags_are_kept_for_the_checkpoints_that_write_them(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "<doctag>"}]}')
-    assert cli._is_docling(tmp_path) and not cli._is_docling(Path(TINY))
+    assert is_docling(tmp_path) and not is_docling(TINY)
 
 
 # ---- signals
