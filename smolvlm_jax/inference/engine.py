@@ -93,12 +93,13 @@ class Engine:
         padding, of cache bytes that live rows used, of the time that the device had nothing to do."""
         s = self.stats
         share = lambda part, whole: part / whole if whole else 0.0
+        padding = lambda used, all_of_it: 1 - used / all_of_it if all_of_it else 0.0
         return {
             **s,
             "compilations": self.programs.compilations,
-            "prefill_padding_share": 1 - share(s["prompt_tokens"], s["prefill_columns"] or s["prompt_tokens"]),
-            "encoder_padding_share": 1 - share(s["encoded_tiles"], s["encoder_rows"] or s["encoded_tiles"]),
-            "decode_padding_share": 1 - share(s["decode_live_rows"], s["decode_rows"] or s["decode_live_rows"]),
+            "prefill_padding_share": padding(s["prompt_tokens"], s["prefill_columns"]),
+            "encoder_padding_share": padding(s["encoded_tiles"], s["encoder_rows"]),
+            "decode_padding_share": padding(s["decode_live_rows"], s["decode_rows"]),
             "live_cache_share": share(s["cache_live_columns"], s["cache_columns"]),
             "device_idle_share": share(s["device_idle_seconds"], s["seconds"]),
         }

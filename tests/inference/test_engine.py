@@ -97,14 +97,29 @@ def test_answers_are_those_of_generate_in_any_order_and_company(tiny, engine):
 
 
 @pytest.mark.parametrize("other", [
-    EngineConfig(ring_lengths=(1024,), slots=(7,), chunk=1, prefill_tokens=64),
+    *(EngineConfig(ring_lengths=(128,), slots=(n,), prefill_tokens=128) for n in (1, 2, 7, 8, 64)),
     EngineConfig(ring_lengths=(128, 512), slots=(2, 9), chunk=16, run_ahead=2, lookahead=3, feature_places=1),
 ])  # fmt: skip
 def test_settings_change_speed_alone(tiny, engine, other):
-    requests = mixed(tiny[2], 40, seed=1)
+    """Whatever number of rows decode together, however many steps or requests ahead."""
+    requests = mixed(tiny[2], 70, seed=1)
     want = {r.id: (r.token_ids, r.text, r.finish_reason) for r in engine.generate(requests)}
     got = {r.id: (r.token_ids, r.text, r.finish_reason) for r in Engine(*tiny, other).generate(requests)}
     assert got == want
+
+
+def test_bfloat16_drifts_within_bounds(tiny, engine):
+    """In bf16 a row's neighbours may tip a near-tie, but answers of the trained model stay what they are in float32, nearly
+    all of them."""
+    requests = [
+        Request(i, prepared=prepare(tiny[2], user(p)), params=SamplingParams(8)) for i, p in enumerate(pictures(60, 11))
+    ]
+    want = {r.id: r.text for r in engine.generate(requests)}
+    half = Engine.from_pretrained("tiny", dtype="bfloat16", ring_lengths=(64,), slots=(16,))
+    got = {r.id: r.text for r in half.generate(requests)}
+    assert sum(got[i] == want[i] for i in want) >= 0.9 * len(want)
+    alone = [next(half.generate([request])).text for request in requests[:20]]
+    assert sum(alone[i] == got[i] for i in range(20)) >= 18
 
 
 def test_a_request_draws_by_its_seed_whatever_stands_beside_it(tiny, engine):
