@@ -23,10 +23,11 @@ def _parser() -> argparse.ArgumentParser:
 
     from .convert.cli import add_parsers
     from .inference.cli import add_parser
+    from .train.cli import add_parser as add_train
 
     add_parser(commands)
-
     add_parsers(commands)
+    add_train(commands)
     return parser
 
 

@@ -90,6 +90,10 @@ class Projection(nn.Module):
             x = x.reshape(*x.shape[: len(free)], -1)
             kernel = kernel.reshape(x.shape[-1], *kernel.shape[len(summed) :])
         y = jnp.tensordot(x, kernel, 1, precision=matmul_precision(self.dtype))
+        if self.has_variable("params", "lora_a"):  # only in trees that an adapter has been put into (train/lora.py)
+            a, b = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_a", "lora_b"))
+            low = jnp.tensordot(x, a.reshape(x.shape[-1], -1), 1, precision=matmul_precision(self.dtype))
+            y = y + jnp.tensordot(low, b, 1, precision=matmul_precision(self.dtype))
         if self.use_bias:
             shape, axes = zip(*((self.shape[letters.index(c)], self.axes[letters.index(c)]) for c in out), strict=True)
             y = y + parameter(self, "bias", nn.initializers.zeros, shape, axes).astype(self.dtype)

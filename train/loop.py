@@ -1,25 +1,69 @@
-"""The training loop: restore, step, log, checkpoint."""
+"""The training loop: restore, step, log, evaluate, checkpoint, and leave in good order when told to stop."""
 
-import json
-import math
-import sys
+import contextlib
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..errors import CheckpointError
 from ..model import SmolVLMForConditionalGeneration
+from .checkpoints import Checkpoints, all_positions
 from .config import TrainConfig
 from .data import prefetch
+from .metrics import Log
 from .state import TrainState, create_state, learning_rate, make_optimizer, state_shardings
 from .step import make_step
 
-__all__ = ["train"]
+__all__ = ["Batches", "Preempted", "fit", "train"]
+
+
+class Preempted(SystemExit):
+    """The process was told to stop (SIGTERM) and has saved where it stands; exit code 143."""
+
+    def __init__(self, step: int):
+        super().__init__(143)
+        self.step = step
+
+
+class Batches(Protocol):
+    """What the loop learns from. `state()` is the position behind the batches taken last."""
+
+    def take(self, step: int) -> Sequence[dict[str, np.ndarray]]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def figures(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class Made:
+    """Batches that are a function of the step."""
+
+    def __init__(self, make: Callable[[int], Sequence[dict[str, np.ndarray]]]):
+        self._make = make
+
+    def take(self, step: int) -> Sequence[dict[str, np.ndarray]]:
+        return self._make(step)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+    def figures(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
 
 
 def train(
@@ -37,57 +81,101 @@ def train(
     `make_batches(step)` returns the batches of a step and depends on nothing but its argument, so a run that was cut off
     continues with the data it would have seen. Metrics are appended to `metrics.jsonl` and shown on a bar (not when piped).
     """
-    import orbax.checkpoint as ocp
-    from tqdm import tqdm
+    return fit(model, params, Made(make_batches), config, mesh, directory, progress=progress)
 
+
+def fit(
+    model: SmolVLMForConditionalGeneration,
+    params,
+    batches: Batches,
+    config: TrainConfig,
+    mesh: Mesh,
+    directory: Path,
+    *,
+    base: dict | None = None,
+    evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
+    progress: bool | None = None,
+) -> TrainState:
+    """As `train`, from any source of batches, which is closed on every way out.
+
+    base: parameters that stay as they are, beside those of the state (LoRA). evaluate(state, step): figures for the log,
+    called every config.evaluation.every steps and at the end; the checkpoint of its step knows them.
+    Raises Preempted after SIGTERM, once a checkpoint is written.
+    """
     directory = Path(directory).absolute()
-    model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it goes on
+    main = jax.process_index() == 0
+    if main:
+        model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it goes on
     optimizer = make_optimizer(config)
-    shardings = state_shardings(model, optimizer, mesh)
-    options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, save_interval_steps=config.checkpoint_every)
-    schedule = learning_rate(config)
-    with ocp.CheckpointManager(directory / "checkpoints", options=options) as manager:
-        state = jax.jit(lambda p: create_state(p, optimizer), out_shardings=shardings)(params)
-        latest = manager.latest_step()
+    shardings = state_shardings(model, optimizer, mesh, config)
+    with contextlib.ExitStack() as stack:
+        stack.callback(batches.close)
+        checkpoints = stack.enter_context(Checkpoints(directory, config.keep))
+        state = jax.jit(lambda p: create_state(p, optimizer, config), out_shardings=shardings)(params)
+        latest = checkpoints.latest()
         if latest is not None:
-            state = _restore(manager, latest, state, shardings)
+            state, positions = checkpoints.restore(latest, state, shardings)
+            batches.restore(positions[jax.process_index() % len(positions)])
         first = int(state.step)
-        step = make_step(model, optimizer, mesh)
-        log = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        show = sys.stderr.isatty() if progress is None else progress
-        bar = tqdm(total=config.steps, initial=first, unit="step", disable=not show)
+        step = make_step(model, optimizer, mesh, config)
+        log = Log(directory, config.steps, first, progress, config.loggers, main)
+        stack.callback(log.close)
+        stopping = stack.enter_context(_told_to_stop())
+        every = 0 if evaluate is None or config.evaluation is None else config.evaluation.every
+
+        def ahead(index: int):
+            taken = batches.take(index)
+            return taken, batches.state(), batches.figures()
+
+        source = prefetch(ahead, first, config.steps, depth=2)
+        stack.callback(source.close)
         pending: list[dict[str, Any]] = []
         started, last = time.perf_counter(), first
-        with log, bar:
-            for index, batches in zip(range(first, config.steps), prefetch(make_batches, first, config.steps), strict=True):
-                state, metrics = step(state, batches)
-                pending.append(metrics)
-                bar.update()
-                done = index + 1
-                if done % config.log_every == 0 or done == config.steps:
-                    seconds, started = time.perf_counter() - started, time.perf_counter()
-                    means = {k: float(np.mean([float(m[k]) for m in pending])) for k in pending[0]}
-                    line = {"step": done, **means, "learning_rate": float(schedule(done)), "step_s": seconds / (done - last)}
-                    line["skipped"] = int(pending[-1]["skipped"])
-                    log.write(json.dumps({k: v if math.isfinite(v) else str(v) for k, v in line.items()}) + "\n")
-                    log.flush()
-                    bar.set_postfix(loss=f"{means['loss']:.4f}", accuracy=f"{means['token_accuracy']:.4f}")
-                    pending, last = [], done
-                if done % config.checkpoint_every == 0 or done == config.steps:
-                    manager.save(done, args=ocp.args.StandardSave(state), force=True)
-        manager.wait_until_finished()
+        schedule = learning_rate(config)
+        for index, (taken, position, figures) in zip(range(first, config.steps), source, strict=True):
+            state, metrics = step(state, taken, base)
+            pending.append(metrics)
+            log.advance()
+            done = index + 1
+            ends = done == config.steps
+            if done % config.log_every == 0 or ends:
+                line = _means(pending)  # waits for the device
+                seconds, started = time.perf_counter() - started, time.perf_counter()
+                line |= {"learning_rate": float(schedule(done)), "step_s": seconds / (done - last)}
+                line |= {"tokens_s": line["tokens"] * (done - last) / seconds} | figures
+                log.write(done, line)
+                pending, last = [], done
+            found = None
+            if evaluate is not None and (ends or (every and done % every == 0)):
+                found = evaluate(state, done)
+                log.write(done, found)
+                started += found.get("evaluation_s", 0.0)
+            stop = bool(stopping) or checkpoints.preempted(done)
+            if done % config.checkpoint_every == 0 or ends or stop or found:
+                checkpoints.save(done, state, all_positions(position), found)
+            if stop and not ends:
+                checkpoints.wait()
+                raise Preempted(done)
     return state
 
 
-def _restore(manager, step: int, state: TrainState, shardings) -> TrainState:
-    import orbax.checkpoint as ocp
+def _means(pending: list[dict[str, Any]]) -> dict[str, Any]:
+    means = {name: float(np.mean([float(m[name]) for m in pending])) for name in pending[0]}
+    means["skipped"] = int(pending[-1]["skipped"])
+    return means
 
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[list]:
+    """A list that is empty until SIGTERM arrives. A job of several processes is told by jax's own handler instead, which all
+    of them agree on; outside the main thread no handler can be set."""
+    told: list[int] = []
     try:
-        return manager.restore(step, args=ocp.args.StandardRestore(target))
-    except (ValueError, KeyError) as error:
-        where = manager.directory
-        raise CheckpointError(
-            f"the checkpoint of step {step} under {where} belongs to another model or optimiser: "
-            f"continue with the configuration it was made with, or start in another directory ({error})"
-        ) from error
+        before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number)) if jax.process_count() == 1 else None
+    except ValueError:
+        before = None
+    try:
+        yield told
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

@@ -1,1 +1,75 @@
-"""Whole training runs, each a module to run."""
+"""Whole training runs: YAML files by name, and generators that make their own data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigError, MissingExtraError
+from ..config import TrainConfig, from_dict
+
+__all__ = ["generated", "load_recipe", "recipe_names", "recipe_path"]
+
+_HERE = Path(__file__).parent
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    return sorted(path.stem for path in _HERE.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """A file, or a built-in recipe by its name. Raises ConfigError that lists the built-in ones."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (_HERE / f"{name}.yaml").is_file():
+        return _HERE / f"{name}.yaml"
+    raise ConfigError(f"no recipe {name!r}: not a file, and not one of the built-in {', '.join(recipe_names())}")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A recipe with `key=value` words applied: dots go into nested settings, values are YAML.
+
+    Raises ConfigError with the file's name for whatever does not fit.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("reading a recipe", "train") from error
+    path = recipe_path(name)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} is not a mapping of keys to values")
+        for word in overrides:
+            key, equals, value = word.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"{word!r} is not KEY=VALUE")
+            _set(data, key.split("."), yaml.safe_load(value), word)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {path.stem}: {error}") from error
+
+
+def _set(data: dict, keys: list[str], value: Any, word: str) -> None:
+    *parents, last = keys
+    for key in parents:
+        if data.get(key) is None:
+            data[key] = {}
+        data = data[key]
+        if not isinstance(data, dict):
+            raise ConfigError(f"{word!r}: {key} is a value, there is nothing below it")
+    data[last] = value
+
+
+def generated(config: TrainConfig, progress: bool | None = None):
+    """Run a recipe that makes its own data."""
+    from . import tiny_numbers
+
+    names = {"tiny-numbers": tiny_numbers.run}
+    if config.data.generated not in names:
+        raise ConfigError(f"data.generated {config.data.generated!r} is none of {', '.join(names)}")
+    return names[config.data.generated](config, progress)

@@ -1,0 +1,96 @@
+"""Checkpoints of a run: written while it goes on, the newest few and the best kept, taken up on any number of devices."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..errors import CheckpointError
+from .state import TrainState
+
+__all__ = ["Checkpoints"]
+
+
+class Checkpoints:
+    """directory/checkpoints/STEP: the state (parameters, moments, counters) and the data position.
+
+    keep: how many of the newest stay. better: the metric by which one more, the best, stays as well. A context manager: leaving
+    it waits for what is being written. A process that is killed while one is written leaves the one before it as the newest.
+    """
+
+    def __init__(self, directory: Path, keep: int, better: str = "exact_match"):
+        import orbax.checkpoint as ocp
+
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=lambda metrics: metrics[better], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides
+        )
+        self._ocp, self._better = ocp, better
+        self.directory = Path(directory).absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, positions: list, metrics: dict[str, float] | None = None) -> None:
+        """Start writing; returns when the state has been copied. positions: the data position of every process."""
+        if step in self._manager.all_steps():
+            return
+        args = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(state), data=self._ocp.args.JsonSave({"positions": positions})
+        )
+        metrics = metrics if metrics and self._better in metrics else None
+        self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def restore(self, step: int, like: TrainState, shardings: TrainState) -> tuple[TrainState, list]:
+        """(state, data positions) of a step, placed as `shardings` say, however many devices it was saved on.
+
+        Raises CheckpointError where it belongs to another model or optimiser.
+        """
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(target), data=self._ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} under {self.directory} belongs to another model or optimiser: continue with "
+                f"the configuration it was made with, or start in another directory ({str(error).splitlines()[0]})"
+            ) from error
+        return restored.state, restored.data["positions"]
+
+    def wait(self) -> None:
+        """Return when everything is written."""
+        self._manager.wait_until_finished()
+
+    def preempted(self, step: int) -> bool:
+        """In a job of several processes: whether the machine has announced that it will stop, agreed on by all of them."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+
+def all_positions(position: Any) -> list:
+    """The data positions of all processes, in their order, on each of them."""
+    if jax.process_count() == 1:
+        return [position]
+    import json
+
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    text = json.dumps(position).encode()
+    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    return [json.loads(bytes(row).decode()) for row in multihost_utils.process_allgather(padded)]

@@ -1,0 +1,48 @@
+"""`smolvlm-jax train RECIPE [key=value …]`. Importing this module imports nothing heavy."""
+
+import argparse
+
+__all__ = ["add_parser"]
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from .recipes import load_recipe
+
+    config = load_recipe(args.recipe, args.overrides)
+    if args.print:
+        import yaml
+
+        from .config import to_dict
+
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        return 0
+    from .runner import run
+
+    result = run(config, progress=False if args.quiet else None)
+    if not args.quiet:
+        metrics = result.metrics
+        shown = ("loss", "token_accuracy", "exact_match", "padding", "skipped")
+        figures = ", ".join(
+            f"{k} {metrics[k]:.4f}" if isinstance(metrics[k], float) else f"{k} {metrics[k]}" for k in shown if k in metrics
+        )
+        print(f"{result.directory}: step {metrics.get('step')}, {figures}")
+        if result.model is not None:
+            print(f"{result.model}: Hugging Face format")
+    return 0
+
+
+def add_parser(subparsers) -> None:
+    """Register the command; it sets `run`, a function from the parsed arguments to an exit code."""
+    command = subparsers.add_parser(
+        "train",
+        help="fine-tune a checkpoint",
+        description="Train as a recipe says: a YAML file, or the name of a built-in one. A run that was cut off is taken up "
+        "where its newest checkpoint stands.",
+    )
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a built-in recipe such as lora-256m")
+    command.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe: steps=100 data.length=1024 lora.rank=8"
+    )
+    command.add_argument("--print", action="store_true", help="print the recipe as it would be run, and stop")
+    command.add_argument("--quiet", action="store_true", help="no bar, no summary")
+    command.set_defaults(run=run_train)

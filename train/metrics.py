@@ -1,0 +1,72 @@
+"""What a run says about itself: lines of JSON, a bar, and TensorBoard where it is asked for."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingExtraError
+
+__all__ = ["Log", "read_metrics"]
+
+
+class Log:
+    """metrics.jsonl in `directory`, appended to; a progress bar on stderr (not when piped, unless `progress` says so); the
+    loggers named. Only the first process of a job writes."""
+
+    def __init__(self, directory: Path, steps: int, first: int, progress: bool | None, loggers: Sequence[str], main: bool):
+        from tqdm import tqdm
+
+        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8") if main else None
+        show = main and (sys.stderr.isatty() if progress is None else progress)
+        self._bar = tqdm(total=steps, initial=first, unit="step", disable=not show, dynamic_ncols=True)
+        self._board = _tensorboard(directory / "tensorboard") if main and "tensorboard" in loggers else None
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line; numbers that are not finite become strings, since JSON has none."""
+        if self._file is None:
+            return
+        plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+        shown = ("loss", "token_accuracy", "exact_match", "padding", "tile_padding", "skipped")
+        text = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in plain.items() if k in shown and (v or k != "skipped")}
+        self._bar.set_postfix(text)
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(directory: Path):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("the TensorBoard logger", "tensorboard") from error
+    return SummaryWriter(str(directory))
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl in the order of steps. Where a run was cut off and went on, a step's last line
+    counts; lines of one step (training, evaluation) are put together."""
+    lines: dict[int, dict] = {}
+    path = Path(directory) / "metrics.jsonl"
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # half a line: the run was killed while it wrote
+        lines[line["step"]] = {**lines.get(line["step"], {}), **line}
+    return [lines[step] for step in sorted(lines)]

@@ -1,0 +1,186 @@
+"""Training data as a stream of batches with a position: shuffled, mixed, sharded over processes, read ahead by workers.
+
+Grain draws, shuffles and mixes records, element i of an endless sequence being a function of i alone, and prepares them in
+worker processes. Rows are put together here, in the main process. The position is two numbers, records taken and rows given out
+since, so it does not depend on how many workers there are; taking it up again reads one window of rows once more.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError, MissingExtraError
+from ..processing import SmolVLMProcessor
+from .config import DataConfig
+from .packing import make_batch, plan_rows
+from .records import open_records
+from .samples import Prepare, Readable, Sample, Skipped
+
+__all__ = ["TrainingData", "dataset"]
+
+_SHOWN = 20  # skipped records that are told in words
+_IDLE = 1000  # skipped records in a row after which there is no point in going on
+
+
+def dataset(config: DataConfig, seed: int):
+    """The endless sequence of records as a Grain dataset: sources shuffled anew in each pass, mixed by their weights."""
+    try:
+        import grain
+        from absl import flags
+    except ImportError as error:
+        raise MissingExtraError("training data", "train") from error
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which a program without absl's main() never parses
+    if not config.train:
+        raise ConfigError("data.train names no source: give a path, or a list of them")
+    parts = []
+    for number, source in enumerate(config.train):
+        part = grain.MapDataset.source(Readable(open_records(source)))
+        if config.shuffle:
+            part = part.seed(seed + number).shuffle()
+        parts.append(part.repeat(None))
+    weights = [source.weight for source in config.train]
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / sum(weights) for w in weights])
+
+
+class TrainingData:
+    """Batches of one process, `accumulation` at a time, stacked.
+
+    processor: directory of the processor's files. index, count: this process among all; it takes every count-th record.
+    Iterate, ask `state()` after each batch, and `close()` at the end: worker processes hold shared memory.
+    """
+
+    def __init__(self, config: DataConfig, processor: str, seed: int, accumulation: int = 1, index: int = 0, count: int = 1):
+        if config.batch_size % count:
+            raise ConfigError(f"data.batch_size {config.batch_size} is not a multiple of the {count} processes of the run")
+        self.config, self.accumulation, self.rows = config, accumulation, config.batch_size // count
+        self._index, self._count, self._seed = index, count, seed
+        self._prepare = Prepare(processor, config)
+        own: SmolVLMProcessor = self._prepare.processor
+        self._pad = own.tokenizer.pad_token_id
+        self._tile_size = own.image_processor.max_image_size["longest_edge"]
+        most = -(-config.length // own.image_seq_len)
+        self.row_tiles = most if config.tiles_per_row is None else config.tiles_per_row
+        self._dataset = dataset(config, seed)
+        self._taken = self._skip = 0
+        self._stream: Iterator | None = None
+        self.counts: Counter[str] = Counter()
+        self.told: list[str] = []
+        self._generator: Iterator | None = None
+
+    # ---- position
+
+    def state(self) -> dict[str, Any]:
+        """The position behind the last batch: plain numbers, for a checkpoint."""
+        counts = {name: int(value) for name, value in self.counts.items()}
+        return {
+            "samples": self._taken,
+            "rows": self._skip,
+            "seed": self._seed,
+            "processes": self._count,
+            "records": [len(open_records(source)) for source in self.config.train],
+            "packing": self.config.packing,
+            "counts": counts,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on behind a batch. Raises CheckpointError where the same position would mean other data."""
+        now = self.state()
+        for name in ("seed", "processes", "records", "packing"):
+            if state.get(name) != now[name]:
+                raise CheckpointError(
+                    f"the checkpoint's data position was taken with {name} {state.get(name)}, this run has {now[name]}: "
+                    "continue with the same data, or start in another output directory"
+                )
+        self.close()
+        self._taken, self._skip = state["samples"], state["rows"]
+        self.counts = Counter(state["counts"])
+
+    # ---- batches
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._generator is None:
+            self._generator = self._rows()
+        batches = []
+        for _ in range(self.accumulation):
+            rows = [next(self._generator) for _ in range(self.rows)]
+            batches.append(make_batch(rows, self.config.length, self.row_tiles * self.rows, self._tile_size, self._pad))
+            self.counts["tokens"] += sum(len(sample) for row in rows for sample in row)
+            self.counts["room"] += self.rows * self.config.length
+            self.counts["tiles"] += sum(len(sample.tiles) for row in rows for sample in row)
+            self.counts["tile_room"] += self.rows * self.row_tiles
+            self.counts["samples"] += sum(len(row) for row in rows)
+        if self.accumulation == 1:
+            return batches[0]
+        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    def _rows(self) -> Iterator[list[Sample]]:
+        """Rows of samples, window by window: a window is planned together, so the position is that of its beginning."""
+        while True:
+            samples, seen, told = self._window()
+            plan = plan_rows(
+                [len(s) for s in samples],
+                [len(s.tiles) for s in samples],
+                self.config.length,
+                self.row_tiles,
+                alone=not self.config.packing,
+            )
+            for number in range(self._skip + 1, len(plan) + 1):
+                self._skip = number
+                if number == len(plan):  # counted with the window's last row, so that taking it up again counts nothing twice
+                    self._skip = 0
+                    self._taken += seen.pop("records")
+                    self.counts += seen
+                    self.told = (self.told + told)[:_SHOWN]
+                yield [samples[n] for n in plan[number - 1]]
+
+    def _window(self) -> tuple[list[Sample], Counter, list[str]]:
+        """The next samples, what was seen on the way to them, and in words what was skipped."""
+        if self._stream is None:
+            self._stream = self._read(self._taken)
+        samples, seen, told, tokens, idle = [], Counter(), [], 0, 0
+        want = self.config.window_rows * self.config.length if self.config.packing else 1
+        while tokens < want:
+            item = next(self._stream)
+            seen["records"] += 1
+            if isinstance(item, Skipped):
+                idle += 1
+                seen[item.reason] += 1
+                told.append(f"{item.reason}: {item.detail}")
+                if idle > _IDLE:
+                    raise ConfigError(f"{_IDLE:,} records in a row make no sample; the last: {item.detail}")
+                continue
+            idle = 0
+            samples.append(item)
+            tokens += len(item)
+            seen["dropped_pictures"] += item.dropped
+        return samples, seen, told
+
+    def _read(self, start: int):
+        """Samples of this process from number `start` of its own on, read ahead."""
+        import grain
+
+        own = self._dataset[self._index + start * self._count :: self._count].map(self._prepare)
+        # Prepared samples wait in memory, megabytes each where pictures are split.
+        ahead = 2 * self.rows
+        if not self.config.workers:
+            return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead)))
+        options = grain.MultiprocessingOptions(num_workers=self.config.workers, per_worker_buffer_size=2)
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        return iter(own.to_iter_dataset(reading).mp_prefetch(options))
+
+    def close(self) -> None:
+        """End the workers and give their shared memory back. Iterating afterwards starts them again."""
+        stream, self._stream, self._generator = self._stream, None, None
+        if stream is not None and hasattr(stream, "close"):
+            stream.close()
+
+    def padding(self) -> dict[str, float]:
+        """Shares of padding among tokens and tiles so far."""
+        share = lambda used, room: 1 - self.counts[used] / self.counts[room] if self.counts[room] else 0.0
+        return {"padding": share("tokens", "room"), "tile_padding": share("tiles", "tile_room")}

@@ -1,0 +1,190 @@
+"""From a conversation to a sample: ids, labels on what is to be learned, tiles. No jax in here: workers run it."""
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, PromptError, SmolVLMError
+from ..processing import SmolVLMProcessor
+from ..processing.fetch import image_size
+from .config import DataConfig
+from .records import messages_of
+
+__all__ = ["IGNORE", "Prepare", "Sample", "Skipped", "label_tokens", "make_sample"]
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """input_ids and labels int32 (t,), labels -100 where nothing is learned; tiles uint8 (n, T, T, 3), or (0, 0, 0, 3);
+    dropped: pictures left out so that the others fit."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    tiles: np.ndarray
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that makes no sample. reason: "too_long" or "faulty"; detail says why, and where it stands."""
+
+    reason: str
+    detail: str
+
+
+@functools.lru_cache(maxsize=8)
+def _answer_header(processor: SmolVLMProcessor) -> tuple[int, ...]:
+    """The ids with which the template opens an answer: "Assistant:" for all published checkpoints but granite-docling."""
+    turn = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
+    without, opened = (processor.apply_chat_template(turn, add_generation_prompt=flag) for flag in (False, True))
+    if not opened.startswith(without) or opened == without:
+        raise PromptError("the chat template does not open answers after what was said before, so their place is not known")
+    return tuple(processor.tokenizer.encode(opened[len(without) :], add_special_tokens=False))
+
+
+def label_tokens(processor: SmolVLMProcessor, messages: Sequence[dict], ids: np.ndarray, learn: str) -> np.ndarray:
+    """Labels int32 (t,) of a tokenised conversation.
+
+    learn: "assistant" every answer and the token that ends it, "last" only the last one, "all" every word and end. Image
+    tokens, markers, timestamps of videos and everything else the template writes into a user's turn are the prompt's.
+    Raises PromptError where the turns are not found: this is decided by ids, not by guessing at strings.
+    """
+    end = processor.tokenizer.eos_token_id
+    ends = np.flatnonzero(ids == end)
+    if len(ends) != len(messages):
+        raise PromptError(f"{len(messages)} turns, but {len(ends)} tokens that end a turn: the template does not mark each end")
+    tokenizer = processor.tokenizer
+    steering = {tokenizer.added_tokens[token] for token in tokenizer.control_tokens} | {processor.image_token_id}
+    words = ~np.isin(ids, list(steering - {end}))
+    if learn == "all":
+        return np.where(words, ids, IGNORE).astype(np.int32)
+    header = _answer_header(processor)
+    learned = np.zeros(len(ids), bool)
+    answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    for k in answers if learn == "assistant" else answers[-1:]:
+        start, stop = (ends[k - 1] + 1 if k else 0), ends[k]
+        # The header stands at the start of the turn, behind a line break at most.
+        found = [at for at in range(start, min(start + 3, stop)) if tuple(ids[at : at + len(header)]) == header]
+        if not found:
+            raise PromptError(f"turn {k} is the assistant's, but does not begin as the template lets an answer begin")
+        learned[found[0] + len(header) : stop + 1] = True
+    return np.where(learned & words, ids, IGNORE).astype(np.int32)
+
+
+def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], config: DataConfig) -> Sample | Skipped:
+    """A conversation as a sample, or why it does not fit into a row. Raises the processor's errors."""
+    options = dict(config.image_options)
+    messages, dropped, needed = _fit(processor, messages, config, options)
+    if messages is None:
+        return Skipped("too_long", needed)
+    out = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="np",
+        pixel_format="uint8",
+        special_tokens_in_text=config.special_tokens_in_text,
+        **options,
+    )
+    ids = out["input_ids"][0].astype(np.int32)
+    tiles = out["pixel_values"][: int(out["num_tiles"])] if "pixel_values" in out else np.zeros((0, 0, 0, 3), np.uint8)
+    if len(ids) > config.length or (config.tiles_per_row is not None and len(tiles) > config.tiles_per_row):
+        return Skipped("too_long", f"{len(ids)} tokens and {len(tiles)} tiles")
+    return Sample(ids, label_tokens(processor, messages, ids, config.loss_on), tiles, dropped)
+
+
+def _videos(messages) -> bool:
+    items = [item for m in messages for item in (m["content"] if isinstance(m["content"], list) else [])]
+    return any(isinstance(item, dict) and item.get("type") == "video" for item in items)
+
+
+def _fit(processor, messages, config: DataConfig, options: dict) -> tuple[list | None, int, str]:
+    """(messages that fit, pictures dropped, what was needed at first), from the headers of the pictures alone."""
+    needed, dropped = "", 0
+    if _videos(messages):  # a video has to be opened to be counted, so it is made and measured
+        return messages, 0, needed
+    while True:
+        tokens = processor.count_prompt_tokens(messages, special_tokens_in_text=config.special_tokens_in_text, **options)[0]
+        tiles = sum(_tile_count(processor, picture, options) for picture in _pictures(messages))
+        needed = needed or f"{tokens} tokens and {tiles} tiles"
+        if tokens <= config.length and (config.tiles_per_row is None or tiles <= config.tiles_per_row):
+            return messages, dropped, needed
+        shorter = _without_last_picture(messages) if config.too_long == "drop_pictures" else None
+        if shorter is None:
+            return None, dropped, needed
+        messages, dropped = shorter, dropped + 1
+
+
+def _pictures(messages) -> list:
+    from ..processing.chat import collect_media, normalize_conversations
+
+    return collect_media(normalize_conversations(messages)[0], "image")[0]
+
+
+def _tile_count(processor, picture, options: dict) -> int:
+    images = processor.image_processor
+    height_width = image_size(picture, images.limits, options.get("exif_transpose", images.exif_transpose))
+    return images.plan(*height_width, **{k: v for k, v in options.items() if k in images.DEFAULTS}).num_tiles
+
+
+def _without_last_picture(messages: list[dict]) -> list[dict] | None:
+    for place in range(len(messages) - 1, -1, -1):
+        content = messages[place]["content"]
+        if isinstance(content, list):
+            for number in range(len(content) - 1, -1, -1):
+                if isinstance(content[number], dict) and content[number].get("type") == "image" and len(content) > 1:
+                    left = [*content[:number], *content[number + 1 :]]
+                    return [*messages[:place], {**messages[place], "content": left}, *messages[place + 1 :]]
+    return None
+
+
+class Prepare:
+    """record -> Sample | Skipped, in whatever process: the processor is read from its directory where it is first needed."""
+
+    def __init__(self, directory: str | os.PathLike, config: DataConfig):
+        self.directory, self.config = os.fspath(directory), config
+        self._processor: SmolVLMProcessor | None = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_processor": None}
+
+    @property
+    def processor(self) -> SmolVLMProcessor:
+        if self._processor is None:
+            self._processor = SmolVLMProcessor.from_pretrained(self.directory)
+        return self._processor
+
+    def __call__(self, element) -> Sample | Skipped:
+        record, folder, place = element
+        if isinstance(record, Skipped):
+            return record
+        try:
+            sample = make_sample(self.processor, messages_of(record, folder), self.config)
+        except (SmolVLMError, OSError) as error:
+            return Skipped("faulty", f"{place}: {error}")
+        return Skipped(sample.reason, f"{place}: {sample.detail}") if isinstance(sample, Skipped) else sample
+
+
+class Readable:
+    """Records as a source for Grain: a line that cannot be read is an element that says so, not an exception."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index):
+        try:
+            return self.records[index]
+        except InputError as error:
+            return Skipped("faulty", f"record {int(index) + 1}: {error}"), "", ""
