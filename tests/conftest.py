@@ -1,7 +1,10 @@
 """Eight fake devices, float32 on the CPU, and the tiny reference checkpoints."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before jax is imported anywhere: sharding is tested on eight devices that one CPU pretends to be.
@@ -11,6 +14,9 @@ if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Compiled programs are kept for the processes that tests start, and for nobody afterwards.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="smolvlm-jax-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import numpy as np
 import pytest

@@ -33,6 +33,7 @@ def persistent_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "smolvlm_jax" / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 class Programs:

@@ -1,7 +1,10 @@
 """The engine against `generate`: an answer depends on its request alone."""
 
 import dataclasses
+import os
 import random
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -279,3 +282,22 @@ def test_settings_that_contradict_the_model_are_refused(tiny):
             SamplingParams(**wrong)
     with pytest.raises(InputError):
         Request(1)
+
+
+def test_compiled_programs_are_kept_on_disk(tmp_path):
+    """A second process finds what the first has compiled; a user's own choice stands."""
+    code = (
+        "import jax; from smolvlm_jax.inference import Engine;"
+        "Engine.from_pretrained('tiny', ring_lengths=(64,), slots=(1,)).programs.get('prefill', 64);"
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    run = lambda **extra: subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **extra}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    home = {"XDG_CACHE_HOME": str(tmp_path / "home")}
+    assert run(**home) == str(tmp_path / "home" / "smolvlm_jax" / "programs")
+    kept = sorted((tmp_path / "home" / "smolvlm_jax" / "programs").glob("*-cache"))
+    assert kept
+    run(**home)
+    assert sorted((tmp_path / "home" / "smolvlm_jax" / "programs").glob("*-cache")) == kept
+    assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")) == str(tmp_path / "own")
