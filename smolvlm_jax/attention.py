@@ -1,4 +1,10 @@
-"""One attention for encoder and decoder: grouped heads, a boolean mask, softmax in float32."""
+"""One attention for encoder and decoder: grouped heads, a boolean mask, softmax in float32; its form chosen here alone.
+
+On accelerators and on meshes two einsums, which their compilers fuse and partition well. XLA's CPU backend is another
+matter: in float32, where large score matrices leave the caches, or where one query meets a whole KV cache, other forms of
+the same sum are up to twice as fast (figures in docs/design.md). The choice follows the platform that a program is compiled
+for, not the process that compiles it: a program for TPU is the same wherever it was lowered.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +12,9 @@ import jax.numpy as jnp
 from .layers import matmul_precision
 
 __all__ = ["attention"]
+
+# Scores of one head, queries × keys, from which on the heads are taken one at a time.
+LARGE = 2**17
 
 
 def attention(
@@ -25,15 +34,68 @@ def attention(
     Scores and softmax are float32. A masked score becomes the lowest finite float32, not -inf: a query that may look
     nowhere (padding) gets finite values, which nothing reads.
     """
+    if return_weights:
+        return _by_einsum(q, k, v, mask)
+    default = lambda *inputs: _by_einsum(*inputs)[0]
+    on_cpu = _form_on_cpu(q, k)
+    if on_cpu is None:
+        return default(q, k, v, mask), None
+    return jax.lax.platform_dependent(q, k, v, mask, cpu=on_cpu, default=default), None
+
+
+def _form_on_cpu(q: jax.Array, k: jax.Array):
+    """What to compute instead of the einsums where the platform is a CPU, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if q.dtype != jnp.float32 or not (mesh.empty or mesh.size == 1):
+        return None
+    if q.shape[2] == 1:
+        return _one_query
+    return _head_by_head if q.shape[2] * k.shape[2] >= LARGE else None
+
+
+def _softmax(scores: jax.Array, mask: jax.Array | None, size: int) -> jax.Array:
+    """Weights of float32 scores (…, s), of which a mask of the same rank says which count."""
+    scores = scores * (size**-0.5)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def _by_einsum(q, k, v, mask) -> tuple[jax.Array, jax.Array]:
     b, n, t, h = q.shape
     kv = k.shape[1]
     precision = matmul_precision(q.dtype)
     grouped = q.reshape(b, kv, n // kv, t, h)
     scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, precision=precision, preferred_element_type=jnp.float32)
-    scores = scores * (h**-0.5)
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    weights = _softmax(scores, None if mask is None else mask[:, None, None], h).astype(q.dtype)
     out = jnp.einsum("bkgts,bksh->bkgth", weights, v, precision=precision)
-    full = weights.reshape(b, n, t, k.shape[2]) if return_weights else None
-    return out.reshape(b, n, t, h), full
+    return out.reshape(b, n, t, h), weights.reshape(b, n, t, k.shape[2])
+
+
+def _one_query(q, k, v, mask) -> jax.Array:
+    """t = 1, float32: multiply and reduce, which read keys and values where they lie; products of matrices this thin want
+    a transposed copy of the keys."""
+    b, n, _, h = q.shape
+    kv = k.shape[1]
+    grouped = q.reshape(b, kv, n // kv, 1, h)
+    scores = (grouped * k[:, :, None]).sum(-1)  # (b, k, g, s)
+    weights = _softmax(scores, None if mask is None else mask[:, None], h)
+    return (weights[..., None] * v[:, :, None]).sum(-2).reshape(b, n, 1, h)
+
+
+def _head_by_head(q, k, v, mask) -> jax.Array:
+    """float32: one row's head after the other as plain products of two matrices; its scores stay in the caches."""
+    b, n, t, h = q.shape
+    kv, s = k.shape[1:3]
+    queries, keys, values = q.reshape(b * n, t, h), k.reshape(b * kv, s, h), v.reshape(b * kv, s, h)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (b, *mask.shape[1:]))
+    precision = matmul_precision(q.dtype)
+
+    def head(i):
+        j = i // (n // kv)
+        scores = jnp.matmul(queries[i], keys[j].T, precision=precision)
+        weights = _softmax(scores, None if mask is None else mask[i // n], h)
+        return jnp.matmul(weights, values[j], precision=precision)
+
+    return jax.lax.map(head, jnp.arange(b * n)).reshape(b, n, t, h)

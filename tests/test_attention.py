@@ -1,0 +1,117 @@
+"""Every form of attention is the same function, the platform of the program chooses among them, and decoding copies nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smolvlm_jax import attention as module
+from smolvlm_jax import make_mesh
+from smolvlm_jax.attention import attention
+from smolvlm_jax.layers import Projection
+from smolvlm_jax.sharding import activate
+
+TOLERANCE = 2e-6
+# rows, query heads, key/value heads, queries, keys, mask
+SHAPES = {
+    "one query": (2, 6, 2, 1, 24, (2, 1, 24)),
+    "one query, one mask for all rows": (2, 6, 2, 1, 24, (1, 1, 24)),
+    "one query, no mask": (1, 3, 3, 1, 24, None),
+    "a chunk beside a cache": (2, 9, 3, 6, 24, (2, 6, 24)),
+    "causal": (2, 6, 2, 12, 12, (1, 12, 12)),
+    "patches": (3, 4, 4, 12, 12, (3, 1, 12)),
+    "all patches": (2, 4, 4, 12, 12, None),
+}
+
+
+def make(name: str):
+    rng = np.random.default_rng(len(name))
+    b, n, kv, t, s, mask_shape = SHAPES[name]
+    q, k, v = (rng.standard_normal(shape, np.float32) for shape in ((b, n, t, 8), (b, kv, s, 8), (b, kv, s, 8)))
+    mask = None
+    if mask_shape:
+        mask = np.tril(np.ones((t, t), bool))[None] if name == "causal" else rng.random(mask_shape) > 0.4
+        mask[..., 0] = True
+    return q, k, v, mask
+
+
+def plainly(q, k, v, mask):
+    """In float64, a query head and a row at a time."""
+    b, n, t, h = q.shape
+    out = np.empty(q.shape)
+    for i in range(b):
+        for j in range(n):
+            kv = j // (n // k.shape[1])
+            scores = q[i, j].astype(np.float64) @ k[i, kv].T / np.sqrt(h)
+            if mask is not None:
+                scores = np.where(np.broadcast_to(mask, (b, t, k.shape[2]))[i], scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[i, j] = weights / weights.sum(-1, keepdims=True) @ v[i, kv]
+    return out
+
+
+@pytest.fixture
+def all_large(monkeypatch):
+    """Shapes of a test's size count as large."""
+    monkeypatch.setattr(module, "LARGE", 1)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_values_and_gradients(name, all_large):
+    q, k, v, mask = make(name)
+    expected = plainly(q, k, v, mask)
+    by_einsum, weights = attention(q, k, v, mask, return_weights=True)
+    chosen, none = jax.jit(lambda *inputs: attention(*inputs, mask))(q, k, v)
+    assert none is None and weights.shape == (*q.shape[:3], k.shape[2])
+    assert np.abs(by_einsum - expected).max() <= TOLERANCE
+    assert np.abs(chosen - expected).max() <= TOLERANCE
+
+    def gradients(**options):
+        loss = lambda *inputs: jnp.sin(attention(*inputs, mask, **options)[0]).sum()
+        return jax.jit(jax.grad(jax.checkpoint(loss), (0, 1, 2)))(q, k, v)
+
+    for ours, theirs in zip(gradients(), gradients(return_weights=True), strict=True):
+        assert np.abs(ours - theirs).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["one query", "causal"])
+def test_the_platform_of_the_program_chooses(name, all_large):
+    q, k, v, mask = make(name)
+    fn = lambda *inputs: attention(*inputs, mask)[0]
+    by_einsum = lambda text: "stablehlo.while" not in text and text.count("stablehlo.dot_general") == 2
+    for platform, wanted in (("cpu", False), ("tpu", True), ("cuda", True)):
+        assert by_einsum(jax.export.export(jax.jit(fn), platforms=[platform])(q, k, v).mlir_module()) == wanted
+    # On a CPU too it is the einsums in anything but float32, and on a mesh.
+    assert by_einsum(jax.jit(fn).lower(*(x.astype(jnp.bfloat16) for x in (q, k, v))).as_text())
+    if len(jax.devices()) > 1:
+        with activate(make_mesh()):
+            assert by_einsum(jax.jit(fn).lower(q, k, v).as_text())
+
+
+def test_small_scores_stay_in_one_product():
+    q, k, v, mask = make("causal")
+    assert "stablehlo.while" not in jax.jit(lambda *inputs: attention(*inputs, mask)[0]).lower(q, k, v).as_text()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_decode_step_copies_neither_cache_nor_kernels(rows):
+    """Buffers are updated in place, and neither they nor the kernels are transposed for the products."""
+    length, kv, h, d = 512, 3, 64, 192
+    buffer = jax.ShapeDtypeStruct((rows, kv, length, h), jnp.float32)
+    projections = [
+        Projection("btd,dnh->bnth", (d, 9, h), ("embed", "heads", None)),
+        Projection("bnth,nhd->btd", (9, h, d), ("heads", None, "embed")),
+    ]
+
+    def step(keys, values, first, last, x, new, mask, start):
+        keys, values = (jax.lax.dynamic_update_slice(y, new, (0, 0, start, 0)) for y in (keys, values))
+        q = projections[0].apply({"params": {"kernel": first}}, x)
+        return keys, values, projections[1].apply({"params": {"kernel": last}}, attention(q, keys, values, mask)[0])
+
+    shapes = [(d, 9, h), (9, h, d), (rows, 1, d), (rows, kv, 1, h)]
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    inputs += [jax.ShapeDtypeStruct((rows, 1, length), bool), jax.ShapeDtypeStruct((), jnp.int32)]
+    memory = jax.jit(step, donate_argnums=(0, 1)).lower(buffer, buffer, *inputs).compile().memory_analysis()
+    size = 4 * rows * kv * length * h
+    assert memory.alias_size_in_bytes >= 2 * size
+    assert memory.temp_size_in_bytes < min(size, 4 * d * 9 * h)
