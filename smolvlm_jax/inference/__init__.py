@@ -11,6 +11,7 @@ _EXPORTS = {
     "Prepared": "smolvlm_jax.inference.requests",
     "Request": "smolvlm_jax.inference.requests",
     "Result": "smolvlm_jax.inference.requests",
+    "SamplingParams": "smolvlm_jax.inference.requests",
     "prepare": "smolvlm_jax.inference.requests",
 }
 

@@ -38,6 +38,8 @@ def run_batch(options: argparse.Namespace) -> int:
     if workers < 0 or options.record_timeout <= 0:
         raise InputError("--workers and --record-timeout cannot be negative, nor the time limit 0")
     index, count = shard_of(options.shard_index, options.num_shards)
+    if options.shard_index is None and count > 1:
+        say(f"this is shard {index} of {count}, as the launcher's environment says")
     shard = Shard(index, count, options.shard_size)
     folder, sink, sampling = Path(options.output), open_sink(options.format), _sampling(options)
     if folder.exists() and not folder.is_dir():

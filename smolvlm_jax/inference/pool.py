@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..errors import SmolVLMError
+from ..errors import InputError, SmolVLMError
 from .workers import Made, Preparer, Setup, receive
 
 __all__ = ["WorkerPool", "default_workers"]
@@ -25,7 +25,10 @@ _SERVE = "from smolvlm_jax.inference.workers import serve; serve({})"
 
 
 def default_workers() -> int:
-    """One per core that may be used, less one for the process that feeds the device; at most 64."""
+    """One per core that may be used, less one for the process that feeds the device; at most 64. None where there is no
+    POSIX, whose sockets they are handed."""
+    if os.name != "posix":
+        return 0
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable - 1, 64))
 
@@ -35,6 +38,8 @@ class WorkerPool:
     dead. A record during which its worker dies twice becomes an error."""
 
     def __init__(self, setup: Setup, workers: int, timeout: float = 120.0):
+        if workers and os.name != "posix":
+            raise InputError("worker processes need a POSIX system; prepare records in this process with --workers 0")
         self._setup, self._timeout, self.size = setup, timeout, workers
         self.deaths = 0
         self._closed = threading.Event()

@@ -158,8 +158,8 @@ def parse(payload) -> Record:
 def start(source: Path, out: Path, *flags: str, plugins: Path | None = None, **options) -> subprocess.Popen:
     """A batch job in a process of its own."""
     command = [sys.executable, "-m", "smolvlm_jax", "batch", str(source), str(out), *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(plugins), **pipes, **options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(command, env=environment(plugins), text=True, **options)
 
 
 def finished_rows(out: Path) -> int:

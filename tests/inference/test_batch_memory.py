@@ -1,0 +1,69 @@
+"""Memory and the line on a terminal: what a job shows and takes does not grow with its input."""
+
+import json
+import os
+import re
+import time
+
+import pytest
+
+psutil = pytest.importorskip("psutil", reason="watches processes with psutil: pip install 'smolvlm-jax[test]'")
+
+import batch_corpus as corpus
+
+
+def test_a_hundred_thousand_records_in_the_memory_of_a_thousand(tmp_path):
+    """Text only, one new token: resident memory grows by at most 50 MB from record 1,000 to record 100,000."""
+    source, out = tmp_path / "records.jsonl", tmp_path / "out"
+    with open(source, "w") as file:
+        for n in range(100_000):
+            file.write(json.dumps({"id": n, "prompt": f"{n} and {n * 7 % 9999}: which number is larger?"}) + "\n")
+    process = corpus.start(source, out, "--max-new-tokens", "1", "--workers", "1", "--shard-size", "1000", "--quiet")
+    job, early, late = psutil.Process(process.pid), 0, 0
+    while process.poll() is None:
+        parts = len(list(out.glob("part-*")))
+        try:
+            resident = job.memory_info().rss
+        except psutil.NoSuchProcess:
+            break
+        if 1 <= parts:
+            early = early or resident
+        if parts >= 90:
+            late = max(late, resident)
+        time.sleep(0.1)
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    summary = json.loads(printed)
+    assert summary["records"] == summary["answers"] == 100_000
+    assert early and late
+    print(
+        f"{early / 1e6:.0f} MB at record 1,000, {late / 1e6:.0f} MB at 100,000, {summary['records_per_second']:.0f} records/s"
+    )
+    assert late - early <= 50e6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pretends a terminal with a pseudo terminal")
+def test_the_line_on_a_terminal(tmp_path):
+    import pty
+
+    source, out = tmp_path / "records.jsonl", tmp_path / "out"
+    lines = [json.dumps({"id": n, "prompt": f"{n}?", "max_new_tokens": 2}) for n in range(300)] + ["{"]
+    source.write_text("\n".join(lines))
+    ours, theirs = pty.openpty()
+    process = corpus.start(source, out, "--shard-size", "50", "--workers", "1", stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    process.communicate()
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0, text
+    assert re.search(r"%\|.*records/s.*tiles/s.*tokens/s.*device idle \d+%", text), text
+    assert "1 errors" in text
