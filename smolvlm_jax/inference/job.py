@@ -55,7 +55,7 @@ class _Open:
 
 class BatchJob:
     """One shard of a job. make_engine: called once the first record is prepared; makes an Engine, or what has its
-    generate(), stats and processor.
+    generate(), stats, summary() and processor.
 
     stop(), from any thread, ends admission: `run` then returns as soon as what is in flight has its rows. `park` leaves at
     once. Either way finished rows are in working files, from which another run goes on.
@@ -77,7 +77,8 @@ class BatchJob:
         self._lock = threading.Lock()  # guards _open and the decision to finish a part
         self._stopping, self._all_read = threading.Event(), False
         self._flushed = time.monotonic()
-        self.tally = Tally(lambda: getattr(self._engine, "stats", {}), quiet)
+        self._began = 0.0
+        self.tally = Tally(self._statistics, quiet)
         self.parts = 0
 
     @property
@@ -103,6 +104,7 @@ class BatchJob:
             first = next(requests, None)
             if first is not None:  # a finished shard needs no model
                 self._engine = self._make_engine()
+                self._began = time.perf_counter()
                 with contextlib.closing(self._engine.generate(chain([first], requests))) as results:
                     for result in results:
                         self._answered(result)
@@ -115,7 +117,15 @@ class BatchJob:
     def summary(self) -> dict[str, Any]:
         complete = self._all_read and not self._open
         place = {"shard_index": self._shard.index, "num_shards": self._shard.count, "complete": complete, "parts": self.parts}
-        return {**place, **self.tally.summary(), "worker_deaths": self._pool.deaths}
+        engine = {} if self._engine is None else self._engine.summary()
+        return {**place, **self.tally.summary(), "worker_deaths": self._pool.deaths, "engine": engine}
+
+    def _statistics(self) -> dict[str, float]:
+        """The engine's counters so far; it adds up its seconds only in the end."""
+        if self._engine is None:
+            return {}
+        stats = self._engine.stats
+        return {**stats, "seconds": stats["seconds"] or time.perf_counter() - self._began}
 
     # ---- records to requests
 

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = ["Tally"]
 
 _SHOWN_ERRORS = 10
+_SHOW_SECONDS = 0.5
 
 
 class Tally:
@@ -24,13 +25,13 @@ class Tally:
         self.reasons: Counter = Counter()
         self.new: Counter = Counter()  # of this run alone
         self.errors: list[dict[str, Any]] = []
-        self._share, self._reused = 0.0, 0.0
+        self._share, self._reused, self._shown = 0.0, 0.0, 0.0
         self._bar = None
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
             form = "{percentage:5.1f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
-            self._bar = tqdm(total=1.0, bar_format=form, mininterval=0.5)
+            self._bar = tqdm(total=1.0, bar_format=form, mininterval=0)
 
     @property
     def records(self) -> int:
@@ -47,13 +48,14 @@ class Tally:
             self._share = min(1.0, self._share + share)
             if reused:
                 self._reused += share
-            if self._bar is not None:
-                self._show(reused)
+            if self._bar is not None and (now := time.perf_counter()) - self._shown > _SHOW_SECONDS:
+                self._shown = now
+                self._show()
 
-    def _show(self, reused: bool) -> None:
-        if reused:  # what an earlier run did says nothing about the speed of this one
-            self._bar.initial = self._bar.n = self._bar.last_print_n = min(1.0, self._reused)
-            return
+    def _show(self) -> None:
+        # What an earlier run did says nothing about the speed of this one.
+        self._bar.initial = min(1.0, self._reused)
+        self._bar.n = self._share
         rates = self.rates()
         words = [f"{rates[name]:.3g} {name.split('_')[0]}/s" for name in ("records_per_second", "tiles_per_second")]
         words.append(f"{rates['new_tokens_per_second']:.3g} tokens/s")
@@ -61,8 +63,7 @@ class Tally:
             words.append(f"device idle {rates['device_idle_share']:.0%}")
         if errors := self.reasons["error"]:
             words.append(f"{errors} errors")
-        self._bar.set_postfix_str(", ".join(words), refresh=False)
-        self._bar.update(self._share - self._bar.n)
+        self._bar.set_postfix_str(", ".join(words))
 
     def rates(self) -> dict[str, float | None]:
         """Of this run, since its first row was asked for; idle share as the engine counts it."""
@@ -95,4 +96,5 @@ class Tally:
 
     def close(self) -> None:
         if self._bar is not None:
+            self._show()
             self._bar.close()

@@ -22,6 +22,9 @@ class Double:
         self.seen: list = []
         self.closed = False
 
+    def summary(self) -> dict:
+        return dict(self.stats)
+
     def answer(self, request) -> Result:
         ids = [int(i) for i in request.prepared.input_ids]
         limit = request.params.max_new_tokens
