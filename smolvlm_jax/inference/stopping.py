@@ -25,6 +25,9 @@ def stop_on_signals(job: BatchJob, grace: float = GRACE_SECONDS) -> Iterator[lis
     """Inside, a signal stops `job`; the list yielded holds the signals that came. If the job has not returned after `grace`
     seconds, or a second signal comes, its finished rows are written and the process ends with 128 + the signal's number."""
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield came
+        return
     ours, wake = socket.socketpair()
     wake.setblocking(False)
     ours.setblocking(True)

@@ -324,6 +324,22 @@ def test_a_job_that_is_stuck_on_the_device_is_parked(lines, tmp_path, hang):
     assert run(lines, out)["records"] == 100 and len(corpus.rows_of(out)) == 100
 
 
+def test_a_job_in_a_thread_leaves_signals_alone(lines, tmp_path):
+    from smolvlm_jax.inference.stopping import stop_on_signals
+
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with batch(lines, tmp_path / "out") as job, stop_on_signals(job):
+            found.append(signal.getsignal(signal.SIGTERM))
+            found.append(job.run()["records"])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before, 100]
+
+
 def test_signals_are_as_before_when_the_job_is_over(lines, tmp_path):
     from smolvlm_jax.inference.stopping import stop_on_signals
 

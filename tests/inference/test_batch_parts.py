@@ -258,6 +258,16 @@ def test_half_an_answer_is_a_mistake(index, count, environment, words):
         shard_of(index, count, environment)
 
 
+def test_an_initialised_jax_is_asked_last(monkeypatch):
+    import jax
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    monkeypatch.setattr(jax, "process_count", lambda: 5)
+    assert shard_of(None, None, {}) == (3, 5)
+    assert shard_of(None, None, {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}) == (1, 2)
+
+
 def test_a_shard_has_a_size():
     with pytest.raises(InputError, match="shard_size"):
         Shard(0, 1, 0)
