@@ -25,7 +25,8 @@ _IDLE = 1000  # skipped records in a row after which there is no point in going 
 
 
 def dataset(config: DataConfig, seed: int):
-    """The endless sequence of records as a Grain dataset: sources shuffled anew in each pass, mixed by their weights."""
+    """(the endless sequence of records as a Grain dataset, records of each source): sources shuffled anew in each pass, mixed
+    by their weights."""
     try:
         import grain
         from absl import flags
@@ -35,14 +36,17 @@ def dataset(config: DataConfig, seed: int):
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which a program without absl's main() never parses
     if not config.train:
         raise ConfigError("data.train names no source: give a path, or a list of them")
-    parts = []
+    parts, lengths = [], []
     for number, source in enumerate(config.train):
-        part = grain.MapDataset.source(Readable(open_records(source)))
+        records = open_records(source)
+        lengths.append(len(records))
+        part = grain.MapDataset.source(Readable(records))
         if config.shuffle:
             part = part.seed(seed + number).shuffle()
         parts.append(part.repeat(None))
     weights = [source.weight for source in config.train]
-    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / sum(weights) for w in weights])
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / sum(weights) for w in weights])
+    return mixed, lengths
 
 
 class TrainingData:
@@ -63,7 +67,7 @@ class TrainingData:
         self._tile_size = own.image_processor.max_image_size["longest_edge"]
         most = -(-config.length // own.image_seq_len)
         self.row_tiles = most if config.tiles_per_row is None else config.tiles_per_row
-        self._dataset = dataset(config, seed)
+        self._dataset, self._records = dataset(config, seed)
         self._taken = self._skip = 0
         self._stream: Iterator | None = None
         self.counts: Counter[str] = Counter()
@@ -80,7 +84,7 @@ class TrainingData:
             "rows": self._skip,
             "seed": self._seed,
             "processes": self._count,
-            "records": [len(open_records(source)) for source in self.config.train],
+            "records": self._records,
             "packing": self.config.packing,
             "counts": counts,
         }

@@ -1,0 +1,92 @@
+"""What the tests of training share: a model of one layer each, and conversations on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from smolvlm_jax.train.recipes import numbers, photographs, tiny_numbers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_records(folder: Path, count: int, seed: int = 0, name: str = "train") -> Path:
+    """JSONL with pictures of numbers: readings, comparisons of two pictures, and comparisons in words."""
+    rng = np.random.default_rng(seed)
+    kinds = (
+        lambda: numbers.reading(rng, False),
+        lambda: numbers.comparison(rng, False, 2),
+        lambda: numbers.comparison_in_words(rng),
+    )
+    photographs._save([kinds[i % 3]() for i in range(count)], folder, name)
+    return folder / f"{name}.jsonl"
+
+
+def small_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A Hugging Face directory with random weights: the bundled model's shapes with one layer each, and its processor."""
+    from smolvlm_jax import SmolVLMForConditionalGeneration, init_params, save_hf
+
+    files = folder / "files"
+    config = tiny_numbers.prepare(files)
+    config = config.replace(
+        vision_config=config.vision_config.replace(num_hidden_layers=1),
+        text_config=config.text_config.replace(num_hidden_layers=1),
+    )
+    model = SmolVLMForConditionalGeneration(config)
+    save_hf(folder / "model", model, init_params(model, seed), companions=files)
+    return folder / "model"
+
+
+def recipe(folder: Path, model: Path, **changes) -> Path:
+    """A recipe file of a small run on two fake devices at most; changes replace whole keys, nested ones as a mapping."""
+    import yaml
+
+    data = {
+        "model": str(model),
+        "output": str(folder / "run"),
+        "steps": 6,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "mesh": {"devices": 1},
+        "data": {"train": str(folder / "train.jsonl"), "length": 192, "batch_size": 4, "tiles_per_row": 12},
+    }
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            data[key] = {**data[key], **value}
+        else:
+            data[key] = value
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def environment(devices: int = 1, **more) -> dict[str, str]:
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **more,
+    }
+
+
+def start(recipe: Path, *words: str, devices: int = 1, **more) -> subprocess.Popen:
+    """`smolvlm-jax train` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "smolvlm_jax", "train", str(recipe), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(devices, **more),
+        cwd=ROOT,
+    )
+
+
+def losses(directory: Path) -> dict[int, float]:
+    """step -> loss, of a run."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
