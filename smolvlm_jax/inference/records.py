@@ -34,7 +34,7 @@ class Record:
 def record_from(
     value: Any, default_id: str | int, folder: str = "", prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()
 ) -> Record:
-    """A decoded line or row to a record; never raises InputError, a faulty record says so itself.
+    """A decoded line or row to a record. Raises nothing: a faulty record says so itself.
 
     value: {"messages": …} in the chat format, a line for an OpenAI batch ({"custom_id", "body": {"messages", …}}), or
     {"prompt", "image" | "images" | "video" | "videos"}. folder: what relative paths start from. prompt: for records
@@ -56,6 +56,8 @@ def record_from(
         return Record(key, messages, {name: value[name] for name in OVERRIDES if value.get(name) is not None})
     except InputError as error:
         return Record(key, error=str(error))
+    except Exception as error:  # what no rule above foresaw is still one record's fault
+        return Record(key, error=f"{type(error).__name__}: {error}")
 
 
 def _id(value: Mapping, default: str | int) -> str | int:

@@ -89,6 +89,24 @@ def test_a_faulty_record_says_so_itself(value, words):
     assert words in record.error and record.messages is None
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
+KEYS = st.sampled_from(
+    ["id", "messages", "prompt", "image", "images", "body", "role", "content", "type", "text", "path", "url", "n"]
+)
+WORDS = st.sampled_from(["image", "image_url", "text", "user", "assistant"])
+ANYTHING = st.recursive(
+    SCALARS | WORDS, lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=5), max_leaves=12
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=ANYTHING)
+def test_no_value_raises(value):
+    record = record_from(value, 5, "/data", "What?")
+    assert (record.error is None) == (record.messages is not None)
+    assert isinstance(record.id, (str, int))
+
+
 @pytest.mark.parametrize(
     "overrides", [{"temperature": 0}, {"temperature": "hot"}, {"do_sample": "yes"}, {"max_new_tokens": 0.5}, {"stop": [""]}]
 )
