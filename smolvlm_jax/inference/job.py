@@ -45,10 +45,11 @@ class Shard:
 
 @dataclass
 class _Open:
-    """A part under way. expected: number of its rows, once all of the unit has been read."""
+    """A part under way. row_share: which part of the job one of its rows is, an estimate until all are read. expected: number
+    of its rows, known then."""
 
     part: Part
-    unit: Unit
+    row_share: float
     expected: int | None = None
     finishing: bool = False
 
@@ -148,11 +149,12 @@ class BatchJob:
             if part is None:
                 self._count_finished(unit)
                 continue
-            entry = _Open(part, unit)
+            share = unit.share * self._shard.count
+            entry = _Open(part, share / self._shard.size)
             with self._lock:
                 self._open[unit.index] = entry
             for row in part.taken_over:
-                self.tally.add(row, self._row_share(unit), reused=True)
+                self.tally.add(row, entry.row_share, reused=True)
             part.taken_over.clear()
             count, done = 0, set(part.done)
             for row in unit.rows():
@@ -160,17 +162,17 @@ class BatchJob:
                 if row.position not in done:
                     yield (unit.index, row.position), row.payload
             with self._lock:
-                entry.expected = count
+                entry.expected, exact = count, share / max(count, 1)
+                self.tally.advance((exact - entry.row_share) * len(part.done))
+                entry.row_share = exact
             self._finish_if_whole(unit.index)
         self._all_read = True
 
     def _count_finished(self, unit: Unit) -> None:
         self.parts += 1
         for row in self._sink.read(Part.path_of(self._folder, unit.index, self._sink)):
-            self.tally.add(row, self._row_share(unit), reused=True)
-
-    def _row_share(self, unit: Unit) -> float:
-        return unit.share * self._shard.count / self._shard.size
+            self.tally.add(row, 0.0, reused=True)
+        self.tally.advance(unit.share * self._shard.count, reused=True)
 
     # ---- results to rows
 
@@ -203,7 +205,7 @@ class BatchJob:
     def _write(self, unit: int, position: int, row: dict[str, Any]) -> None:
         entry = self._open[unit]
         if entry.part.add(position, row):
-            self.tally.add(row, self._row_share(entry.unit))
+            self.tally.add(row, entry.row_share)
         self._finish_if_whole(unit)
         now = time.monotonic()
         if now - self._flushed > _FLUSH_SECONDS:

@@ -45,12 +45,20 @@ class Tally:
                 self.errors.append({"id": row["id"], "error": row["error"]})
             if not reused:
                 self.new.update(records=1, tiles=row["tiles"], prompt_tokens=row["prompt_tokens"], new_tokens=row["new_tokens"])
-            self._share = min(1.0, self._share + share)
-            if reused:
-                self._reused += share
+            self._advance(share, reused)
             if self._bar is not None and (now := time.perf_counter()) - self._shown > _SHOW_SECONDS:
                 self._shown = now
                 self._show()
+
+    def advance(self, share: float, reused: bool = False) -> None:
+        """So much more of the job is done than the rows said, or less."""
+        with self._lock:
+            self._advance(share, reused)
+
+    def _advance(self, share: float, reused: bool) -> None:
+        self._share = min(1.0, max(0.0, self._share + share))
+        if reused:
+            self._reused += share
 
     def _show(self) -> None:
         # What an earlier run did says nothing about the speed of this one.

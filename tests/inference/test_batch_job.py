@@ -92,6 +92,18 @@ def test_shards_together_are_the_whole(lines, tmp_path):
         assert (tmp_path / "three" / part).read_bytes() == (tmp_path / "one" / part).read_bytes()
 
 
+@pytest.mark.parametrize("size", [7, 1000])
+def test_progress_ends_at_the_whole(lines, tmp_path, size):
+    out = tmp_path / "out"
+    with batch(lines, out, Double(after=lambda count: count == 30 and job.stop()), Shard(size=size)) as job:
+        job.run()
+    assert 0.2 < job.tally._share < 0.5 or size == 1000
+    for _ in range(2):  # the second time all is there already
+        with batch(lines, out, shard=Shard(size=size)) as job:
+            job.run()
+        assert job.tally._share == pytest.approx(1)
+
+
 def test_parquet_out_has_the_same_rows(lines, tmp_path):
     pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
     run(lines, tmp_path / "jsonl")
