@@ -216,6 +216,24 @@ def test_a_restart_may_have_other_hosts_but_no_other_question(command, lines, tm
     assert len(corpus.rows_of(tmp_path / "a" / "_replaced-1")) == 100
 
 
+def test_parquet_in_and_out(command, tmp_path):
+    pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    names = corpus.pictures(tmp_path, 9)
+    files = [(tmp_path / name).read_bytes() for name in names]
+    pyarrow.parquet.write_table(pa.table({"name": names, "jpg": files, "junk": range(9)}), tmp_path / "in.parquet")
+    flags = ("--column", "id=name", "--column", "image=jpg", "--prompt", "What?", "--format", "parquet", "--shard-size", "4")
+    code, summary, err = command(tmp_path / "in.parquet", tmp_path / "out", *flags)
+    assert code == 0 and summary["parts"] == 3 and summary["tiles"] > 9, err
+    found = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()
+    command(tmp_path, tmp_path / "media", "--prompt", "What?", "--source", "media")
+    by_name = {row["id"]: row["text"].split(", seed")[0] for row in corpus.rows_of(tmp_path / "media")}
+    assert [row["id"] for row in found] == names
+    assert {row["id"]: row["text"].split(", seed")[0] for row in found} == by_name, "bytes and files are the same pictures"
+
+
 def test_launchers_are_asked(command, lines, tmp_path, monkeypatch):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
     code, summary, _ = command(lines, tmp_path / "a", "--shard-size", "10", "--num-shards", "4", "--max-error-rate", "1")
