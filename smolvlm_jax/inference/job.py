@@ -170,8 +170,12 @@ class BatchJob:
 
     def _count_finished(self, unit: Unit) -> None:
         self.parts += 1
-        for row in self._sink.read(Part.path_of(self._folder, unit.index, self._sink)):
-            self.tally.add(row, 0.0, reused=True)
+        path = Part.path_of(self._folder, unit.index, self._sink)
+        try:
+            for row in self._sink.read(path):
+                self.tally.add(row, 0.0, reused=True)
+        except (ValueError, LookupError) as error:
+            raise InputError(f"{path} is damaged ({error}): remove it, and its records are answered again") from error
         self.tally.advance(unit.share * self._shard.count, reused=True)
 
     # ---- results to rows

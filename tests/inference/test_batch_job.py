@@ -18,6 +18,7 @@ from PIL import Image
 
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.cli import main
+from smolvlm_jax.errors import InputError
 from smolvlm_jax.inference import cli
 from smolvlm_jax.inference.job import EMPTY, BatchJob, Shard
 from smolvlm_jax.inference.loading import is_docling
@@ -125,6 +126,19 @@ def test_a_finished_job_needs_no_engine(lines, tmp_path):
     again = run(lines, tmp_path / "out", engine=Never())
     assert again["new_records"] == 0
     assert {k: again[k] for k in ("records", "errors", "parts")} == {k: first[k] for k in ("records", "errors", "parts")}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_damaged_part_is_named(lines, tmp_path, format):
+    if format == "parquet":
+        pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+    run(lines, tmp_path / "out", format=format)
+    part = tmp_path / "out" / f"part-000003.{format}"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"part-000003.*remove it"):
+        run(lines, tmp_path / "out", format=format)
+    part.unlink()
+    assert run(lines, tmp_path / "out", format=format)["new_records"] == 10
 
 
 def test_what_an_engine_answered_before_it_failed_is_kept(lines, tmp_path):

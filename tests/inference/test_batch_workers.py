@@ -99,10 +99,10 @@ def test_a_record_that_kills_its_worker_twice_is_an_error_and_others_are_not(plu
 def test_a_record_that_hangs_is_an_error(plugins):
     tasks = records(plugins, 6)
     tasks[2] = (2, {"id": "slow", "prompt": "?", "image": str(plugins / "hang.png")})
-    with WorkerPool(setup(), 1, timeout=2) as pool:
+    with WorkerPool(setup(), 1, timeout=4) as pool:
         made = dict(pool.map(tasks))
     assert [key for key in sorted(made) if made[key].error] == [2]
-    assert made[2].error == "preparing this record took its worker more than 2 seconds, 2 times in a row"
+    assert made[2].error == "preparing this record took its worker more than 4 seconds, 2 times in a row"
 
 
 def test_no_more_is_read_ahead_than_workers_can_use(plugins):
