@@ -67,13 +67,11 @@ class Part:
             self._file.write(row_line([position, row]))
             return True
 
-    def flush(self, durable: bool = False) -> None:
-        """Hand what was appended to the system, which keeps it if this process is killed; durable: to the disk."""
+    def flush(self) -> None:
+        """Hand what was appended to the system, which keeps it if this process is killed."""
         with self._lock:
             if not self._file.closed:
                 self._file.flush()
-                if durable:
-                    os.fsync(self._file.fileno())
 
     def finish(self) -> None:
         """All rows are here: write the part in the order of its input, and remove the working files."""
