@@ -1,6 +1,6 @@
 """Decode, prefill and encoder of the 256M on the CPU in float32, beside transformers: ours, theirs, and the floor.
 
-    python benchmarks/speed.py [--runs 5] [--steps 12] [--only decode encoder] [--skip-reference]
+    python benchmarks/speed.py [--runs 5] [--steps 12] [--only decode encoder] [--one-core] [--skip-reference]
 
 Random weights in the published shape, written with `save_hf` and read by both sides; what they answer is compared before
 anything is timed. Each side lives in a process of its own, which sleeps while the other works: the two libraries' thread
@@ -8,8 +8,11 @@ pools disturb each other inside one process. The sides take turns, `--runs` time
 
 transformers runs with sdpa attention, under `torch.inference_mode`, with its `DynamicCache`, cut back to the prompt before
 each round. Ours is `model.apply` under jit with the cache donated. Decoding is greedy, `--steps` tokens a round, one call
-a token. The floor is the matrix products of the case alone, attention's taken one head at a time: what XLA's own products
-cost with nothing around them.
+a token. The floor is the matrix products of the case alone, what XLA's own products cost with nothing around them: those with
+the weights, and, except in decoding, attention's, one head at a time.
+
+On a machine that is busy with other things two threads of either side wait for each other, and wall time says little:
+`--one-core` gives each side one core and counts the processor's seconds instead.
 """
 
 import argparse
@@ -86,7 +89,7 @@ class Ours:
         self.jax, self.steps = jax, steps
         self.model, params = load(directory)
         self.variables = {"params": jax.block_until_ready(params)}
-        self.about = f"jax {jax.__version__}, {len(os.sched_getaffinity(0))} threads"
+        self.about = f"jax {jax.__version__}, {len(os.sched_getaffinity(0))} thread(s)"
 
         @functools.partial(jax.jit, donate_argnums=1)
         def step(variables, cache, ids):
@@ -135,12 +138,11 @@ class Ours:
         return ids
 
     def time(self, case: Case) -> float:
-        begun = time.perf_counter()
-        self.jax.block_until_ready(self.work())
-        return (time.perf_counter() - begun) / (self.steps if case.kind == "decode" else 1)
+        work = lambda: self.jax.block_until_ready(self.work())
+        return _clock(work) / (self.steps if case.kind == "decode" else 1)
 
     def floor(self, case: Case, runs: int) -> float:
-        """Seconds of the case's matrix products, median; each is reduced to its largest value, so that none is kept."""
+        """Seconds of the case's matrix products, median; large ones are reduced to a number, so that none is kept."""
         from smolvlm_jax.parameters import flatten_params
 
         jax, jnp = self.jax, self.jax.numpy
@@ -161,22 +163,19 @@ class Ours:
         keys = [draw(case.batch * shared, columns, size) for _ in range(config.num_hidden_layers)]
 
         def attend(k):
-            if tokens == 1:  # thin products: what they read decides, and multiply-and-reduce reads once
-                k, group = k[:, None], lambda x: x.reshape(len(k), -1, *x.shape[2:])
-                scores = (group(q) * k).sum(-1)
-                return scores.max() + (group(weights[:, 0])[..., None] * k).sum(-2).max()
             one = lambda i: (q[i] @ k[i * shared // heads].T).max() + (weights[i] @ k[i * shared // heads]).max()
             return jax.lax.map(one, jnp.arange(len(q))).max()
 
         @jax.jit
         def products(kernels, head, keys, hidden, q, weights):
-            found = [attend(k) for k in keys]
+            found = [] if tokens == 1 else [attend(k) for k in keys]
             for kernel in kernels:
                 # Heads stand first in the output projections, last in the others: (n, h, d) and (d, n, h).
                 matrix = kernel.reshape(width, -1) if kernel.shape[0] == width else kernel.reshape(-1, width)
-                found.append((hidden[matrix.shape[0]] @ matrix).max())
+                y = hidden[matrix.shape[0]] @ matrix
+                found.append(y if tokens == 1 else y.max())
             if not vision:  # logits of one position a row
-                found.append((hidden[width][: case.batch] @ head).max())
+                found.append(hidden[width][: case.batch] @ head)
             return found
 
         work = functools.partial(products, kernels, flat["lm_head/kernel"], keys, hidden, q, weights)
@@ -196,7 +195,7 @@ class Theirs:
         load = transformers.AutoModelForImageTextToText.from_pretrained
         self.model = load(directory, dtype=torch.float32, attn_implementation="sdpa").eval()
         self.cache_class = transformers.DynamicCache
-        self.about = f"transformers {transformers.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        self.about = f"transformers {transformers.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
 
     def prepare(self, case: Case) -> np.ndarray:
         torch = self.torch
@@ -240,13 +239,14 @@ class Theirs:
 
 
 def _clock(work) -> float:
-    begun = time.perf_counter()
+    now = time.process_time if len(os.sched_getaffinity(0)) == 1 else time.perf_counter
+    begun = now()
     work()
-    return time.perf_counter() - begun
+    return now() - begun
 
 
 def serve(pipe, side, arguments):
-    """A side in its process: answers one request after another, and sleeps between them."""
+    """A side in its process, on the cores it inherited: answers one request after another, and sleeps between them."""
     worker = side(*arguments)
     pipe.send(worker.about)
     while request := pipe.recv():
@@ -308,11 +308,14 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="tokens decoded in a round (at most 24)")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="cases whose name begins so: 'decode, 8'")
+    parser.add_argument("--one-core", action="store_true")
     parser.add_argument("--skip-reference", action="store_true")
     parser.add_argument("--checkpoint", help="keep the random weights here, or find them here")
     options = parser.parse_args()
     if not 1 <= options.steps <= 24:
         parser.error("--steps: 1 to 24, the columns that the caches have left")
+    if options.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the children inherit it
     # Read by jax in every child.
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as scratch:
@@ -327,7 +330,9 @@ def main():
         theirs = None
         if not options.skip_reference:
             theirs = Child(Theirs, directory, options.steps, len(os.sched_getaffinity(0)))
-        print(f"{NAME}, random weights, float32; {options.runs} runs, medians; {ours.about}; {theirs.about if theirs else ''}")
+        clock = "processor's seconds" if options.one_core else "wall time"
+        print(f"{NAME}, random weights, float32; {options.runs} runs, medians of {clock}")
+        print(f"{ours.about}; {theirs.about if theirs else 'no reference'}", flush=True)
         for case in CASES:
             if any(str(case).startswith(word) for word in options.only):
                 measure(case, ours, theirs, options.runs)
