@@ -63,7 +63,7 @@ def test_columns_and_overrides_are_described_one_by_one():
 
 
 def test_the_kubernetes_manifest_is_a_job_that_our_command_line_reads():
-    yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML: pip install pyyaml")
     job = yaml.safe_load((ROOT / "examples" / "gke-batch.yaml").read_text())
     spec = job["spec"]
     assert (job["apiVersion"], job["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")

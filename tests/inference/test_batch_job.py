@@ -106,7 +106,7 @@ def test_progress_ends_at_the_whole(lines, tmp_path, size):
 
 
 def test_parquet_out_has_the_same_rows(lines, tmp_path):
-    pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     run(lines, tmp_path / "jsonl")
     summary = run(lines, tmp_path / "parquet", format="parquet")
     sink = open_sink("parquet")
@@ -131,7 +131,7 @@ def test_a_finished_job_needs_no_engine(lines, tmp_path):
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_a_damaged_part_is_named(lines, tmp_path, format):
     if format == "parquet":
-        pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+        pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     run(lines, tmp_path / "out", format=format)
     part = tmp_path / "out" / f"part-000003.{format}"
     part.write_bytes(part.read_bytes()[:-20])
@@ -231,7 +231,7 @@ def test_a_restart_may_have_other_hosts_but_no_other_question(command, lines, tm
 
 
 def test_parquet_in_and_out(command, tmp_path):
-    pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     import pyarrow as pa
     import pyarrow.parquet
 

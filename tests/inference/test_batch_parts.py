@@ -36,7 +36,7 @@ def hidden(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["jsonl", "parquet"])
 def test_what_is_written_is_read(tmp_path, name):
     if name == "parquet":
-        pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+        pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     sink = open_sink(name)
     rows = [row("a"), row("b\u2028\n", text="é 🙂"), row("c", text=None, error="no", finish_reason="error")]
     path = tmp_path / f"part-000000{sink.ending}"
@@ -48,7 +48,7 @@ def test_what_is_written_is_read(tmp_path, name):
 @pytest.mark.parametrize("name", ["jsonl", "parquet"])
 def test_half_a_surrogate_pair_does_no_harm(tmp_path, name):
     if name == "parquet":
-        pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+        pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     sink = open_sink(name)
     sink.write(tmp_path / "part", [row("\ud800")])
     (found,) = sink.read(tmp_path / "part")

@@ -49,7 +49,7 @@ def test_rows_with_messages_and_their_own_sampling():
 
 def test_the_example_on_a_local_ray_with_a_simulated_tpu(tmp_path):
     for name in ("ray", "pyarrow"):
-        pytest.importorskip(name, reason="pip install 'smolvlm-jax[ray]'")
+        pytest.importorskip(name, reason="needs Ray and pyarrow: pip install 'smolvlm-jax[ray]'")
     import pyarrow as pa
     import pyarrow.parquet
 

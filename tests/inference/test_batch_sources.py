@@ -223,7 +223,7 @@ def test_a_renamed_or_resized_picture_changes_the_description(album):
 
 @pytest.fixture
 def parquet(tmp_path):
-    pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -297,6 +297,6 @@ def test_mistakes_are_named(tmp_path):
     ]:
         with pytest.raises(InputError, match=words):
             open_source(path, **options)
-    pytest.importorskip("pyarrow", reason="pip install 'smolvlm-jax[parquet]'")
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     with pytest.raises(InputError, match="no Parquet file"):
         open_source(tmp_path / "bad.parquet")
