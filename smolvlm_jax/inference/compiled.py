@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -37,12 +38,12 @@ def persistent_cache() -> None:
 
 
 class Programs:
-    """Compiled programs by name and shape. `compilations` counts them."""
+    """Compiled programs by name and shape. `compilations` counts them, `compile_seconds` is what they took, one by one."""
 
     def __init__(self, model: SmolVLMForConditionalGeneration, params, config: EngineConfig, mesh: Mesh | None):
         self.model, self.config, self.mesh = model, config, mesh
         self.lanes = lanes_of(mesh)
-        self.compilations = 0
+        self.compilations, self.compile_seconds = 0, 0.0
         self._lock = threading.Lock()
         self._done: dict[Hashable, Any] = {}
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
@@ -102,11 +103,13 @@ class Programs:
         """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", T, L), ("decode", L, greedy)."""
         program = self._done.get(key)
         if program is None:
+            begin = time.perf_counter()
             with activate(self.mesh) if self.mesh is not None else nullcontext():
                 program = self.lower(*key).compile()
             with self._lock:
                 self._done[key] = program
                 self.compilations += 1
+                self.compile_seconds += time.perf_counter() - begin
         return program
 
     def lower(self, kind: str, *size: int):

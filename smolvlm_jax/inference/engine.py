@@ -90,13 +90,15 @@ class Engine:
 
     def summary(self) -> dict[str, float]:
         """The counters of `stats`, and shares made of them: of prefill tokens, encoder tiles and decode rows that were
-        padding, of cache bytes that live rows used, of the time that the device had nothing to do."""
+        padding, of cache bytes that live rows used, of the time that the device had nothing to do. Seconds are those of
+        `generate` without compilation, which is counted apart."""
         s = self.stats
         share = lambda part, whole: part / whole if whole else 0.0
         padding = lambda used, all_of_it: 1 - used / all_of_it if all_of_it else 0.0
         return {
             **s,
             "compilations": self.programs.compilations,
+            "compile_seconds": self.programs.compile_seconds,
             "prefill_padding_share": padding(s["prompt_tokens"], s["prefill_columns"]),
             "encoder_padding_share": padding(s["encoded_tiles"], s["encoder_rows"]),
             "decode_padding_share": padding(s["decode_live_rows"], s["decode_rows"]),
@@ -116,7 +118,7 @@ class Engine:
         if self._busy:
             raise InputError("this engine is already answering: one generate() at a time")
         self._busy = True
-        begin, idle_since = time.perf_counter(), time.perf_counter()
+        begin = self._idle_since = self._clock()
         feed = Feed(requests, self.processor, self.config.lookahead)
         waiting: deque[Arrival] = deque()
         try:
@@ -124,19 +126,16 @@ class Engine:
                 yield from self._receive(feed, waiting)
                 dispatched = self._admit(waiting, feed)
                 dispatched = self._decode(waiting) or dispatched
-                if dispatched and idle_since is not None:
-                    self.stats["device_idle_seconds"] += time.perf_counter() - idle_since
-                    idle_since = None
                 while len(self._under_way) > (self.config.run_ahead if dispatched else 0):
                     yield from self._read(self._under_way.popleft())
-                if not self._under_way and idle_since is None:
-                    idle_since = time.perf_counter()
+                if not self._under_way and self._idle_since is None:
+                    self._idle_since = self._clock()
                 if not (dispatched or waiting or self._under_way) and feed.exhausted:
                     return
         finally:
             feed.close()
-            self.stats["seconds"] += time.perf_counter() - begin
-            if idle_since is None or waiting or self._under_way:
+            self.stats["seconds"] += self._clock() - begin
+            if waiting or self._under_way or any(ring.live() for ring in self._rings):
                 self._reset()
             self._busy = False
 
@@ -148,7 +147,12 @@ class Engine:
         self._pool = None
         self._under_way: deque[_Event] = deque()
         self._busy = False
+        self._idle_since: float | None = None
         self._last_read = 0.0
+
+    def _clock(self) -> float:
+        """Seconds by a clock that stands still while programs compile."""
+        return time.perf_counter() - self.programs.compile_seconds
 
     def _receive(self, feed: Feed, waiting: deque[Arrival]) -> Iterator[Result]:
         """Move arrivals to `waiting`; those that cannot be answered yield their error. Waits only if there is nothing else
@@ -218,7 +222,7 @@ class Engine:
             pack.add(lane, active, ring, row, length)
         if not pack.placed:
             return False
-        begin = time.perf_counter()
+        begin = self._clock()
         if tiles:
             self._look_ahead(waiting, tiles)
             self._encode(tiles)
@@ -317,7 +321,7 @@ class Engine:
             live = ring.live()
             if not live:
                 continue
-            steps, begin = ring.steps(self.config.chunk, ring in wanted), time.perf_counter()
+            steps, begin = ring.steps(self.config.chunk, ring in wanted), self._clock()
             greedy = all(active.arrival.request.params.greedy for _, active in live)
             program = self.programs.get("decode", ring.length, greedy)
             ring.state, report = program(self.params, ring.state, np.asarray(steps, np.int32))
@@ -336,6 +340,9 @@ class Engine:
         return dispatched
 
     def _start(self, event: _Event) -> None:
+        if self._idle_since is not None:
+            self.stats["device_idle_seconds"] += event.since - self._idle_since
+            self._idle_since = None
         event.tokens.copy_to_host_async()
         self._under_way.append(event)
 
@@ -344,7 +351,7 @@ class Engine:
     def _read(self, event: _Event) -> Iterator[Result]:
         """Wait for tokens and hand them to their requests."""
         tokens = np.asarray(event.tokens)
-        now = time.perf_counter()
+        now = self._clock()
         phase = "prefill_seconds" if event.prefill else "decode_seconds"
         self.stats[phase] += now - max(event.since, self._last_read)
         self._last_read = now
