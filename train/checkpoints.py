@@ -26,6 +26,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides
+            cleanup_tmp_directories=True,  # what a killed process was writing
         )
         self._ocp, self._better = ocp, better
         self.directory = Path(directory).absolute() / "checkpoints"

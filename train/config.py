@@ -131,11 +131,12 @@ class TrainConfig:
     LoRA, whose adapters have learning_rate; 0 freezes.
     restarts: further cycles of the same form, as (first step, peak); the first cycle then ends where the second begins.
     accumulation: batches that make one step. remat: "none", "full" (recompute each layer in the backward pass), "dots" (keep
-    the results of matrix products), "names" of these only. tile_chunk: tiles that one device encodes at a time (default: all).
+    the results of matrix products). tile_chunk: tiles that one device encodes at a time (default: all).
     loss_chunk: tokens of one device whose logits exist at a time.
     checkpoint_every, keep: an orbax checkpoint each so many steps, of which the newest `keep` stay, and the best by
     evaluation.
     loggers: "tensorboard" besides metrics.jsonl. distributed: this is one process of a jax job.
+    topology: the accelerators that a recipe is meant for, such as "v5e:2x4": what `memory.py` compiles for; no matter to a run.
     export: write OUTPUT/model at the end, in Hugging Face format, adapters merged.
     """
 
@@ -171,6 +172,7 @@ class TrainConfig:
     evaluation: EvaluationConfig | None = None
     loggers: tuple[str, ...] = ()
     distributed: bool = False
+    topology: str | None = None
     export: bool = True
 
     def __post_init__(self):
