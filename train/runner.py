@@ -102,7 +102,9 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
     Raises ConfigError, CheckpointError, InputError; loop.Preempted after SIGTERM.
     """
     if config.distributed and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
+        # TPU pods, Slurm and the like are recognised by jax; elsewhere three variables say who is who.
+        given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+        jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value})
     if config.data.generated is not None:
         from .recipes import generated
 

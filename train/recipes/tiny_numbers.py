@@ -1,6 +1,6 @@
 """The recipe of the bundled checkpoint `tiny`: a SmolVLM-shaped model that reads handwritten numbers.
 
-    python -m smolvlm_jax.train.recipes.tiny_numbers train --out runs/tiny      # about an hour on two CPU cores; resumes
+    smolvlm-jax train tiny-numbers                                              # about an hour on two CPU cores; resumes
     python -m smolvlm_jax.train.recipes.tiny_numbers evaluate [--model DIR]
 
 It learns to read one to four digits, and to say which of two pictures shows the larger number. Every step sees fresh
@@ -10,6 +10,7 @@ over the image tokens say nothing about a small digit somewhere; in one place a 
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ...config import SmolVLMConfig, SmolVLMTextConfig, SmolVLMVisionConfig
-from ..config import TrainConfig
+from ..config import DataConfig, MeshConfig, TrainConfig
 from ..data import collate
 from .numbers import Style, comparison, comparison_in_words, reading
 from .tiny_tokenizer import write_processor_files
@@ -49,6 +50,10 @@ def train_config(steps: int = STEPS) -> TrainConfig:
         beta2=0.98,
         clip_norm=1.0,
         checkpoint_every=500,
+        dtype="float32",
+        mesh=MeshConfig(devices=1),
+        output="runs/tiny",
+        data=DataConfig(generated="tiny-numbers"),
     )
 
 
@@ -137,23 +142,33 @@ def initial_params(model, seed: int, mesh):
 
 def train(out: Path, steps: int, seed: int = 0) -> Path:
     """Train, or continue where the last checkpoint stands, and write the Hugging Face directory `out/model`."""
+    return run(dataclasses.replace(train_config(steps), output=str(out), seed=seed)).model
+
+
+def run(config: TrainConfig, progress: bool | None = None):
+    """What `smolvlm-jax train tiny-numbers` does: a TrainResult."""
     import jax
 
     from ...checkpoint import save_hf
     from ...model import SmolVLMForConditionalGeneration
     from ...processing import SmolVLMProcessor
-    from ...sharding import make_mesh
-    from ..loop import train as run
+    from ..curves import draw_curves
+    from ..loop import train as fit
+    from ..metrics import read_metrics
+    from ..runner import TrainResult, open_mesh
 
+    out = Path(config.output)
     files = out / "files"
-    config = prepare(files)
+    processor_config = prepare(files)
     processor = SmolVLMProcessor.from_pretrained(files)
-    model = SmolVLMForConditionalGeneration(config)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    params = initial_params(model, seed, mesh)
-    state = run(model, params, functools.partial(make_batches, processor, seed), train_config(steps), mesh, out)
+    model = SmolVLMForConditionalGeneration(processor_config)
+    mesh = open_mesh(config.mesh)
+    params = initial_params(model, config.seed, mesh)
+    state = fit(model, params, functools.partial(make_batches, processor, config.seed), config, mesh, out, progress=progress)
     save_hf(out / "model", model, jax.device_get(state.params), companions=files, force=True)
-    return out / "model"
+    metrics = read_metrics(out)
+    draw_curves(metrics, out / "curves.png")
+    return TrainResult(out, out / "model", metrics[-1] if metrics else {}, state)
 
 
 def evaluate(source: str, readings: int = 1000, comparisons: int = 500, batch: int = 50, progress: bool | None = None) -> dict:

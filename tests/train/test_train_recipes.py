@@ -1,0 +1,154 @@
+"""Recipes: they parse, their shapes work out, their steps compile for the chips they name; what words may change in them."""
+
+import importlib.util
+import json
+import platform
+import sys
+
+import jax
+import numpy as np
+import pytest
+from train_helpers import ROOT
+
+from smolvlm_jax.cli import main
+from smolvlm_jax.errors import ConfigError
+from smolvlm_jax.parameters import abstract_params, flatten_params
+from smolvlm_jax.sizes import published_config
+from smolvlm_jax.train.config import DataConfig, TrainConfig, from_dict, to_dict
+from smolvlm_jax.train.memory import memory_of
+from smolvlm_jax.train.recipes import load_recipe, photographs, recipe_names, tiny_numbers
+from smolvlm_jax.train.runner import describe
+from smolvlm_jax.train.state import create_state, make_optimizer, state_params
+
+PUBLISHED = ("lora-256m", "full-500m-fsdp", "2.2b-lora-v5e8", "video-256m")
+
+
+def test_these_are_built_in():
+    assert set(recipe_names()) == {*PUBLISHED, "tiny-numbers", "photographs"}
+
+
+def test_the_recipe_of_the_bundled_checkpoint():
+    """The file says what the module says: what made the checkpoint is what a reader of the recipe sees."""
+    assert load_recipe("tiny-numbers") == tiny_numbers.train_config()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_parse_and_have_shapes(name):
+    """The state of each, by eval_shape, for the published size it names; the paper's rates where everything is trained."""
+    config = load_recipe(name)
+    assert config.topology and config.schedule == "cosine" and config.warmup_fraction == 0.03
+    assert config.weight_decay == 0 and config.clip_norm == 1 and config.dtype == "bfloat16" and config.param_dtype == "float32"
+    size = config.model.rsplit("/", 1)[-1]
+    model = describe(load_recipe(name, [f"model=shape:{size}"]))
+    assert model.config == published_config(size) and model.remat == config.remat
+    state = jax.eval_shape(lambda p: create_state(p, make_optimizer(config), config), state_params(model, config))
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    everything = count(abstract_params(model))
+    if config.lora is None:
+        rates = dict(config.learning_rates)
+        assert (rates["connector"], rates["text"]) == (1e-4, 2e-5) and rates["vision"] in (5e-6, 0)
+        assert count(state.params) == everything
+    else:
+        assert count(state.params) < 0.05 * everything
+        assert all("lora_" in path for path in flatten_params(state.params))
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves(state.params))
+    moments = count(state.opt_state)
+    trained = count(state.params) if config.peak("vision") or config.lora else None
+    assert trained is None or 2 * trained <= moments <= 2 * trained + 10
+
+
+compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None or platform.machine() != "x86_64" or sys.platform != "linux",
+    reason="the TPU compiler is not installed (libtpu, in the test extra on x86-64 Linux)",
+)
+
+
+@compiler
+def test_a_step_compiles_for_chips_that_are_not_here(tmp_path):
+    """The bundled shape's step, with all that the larger recipes use, for eight v5e chips."""
+    words = ["model=SmolVLM-256M-Instruct", "data.length=256", "data.tiles_per_row=1", "data.batch_size=8", "tile_chunk=1"]
+    found = memory_of("full-500m-fsdp", [*words, "mesh.fsdp=8"])
+    assert "error" not in found and found["total_bytes"] < 4e9
+
+
+@compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_compile_for_their_topology(name):
+    found = memory_of(name)
+    assert "error" not in found and found["total_bytes"] <= 16e9, found
+
+
+@compiler
+@pytest.mark.slow
+def test_all_of_the_2_2b_at_one_row_a_chip():
+    found = memory_of("full-500m-fsdp", ["model=SmolVLM2-2.2B-Instruct", "data.batch_size=8"])
+    assert "error" not in found and found["total_bytes"] <= 16e9, found
+
+
+def test_words_change_a_recipe():
+    words = [
+        "steps=7",
+        "data.length=512",
+        "lora.rank=4",
+        "data.train=[{path: a.jsonl, weight: 2}, b.parquet]",
+        "learning_rate=5e-6",
+    ]
+    config = load_recipe("lora-256m", words)
+    assert (config.steps, config.data.length, config.lora.rank, config.learning_rate) == (7, 512, 4, 5e-6)
+    assert [(s.path, s.weight) for s in config.data.train] == [("a.jsonl", 2.0), ("b.parquet", 1.0)]
+    assert load_recipe("lora-256m", ["lora=null"]).lora is None
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.lenght=3"], "unknown key data.lenght; known are train, length"),
+        (["steps=many"], "steps is 'many'; it needs a value of type int"),
+        (["steps=1.5"], "steps is 1.5"),
+        (["steps"], "'steps' is not KEY=VALUE"),
+        (["steps.x=3"], "steps is a value"),
+        (["dtype=float16"], "dtype must be float32 or bfloat16"),
+        (["schedule=triangle"], "schedule is 'triangle'; the choices are cosine, linear, constant"),
+        (["learning_rates={head: 1}"], "a key of learning_rates is 'head'"),
+        (["data.too_long=cut"], "data.too_long is 'cut'; the choices are skip, drop_pictures"),
+        (["data.train=3"], "it needs a path, or a list of sources"),
+        (["remat={"], "not valid YAML"),
+    ],
+)
+def test_mistakes_are_named(words, message):
+    with pytest.raises(ConfigError) as error:
+        load_recipe("lora-256m", words)
+    assert message in str(error.value)
+
+
+def test_no_such_recipe(capsys):
+    assert main(["train", "nothing"]) == 2
+    assert "not one of the built-in 2.2b-lora-v5e8, full-500m-fsdp, lora-256m" in capsys.readouterr().err
+
+
+def test_a_recipe_can_be_printed(capsys):
+    import yaml
+
+    assert main(["train", "full-500m-fsdp", "steps=3", "--print"]) == 0
+    assert from_dict(yaml.safe_load(capsys.readouterr().out)) == load_recipe("full-500m-fsdp", ["steps=3"])
+
+
+def test_warm_up_is_a_share_of_the_steps():
+    assert TrainConfig(steps=1000, warmup_fraction=0.03).warmup == 30 and TrainConfig(steps=1000).warmup == 100
+    assert DataConfig().tiles_per_row is None
+
+
+def test_pieces_of_photographs_overlap_no_held_out_block(tmp_path):
+    """Every name equally often, and no pixel of a block on both sides."""
+    pytest.importorskip("skimage", reason="the photographs come with scikit-image (test extra)")
+    photographs.write(tmp_path, train=24, old=8, held_out=12)
+    for name, count in (("new", 24), ("old", 8), ("held_out", 12)):
+        lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert len(lines) == count
+        answers = [line["messages"][-1]["content"][0]["text"] for line in lines]
+        if name != "old":
+            assert {answers.count(a) for a in answers} == {count // 12} and set(answers) == set(photographs.PHOTOGRAPHS)
+    assert len(set(photographs._HELD_OUT)) == 4
+    assert (ROOT / "train" / "recipes" / "photographs.yaml").is_file()
