@@ -2,7 +2,7 @@
 
     python benchmarks/train.py                          # 256M shape, float32 on the CPU, 2 rows of 512 tokens, text only
     python benchmarks/train.py --tiles 1                # with a tile a row
-    python benchmarks/train.py --size SmolVLM-Instruct --dtype bfloat16 --rows 8 --length 2048   # on a GPU, with its share of peak
+    python benchmarks/train.py --size SmolVLM-Instruct --dtype bfloat16 --rows 8 --length 2048    # on a GPU
 
 Both train everything with AdamW from the same random weights; torch runs transformers' model eagerly with sdpa attention. Steps
 alternate, after one of each that is not counted; the medians are compared. The floor is the arithmetic: model FLOP a step.

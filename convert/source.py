@@ -133,6 +133,10 @@ def _open_orbax(directory: Path, config_file: Path | None) -> Source:
     home = homes[0] if homes else directory
     config_path, config = _read_config(config_file or checked_path(home, "config.json"))
     leaves = open_orbax(found)
+    if any(path.endswith("/lora_a") for path in leaves):
+        raise CheckpointError(
+            f"{directory} holds the adapters of a training run, not a model: the merged model is in the run's folder model"
+        )
     position = leaves.get("model/vision_model/embeddings/position_embedding/embedding")
     names = list(leaves)
     _check_size(

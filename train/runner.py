@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ..checkpoint import default_dtype, load, resolve
 from ..errors import CheckpointError, ConfigError
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import abstract_params, flatten_params, init_params, unflatten_params
+from ..parameters import flatten_params, init_params, unflatten_params
 from ..processing import SmolVLMProcessor
 from ..sharding import make_mesh, parameter_shardings
 from ..sizes import published_config
@@ -240,9 +240,3 @@ class _Evaluator:
         (self._directory / ".evaluation.json.part").write_text(text + "\n", encoding="utf-8")
         (self._directory / ".evaluation.json.part").replace(self._directory / "evaluation.json")
         return {"exact_match": share, "evaluation_s": time.perf_counter() - started}
-
-
-def abstract(config: TrainConfig) -> dict:
-    """Shapes of the state's parameters, nothing allocated: what a recipe's test looks at."""
-    model = describe(config)
-    return {"params": state_params(model, config), "model": abstract_params(model)}

@@ -121,3 +121,16 @@ def test_parts_of_the_model(tiny_a):
     mine, rest = split(tiny_a.params, lambda path: trained(lora, path))
     assert {part_of(p) for p in flatten_params(mine)} == {"connector"}
     assert set(flatten_params(join(mine, rest))) == set(flatten_params(tiny_a.params))
+
+
+def test_a_run_of_adapters_is_no_model(tiny_a, tmp_path):
+    """Its checkpoints hold adapters alone; who reads them as a model is told where the model is."""
+    from smolvlm_jax.train.checkpoints import Checkpoints
+    from smolvlm_jax.train.state import create_state, make_optimizer
+
+    config = TrainConfig(steps=1, lora=EVERYTHING)
+    tiny_a.model.config.save_pretrained(tmp_path)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, create_state(drawn(tiny_a.model), make_optimizer(config), config), [{}])
+    with pytest.raises(CheckpointError, match="the merged model is in the run's folder model"):
+        load(tmp_path)
