@@ -16,6 +16,7 @@ On a machine that is busy with other things two threads of either side wait for 
 """
 
 import argparse
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -249,9 +250,10 @@ def serve(pipe, side, arguments):
     """A side in its process, on the cores it inherited: answers one request after another, and sleeps between them."""
     worker = side(*arguments)
     pipe.send(worker.about)
-    while request := pipe.recv():
-        method, *rest = request
-        pipe.send(getattr(worker, method)(*rest))
+    with contextlib.suppress(EOFError):  # the parent has finished
+        while True:
+            method, *rest = pipe.recv()
+            pipe.send(getattr(worker, method)(*rest))
 
 
 class Child:
