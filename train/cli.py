@@ -16,10 +16,12 @@ def run_train(args: argparse.Namespace) -> int:
 
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
+    import jax
+
     from .runner import run
 
     result = run(config, progress=False if args.quiet else None)
-    if not args.quiet:
+    if not args.quiet and jax.process_index() == 0:
         metrics = result.metrics
         shown = ("loss", "token_accuracy", "exact_match", "padding", "skipped")
         figures = ", ".join(

@@ -111,11 +111,14 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.callback(batches.close)
         checkpoints = stack.enter_context(Checkpoints(directory, config.keep))
-        state = jax.jit(lambda p: create_state(p, optimizer, config), out_shardings=shardings)(params)
+        create = lambda p: create_state(p, optimizer, config)
         latest = checkpoints.latest()
-        if latest is not None:
-            state, positions = checkpoints.restore(latest, state, shardings)
+        if latest is None:
+            state = jax.jit(create, out_shardings=shardings)(params)
+        else:
+            state, positions = checkpoints.restore(latest, jax.eval_shape(create, params), shardings)
             batches.restore(positions[jax.process_index() % len(positions)])
+        del params  # the state has its own
         first = int(state.step)
         step = make_step(model, optimizer, mesh, config)
         log = Log(directory, config.steps, first, progress, config.loggers, main)

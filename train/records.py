@@ -9,6 +9,7 @@ import bisect
 import itertools
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Records:
         total = self._ends[-1] if self._ends else 0
         self._length = total if limit is None else min(limit, total)
         self._opened: dict[int, Any] = {}
+        self._lock = threading.Lock()
         if not self._length:
             raise InputError(f"{', '.join(self.files)}: no records")
 
@@ -46,13 +48,17 @@ class Records:
             raise IndexError(index)
         number = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
-        if number not in self._opened:
-            self._opened[number] = self._open(number)
+        with self._lock:  # Grain reads with several threads
+            if number not in self._opened:
+                self._opened[number] = self._open(number)
         file = self.files[number]
         return self._row(number, self._opened[number], row), os.path.dirname(file), f"{os.path.basename(file)}:{row + 1}"
 
     def __getstate__(self):
-        return {**self.__dict__, "_opened": {}}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_lock")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _opened={}, _lock=threading.Lock())
 
 
 class JsonlRecords(Records):
@@ -100,10 +106,11 @@ class ParquetRecords(Records):
     def _row(self, number: int, handle: dict, row: int) -> dict:
         ends = self._groups[number]
         group = bisect.bisect_right(ends, row)
-        kept, table = handle["group"]
-        if kept != group:
-            table = handle["file"].read_row_group(group)
-            handle["group"] = (group, table)
+        with self._lock:
+            kept, table = handle["group"]
+            if kept != group:
+                table = handle["file"].read_row_group(group)
+                handle["group"] = (group, table)
         place = row - (ends[group - 1] if group else 0)
         return _plain(table.slice(place, 1).to_pylist()[0])
 

@@ -125,11 +125,12 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         jax.process_count(),
     )
     try:
-        model, params, base = open_model(config, mesh)
+        model, *weights = open_model(config, mesh)
+        base = weights.pop()
         if evaluator is not None:
             evaluator.prepare(model, base, config)
         state = fit(
-            model, params, _FromRecords(data), config, mesh, directory, base=base, evaluate=evaluator, progress=progress
+            model, weights.pop(), _FromRecords(data), config, mesh, directory, base=base, evaluate=evaluator, progress=progress
         )
     finally:
         data.close()

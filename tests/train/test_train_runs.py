@@ -135,6 +135,8 @@ def test_eight_devices_then_four(home, tmp_path):
     for name, devices in (("whole", (8, 8)), ("moved", (8, 4))):
         changes = dict(output=str(tmp_path / name), steps=6, mesh={"fsdp": -1, "devices": None}, export=False)
         changes["data"] = {"train": str(home / "train.jsonl"), "batch_size": 8}
+        if name == "whole":  # generation on the mesh, too
+            changes["evaluation"] = {"path": str(home / "held_out.jsonl"), "samples": 2, "max_new_tokens": 2}
         path = recipe(tmp_path, home / "model", **changes)
         for count, stop in zip(devices, (3, 6), strict=True):
             # The schedule is that of six steps: what stops the first half is a checkpoint, not an end.
@@ -145,6 +147,7 @@ def test_eight_devices_then_four(home, tmp_path):
             _, err = process.communicate(timeout=300)
             assert process.returncode in ((0, 143) if stop == 3 else (0,)), err
         runs[name] = losses(tmp_path / name)
+    assert '"exact_match"' in (tmp_path / "whole" / "metrics.jsonl").read_text()
     assert list(runs["moved"]) == [1, 2, 3, 4, 5, 6]
     assert list(runs["moved"].values()) == pytest.approx(list(runs["whole"].values()), rel=1e-4)
 
@@ -194,6 +197,14 @@ def test_two_processes_equal_one(home, tmp_path):
 
     ours, theirs = (flatten_params(load(tmp_path / name / "model")[1]) for name in ("two", "one"))
     assert all(abs(ours[p] - theirs[p]).max() <= 2e-3 for p in ours)
+
+
+def test_tensorboard(home, tmp_path):
+    pytest.importorskip("tensorboardX", reason="the TensorBoard logger needs tensorboardX (tensorboard extra)")
+    path = recipe(tmp_path, home / "model", steps=2, data={"train": str(home / "train.jsonl")}, export=False)
+    finish(start(path, "loggers=[tensorboard]", **cached(home)))
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"token_accuracy" in events.read_bytes() and not (tmp_path / "run" / "model").exists()
 
 
 def test_mistakes_are_one_line(home, tmp_path):
