@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 def compile_for_tpu(*arguments: str) -> dict:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     child = subprocess.run(
         [sys.executable, Path(__file__).parent / "tpu_programs.py", *arguments],
         env=environment, capture_output=True, text=True, timeout=900,
