@@ -1,5 +1,6 @@
 """A directory of pictures of handwritten numbers, and how many of a batch job's answers to it are right.
 
+    pip install 'smolvlm-jax[train]'  # brings the digits
     python examples/number_pictures.py make runs/numbers
     smolvlm-jax batch runs/numbers runs/answers --prompt "What number is written here?" --max-new-tokens 20
     python examples/number_pictures.py score runs/answers
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from smolvlm_jax.errors import SmolVLMError
 from smolvlm_jax.train.recipes.numbers import reading
 
 
@@ -44,7 +46,10 @@ def main(arguments=None):
     command.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "make":
-        make(options.folder, options.count, options.seed)
+        try:
+            make(options.folder, options.count, options.seed)
+        except SmolVLMError as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
     else:
         right, count = score(options.folder)
         print(f"{right} of {count} numbers read exactly: {right / max(count, 1):.1%}")
