@@ -70,7 +70,8 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
 
     from ..model import SmolVLMForConditionalGeneration
     from ..sharding import activate, make_mesh, replicated
-    from ..sizes import published_config
+    from ..sizes import PUBLISHED, published_config
+    from .runner import describe
     from .state import make_optimizer, state_shardings
     from .step import pure_step
 
@@ -83,7 +84,8 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
             raise MissingExtraError("the TPU compiler", "test") from error
         raise ConfigError(f"topology {config.topology!r}: {str(error).splitlines()[0]}") from error
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices[: config.mesh.devices])
-    shape = published_config(config.model.removeprefix("shape:").rsplit("/", 1)[-1])
+    name = config.model.removeprefix("shape:").rsplit("/", 1)[-1]
+    shape = published_config(name) if name in PUBLISHED else describe(config).config
     model = SmolVLMForConditionalGeneration(shape, dtype=jnp.dtype(config.dtype or "bfloat16"), remat=config.remat)
     optimizer = make_optimizer(config)
     shardings = state_shardings(model, optimizer, mesh, config)

@@ -1,0 +1,33 @@
+"""The bundled checkpoint learns a second skill from its recipe and keeps the first: about fifteen minutes on two cores."""
+
+import subprocess
+import sys
+
+import pytest
+from train_helpers import environment
+
+from smolvlm_jax import SmolVLMProcessor, load, resolve
+from smolvlm_jax.train.config import DataConfig, EvaluationConfig
+from smolvlm_jax.train.evaluate import ask, held_out
+from smolvlm_jax.train.metrics import read_metrics
+from smolvlm_jax.train.recipes import tiny_numbers
+
+pytestmark = pytest.mark.slow
+
+
+def test_adapters_teach_a_second_skill(tmp_path):
+    pytest.importorskip("skimage", reason="the photographs come with scikit-image (test extra)")
+    for words in (["smolvlm_jax.train.recipes.photographs"], ["smolvlm_jax", "train", "photographs"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *words], capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=7200
+        )
+        assert done.returncode == 0, done.stderr
+    config = EvaluationConfig(str(tmp_path / "data" / "photographs" / "held_out.jsonl"), samples=504, max_new_tokens=16)
+    model, params = load("tiny")
+    before = ask(model, params, SmolVLMProcessor.from_pretrained(resolve("tiny")), held_out(config), config, DataConfig())
+    assert sum(answer.right for answer in before) <= 0.2 * len(before)
+    run = tmp_path / "runs" / "photographs"
+    assert read_metrics(run)[-1]["exact_match"] >= 0.9
+    first, kept = (tiny_numbers.evaluate(str(name), progress=False) for name in ("tiny", run / "model"))
+    for skill in ("readings", "comparisons"):
+        assert kept[skill] >= first[skill] - 0.02, skill
