@@ -117,7 +117,7 @@ def _save(examples, folder: Path, name: str) -> None:
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def write(folder: Path, train: int = 4800, old: int = 4800, held_out: int = 504, seed: int = 0) -> None:
+def write(folder: Path, train: int = 9600, old: int = 12000, held_out: int = 504, seed: int = 0) -> None:
     """Write new.jsonl, old.jsonl and held_out.jsonl with their pictures. Every name is as frequent as every other."""
     rng = np.random.default_rng(seed)
     names = list(PHOTOGRAPHS)
@@ -136,8 +136,8 @@ def write(folder: Path, train: int = 4800, old: int = 4800, held_out: int = 504,
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m smolvlm_jax.train.recipes.photographs", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("data/photographs"))
-    parser.add_argument("--train", type=int, default=4800, help="pieces to learn from")
-    parser.add_argument("--old", type=int, default=4800, help="examples of the first skill")
+    parser.add_argument("--train", type=int, default=9600, help="pieces to learn from")
+    parser.add_argument("--old", type=int, default=12000, help="examples of the first skill")
     options = parser.parse_args(arguments)
     write(options.folder, options.train, options.old)
     print(f"wrote {options.folder}", file=sys.stderr)
