@@ -1,4 +1,4 @@
-"""The command line: `smolvlm-jax generate | batch | convert | verify`. Imports nothing heavy before a command runs.
+"""The command line: `smolvlm-jax generate | batch | convert | verify | train`. Imports nothing heavy before a command runs.
 
 A user's mistake is one line on stderr and exit code 2; `--traceback` shows where it came from.
 """
