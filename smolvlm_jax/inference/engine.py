@@ -124,7 +124,7 @@ class Engine:
         try:
             while True:
                 yield from self._receive(feed, waiting)
-                dispatched = self._admit(waiting, feed)
+                dispatched = self._admit(waiting)
                 dispatched = self._decode(waiting) or dispatched
                 while len(self._under_way) > (self.config.run_ahead if dispatched else 0):
                     yield from self._read(self._under_way.popleft())
@@ -199,7 +199,7 @@ class Engine:
         need = len(arrival.prepared.input_ids) + new
         return None if new == 1 else next(ring for ring in self._rings if ring.length >= need)
 
-    def _admit(self, waiting: deque[Arrival], feed: Feed) -> bool:
+    def _admit(self, waiting: deque[Arrival]) -> bool:
         """Give waiting requests slots, encode their tiles, prefill and insert them, as many as one packed row per lane
         holds. Returns whether anything was dispatched."""
         if not waiting or not self._worth_it(waiting):

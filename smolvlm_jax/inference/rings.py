@@ -3,8 +3,6 @@
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from .feed import Arrival
 from .finish import Ending
 
@@ -64,5 +62,4 @@ class Ring:
 
     def columns(self) -> int:
         """Columns of the cache that the rows of live requests use."""
-        tokens = (len(a.arrival.prepared.input_ids) + len(a.ending.tokens) for _, a in self.live())
-        return int(np.sum(list(tokens), dtype=np.int64))
+        return sum(len(a.arrival.prepared.input_ids) + len(a.ending.tokens) for _, a in self.live())
