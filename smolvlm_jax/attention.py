@@ -1,20 +1,26 @@
 """One attention for encoder and decoder: grouped heads, a boolean mask, softmax in float32; its form chosen here alone.
 
-On accelerators and on meshes two einsums, which their compilers fuse and partition well. XLA's CPU backend is another
-matter: in float32, where large score matrices leave the caches, or where one query meets a whole KV cache, other forms of
-the same sum are up to twice as fast (figures in docs/design.md). The choice follows the platform that a program is compiled
-for, not the process that compiles it: a program for TPU is the same wherever it was lowered.
+On accelerators and on meshes two einsums, which their compilers fuse and partition well, and for long rows the same a block
+of queries at a time (`blockwise`), whose scores never fill the memory. XLA's CPU backend is another matter: in float32, where
+large score matrices leave the caches, or where one query meets a whole KV cache, other forms of the same sum are up to twice
+as fast (figures in docs/design.md). The choice follows the platform that a program is compiled for, not the process that
+compiles it: a program for TPU is the same wherever it was lowered.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 
+from .blockwise import blockwise_attention
 from .layers import matmul_precision
 
 __all__ = ["attention"]
 
 # Scores of one head, queries × keys, from which on the heads are taken one at a time.
 LARGE = 2**17
+# Scores of one head that are in memory at a time elsewhere: 4 MB in float32.
+BLOCK = 2**20
 
 
 def attention(
@@ -36,7 +42,7 @@ def attention(
     """
     if return_weights:
         return _by_einsum(q, k, v, mask)
-    default = lambda *inputs: _by_einsum(*inputs)[0]
+    default = _by_blocks if q.shape[2] * k.shape[2] > BLOCK and q.shape[2] > 1 else lambda *inputs: _by_einsum(*inputs)[0]
     on_cpu = _form_on_cpu(q, k)
     if on_cpu is None:
         return default(q, k, v, mask), None
@@ -70,6 +76,11 @@ def _by_einsum(q, k, v, mask) -> tuple[jax.Array, jax.Array]:
     weights = _softmax(scores, None if mask is None else mask[:, None, None], h).astype(q.dtype)
     out = jnp.einsum("bkgts,bksh->bkgth", weights, v, precision=precision)
     return out.reshape(b, n, t, h), weights.reshape(b, n, t, k.shape[2])
+
+
+def _by_blocks(q, k, v, mask) -> jax.Array:
+    block = 2 ** max(int(math.log2(BLOCK / k.shape[2])), 3)
+    return blockwise_attention(q, k, v, mask, min(block, q.shape[2]))
 
 
 def _one_query(q, k, v, mask) -> jax.Array:
