@@ -1,7 +1,6 @@
 """Checkpoints of a run: written while it goes on, the newest few and the best kept, taken up on any number of devices."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -80,18 +79,3 @@ class Checkpoints:
     def preempted(self, step: int) -> bool:
         """In a job of several processes: whether the machine has announced that it will stop, agreed on by all of them."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
-
-def all_positions(position: Any) -> list:
-    """The data positions of all processes, in their order, on each of them."""
-    if jax.process_count() == 1:
-        return [position]
-    import json
-
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    text = json.dumps(position).encode()
-    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
-    padded = np.frombuffer(text.ljust(longest), np.uint8)
-    return [json.loads(bytes(row).decode()) for row in multihost_utils.process_allgather(padded)]

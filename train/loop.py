@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..model import SmolVLMForConditionalGeneration
-from .checkpoints import Checkpoints, all_positions
+from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .data import prefetch
 from .metrics import Log
+from .processes import everyones
 from .state import TrainState, create_state, learning_rate, make_optimizer, state_shardings
 from .step import make_step
 
@@ -155,7 +156,7 @@ def fit(
                 started += found.get("evaluation_s", 0.0)
             stop = bool(stopping) or checkpoints.preempted(done)
             if done % config.checkpoint_every == 0 or ends or stop or found:
-                checkpoints.save(done, state, all_positions(position), found)
+                checkpoints.save(done, state, everyones(position), found)
             if stop and not ends:
                 checkpoints.wait()
                 raise Preempted(done)

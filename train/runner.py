@@ -1,6 +1,5 @@
 """A run from its config to its results: model, data, mesh, training, evaluation, curves, and the checkpoint that goes home."""
 
-import contextlib
 import json
 import os
 import sys
@@ -15,19 +14,20 @@ import jax.numpy as jnp
 from ..checkpoint import default_dtype, load, resolve
 from ..errors import CheckpointError, ConfigError
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import flatten_params, init_params, unflatten_params
+from ..parameters import flatten_params, init_params, logical_axes, unflatten_params
 from ..processing import SmolVLMProcessor
 from ..sharding import make_mesh, parameter_shardings
 from ..sizes import published_config
 from .config import MeshConfig, TrainConfig, to_dict
 from .curves import draw_curves
-from .evaluate import ask, held_out, write_page
+from .evaluate import Answer, ask, held_out, write_page
 from .export import export
 from .loop import fit
 from .lora import combine, init_adapters
 from .metrics import read_metrics
 from .parts import join
 from .pipeline import TrainingData
+from .processes import everyones, on_host
 from .state import TrainState, split_trained, state_axes, state_params
 
 __all__ = ["TrainResult", "describe", "open_mesh", "open_model", "run"]
@@ -141,7 +141,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
             print(f"smolvlm-jax: skipped, {line}", file=sys.stderr)
     exported = None
     if config.export:
-        trained = _on_host(state.params)
+        trained = on_host(state.params)
         scale = 1.0 if config.lora is None else config.lora.scale
         exported = directory / "model"
         if main:
@@ -179,15 +179,6 @@ def _record(config: TrainConfig, directory: Path, main: bool) -> None:
         temporary.replace(path)
 
 
-def _on_host(params: dict) -> dict:
-    """Parameters as numpy arrays, on every process of a job."""
-    if jax.process_count() == 1:
-        return jax.device_get(params)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(params, tiled=True)
-
-
 class _FromRecords:
     """TrainingData as the loop wants it."""
 
@@ -212,12 +203,15 @@ class _FromRecords:
 
 
 class _Evaluator:
-    """Called by the loop with the state; writes the page of examples and returns figures."""
+    """Called by the loop with the state; writes the page of examples and returns figures.
+
+    The processes of a job share the questions out: each answers its own on its own devices, with a whole copy of the weights.
+    """
 
     def __init__(self, config: TrainConfig, processor: Path, directory: Path, mesh):
-        if jax.process_count() > 1:
-            raise ConfigError("evaluation by generation runs in a job of one process; leave it out and evaluate the export")
         self._config, self._directory = config, directory
+        if jax.process_count() > 1:
+            mesh = make_mesh(1, -1, 1, jax.local_devices())
         self._mesh = mesh if mesh.size > 1 else None
         self._processor = SmolVLMProcessor.from_pretrained(processor)
         self._tasks = held_out(config.evaluation)
@@ -228,16 +222,30 @@ class _Evaluator:
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float]:
         started = time.perf_counter()
+        config, tasks = self._config, self._tasks
         params = combine(self._base, state.params, self._scale)
-        config = self._config
-        answers = ask(self._model, params, self._processor, self._tasks, config.evaluation, config.data, self._mesh)
+        count = jax.process_count()
+        if count > 1:
+            params = on_host(params)
+            if self._mesh is not None:
+                axes = join(logical_axes(self._model), state_axes(self._model, config))
+                params = jax.device_put(params, parameter_shardings(params, axes, self._mesh))
+            tasks = tasks[jax.process_index() :: count]
+        own = ask(self._model, params, self._processor, tasks, config.evaluation, config.data, self._mesh)
+        texts = everyones([answer.got for answer in own])
+        got = [texts[i % count][i // count] for i in range(len(self._tasks))]
+        answers = [Answer(messages, wanted, text) for (messages, wanted), text in zip(self._tasks, got, strict=True)]
         share = sum(answer.right for answer in answers) / len(answers)
-        name = Path(config.evaluation.path).name
-        write_page(answers, self._directory / "samples.html", f"{name} at step {step}", config.evaluation.show)
+        if jax.process_index() == 0:
+            self._show(answers, share, step)
+        return {"exact_match": share, "evaluation_s": time.perf_counter() - started}
+
+    def _show(self, answers: list[Answer], share: float, step: int) -> None:
+        name = Path(self._config.evaluation.path).name
+        write_page(answers, self._directory / "samples.html", f"{name} at step {step}", self._config.evaluation.show)
         rows = [{"wanted": a.wanted, "got": a.got} for a in answers]
         text = json.dumps({"step": step, "exact_match": share, "answers": rows}, indent=1, ensure_ascii=False)
-        with contextlib.suppress(FileNotFoundError):
-            (self._directory / ".evaluation.json.part").unlink()
-        (self._directory / ".evaluation.json.part").write_text(text + "\n", encoding="utf-8")
-        (self._directory / ".evaluation.json.part").replace(self._directory / "evaluation.json")
-        return {"exact_match": share, "evaluation_s": time.perf_counter() - started}
+        temporary = self._directory / ".evaluation.json.part"
+        temporary.unlink(missing_ok=True)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(self._directory / "evaluation.json")

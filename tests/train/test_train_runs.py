@@ -158,6 +158,23 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def start_pair(recipe: Path, *words: str):
+    """Two processes of one job, of four fake devices each."""
+    port = free_port()
+    return [
+        start(
+            recipe,
+            *words,
+            devices=4,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+        )
+        for index in range(2)
+    ]
+
+
 def test_two_processes_equal_one(home, tmp_path):
     """Two processes of four fake devices each, as two hosts, have the loss curve of one process of eight; both resume."""
     common = dict(
@@ -165,6 +182,7 @@ def test_two_processes_equal_one(home, tmp_path):
         mesh={"data": 2, "fsdp": 4, "devices": None},
         data={"train": str(home / "train.jsonl"), "batch_size": 8, "packing": False},
         checkpoint_every=3,
+        evaluation={"path": str(home / "held_out.jsonl"), "samples": 5, "batch_size": 2, "max_new_tokens": 3},
     )
     one = recipe(tmp_path, home / "model", output=str(tmp_path / "one"), **common)
     process = start(one, devices=8, **cached(home))
@@ -172,18 +190,7 @@ def test_two_processes_equal_one(home, tmp_path):
     assert process.returncode == 0, err
     two = recipe(tmp_path, home / "model", output=str(tmp_path / "two"), distributed=True, **common)
     for _ in range(2):  # the second time from the checkpoint of step 3
-        port = free_port()
-        processes = [
-            start(
-                two,
-                devices=4,
-                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(index),
-                JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
-            )
-            for index in range(2)
-        ]
+        processes = start_pair(two)
         results = [p.communicate(timeout=300) for p in processes]
         assert [p.returncode for p in processes] == [0, 0], results
         curve = losses(tmp_path / "two")
@@ -192,11 +199,38 @@ def test_two_processes_equal_one(home, tmp_path):
         import shutil
 
         shutil.rmtree(tmp_path / "two" / "checkpoints" / "6")
+    assert (tmp_path / "one" / "evaluation.json").read_text() == (tmp_path / "two" / "evaluation.json").read_text()
+    assert '"exact_match"' in (tmp_path / "two" / "metrics.jsonl").read_text()
     from smolvlm_jax import load
     from smolvlm_jax.parameters import flatten_params
 
     ours, theirs = (flatten_params(load(tmp_path / name / "model")[1]) for name in ("two", "one"))
     assert all(abs(ours[p] - theirs[p]).max() <= 2e-3 for p in ours)
+
+
+def test_sigterm_to_one_process_of_two(home, tmp_path):
+    """Both stop at the same step, with a checkpoint, and exit code 143; started again they go on from there."""
+    path = recipe(
+        tmp_path,
+        home / "model",
+        steps=400,
+        mesh={"data": 2, "fsdp": 4, "devices": None},
+        data={"train": str(home / "train.jsonl"), "batch_size": 8, "packing": False},
+        checkpoint_every=1000,
+        distributed=True,
+        export=False,
+    )
+    processes = start_pair(path)
+    wait_for_step(tmp_path / "run", 2, processes[0])
+    processes[1].terminate()
+    results = [p.communicate(timeout=120) for p in processes]
+    assert [p.returncode for p in processes] == [143, 143], results
+    done = max(losses(tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [str(done)] and 2 <= done < 400
+    processes = start_pair(path, f"steps={done + 1}")
+    results = [p.communicate(timeout=120) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], results
+    assert list(losses(tmp_path / "run")) == list(range(1, done + 2))
 
 
 def test_tensorboard(home, tmp_path):
