@@ -3,6 +3,7 @@
 The writers of orbax and of safetensors, `load()` and `verify` all consume leaves, and do not ask where they come from.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,7 +20,7 @@ def whole(shape: tuple[int, ...]) -> Region:
     return tuple(slice(0, size) for size in shape)
 
 
-class Leaf:
+class Leaf(ABC):
     """path: our name, "model/text_model/…/kernel". shape, dtype: as it is stored, in our layout."""
 
     path: str
@@ -30,9 +31,9 @@ class Leaf:
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @abstractmethod
     def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
         """The parameter or a region of it, as a contiguous array of its own, cast to `dtype` if given."""
-        raise NotImplementedError
 
     def borrow(self) -> np.ndarray:
         """The whole parameter, perhaps a strided view, valid until the next leaf is borrowed."""

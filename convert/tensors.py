@@ -6,6 +6,7 @@ shows as 9 GB resident; and a header from the outside is checked here in one pla
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -151,7 +152,7 @@ def _entry(path: Path, name: str, item, base: int) -> tuple[str, Entry]:
     return name, entry
 
 
-class TensorReader:
+class TensorReader(ABC):
     """What every reader of PyTorch tensors offers.
 
     directory: where they came from, for messages. files: what was read, for checksums. shapes, dtypes: by name, in the
@@ -163,14 +164,15 @@ class TensorReader:
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, np.dtype]
 
+    @abstractmethod
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
         """A tensor, or the part of it that `region` names, as an array of its own."""
-        raise NotImplementedError
 
     def borrow(self, name: str) -> np.ndarray:
         """A whole tensor, valid until the next one is borrowed: readers that can reuse memory do."""
         return self.read(name)
 
+    @abstractmethod
     def close(self) -> None:
         """Release files and memory."""
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ...errors import InputError
-from ..records import Record
+from ..records import Record, record_from
 
-__all__ = ["Row", "Source", "Unit", "data_files"]
+__all__ = ["FileParser", "Row", "Source", "Unit", "data_files", "holds"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,29 @@ class Unit:
     index: int
     share: float
     rows: Callable[[], Iterator[Row]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class FileParser:
+    """What parsers of data files share: names and folders of the files, a prompt for all, which column is which field."""
+
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+    prompt: str | None
+    columns: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, found: list[tuple[str, str]], prompt: str | None, columns: tuple[tuple[str, str], ...]):
+        """From `data_files`' answer; relative paths of pictures start from their file's folder."""
+        folders = (os.path.dirname(os.path.abspath(path)) for _, path in found)
+        return cls(tuple(name for name, _ in found), tuple(folders), prompt, columns)
+
+    def default_id(self, file: int, number: int) -> int | str:
+        """A missing id: the line's or row's number, of several files FILE:NUMBER."""
+        return number if len(self.names) == 1 else f"{self.names[file]}:{number}"
+
+    def record(self, value: Any, file: int, number: int) -> Record:
+        return record_from(value, self.default_id(file, number), self.folders[file], self.prompt, self.columns)
 
 
 class Source(ABC):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..records import Record, record_from
-from .base import Row, Source, Unit, data_files, holds
+from ..records import Record
+from .base import FileParser, Row, Source, Unit, data_files, holds
 
 __all__ = ["JsonlSource"]
 
@@ -17,25 +17,19 @@ MAX_LINE = 256 * 2**20
 _BLOCK = 2**20
 
 
-@dataclass(frozen=True)
-class _Parse:
-    """(file number, line number, line) to a record. Of several files, a missing id is FILE:LINE."""
-
-    folders: tuple[str, ...]
-    names: tuple[str, ...]
-    prompt: str | None
-    columns: tuple[tuple[str, str], ...]
+class _Parse(FileParser):
+    """(file number, line number, line) to a record."""
 
     def __call__(self, payload: tuple[int, int, bytes | None]) -> Record:
         file, number, line = payload
-        default = number if len(self.names) == 1 else f"{self.names[file]}:{number}"
+        default = self.default_id(file, number)
         if line is None:
             return Record(default, error=f"line {number} is longer than {MAX_LINE} bytes")
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             return Record(default, error=f"line {number} is not valid JSON: {error}")
-        return record_from(value, default, self.folders[file], self.prompt, self.columns)
+        return self.record(value, file, number)
 
 
 class JsonlSource(Source):
@@ -47,8 +41,7 @@ class JsonlSource(Source):
         found = data_files(path, _ENDINGS)
         self._paths = [p for _, p in found]
         self._sizes = [os.path.getsize(p) for p in self._paths]
-        names = tuple(name for name, _ in found)
-        self.parse = _Parse(tuple(os.path.dirname(os.path.abspath(p)) for p in self._paths), names, prompt, columns)
+        self.parse = _Parse.of(found, prompt, columns)
 
     @classmethod
     def claims(cls, path: str) -> bool:

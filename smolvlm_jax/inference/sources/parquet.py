@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError, MissingExtraError
-from ..records import FIELDS, Record, record_from
-from .base import Row, Source, Unit, data_files, holds
+from ..records import FIELDS, Record
+from .base import FileParser, Row, Source, Unit, data_files, holds
 
 __all__ = ["ParquetSource", "import_pyarrow"]
 
@@ -25,21 +24,14 @@ def import_pyarrow():
         raise MissingExtraError("Parquet", "parquet") from error
 
 
-@dataclass(frozen=True)
-class _Parse:
-    """(file number, row number from 1, row) to a record. Of several files, a missing id is FILE:ROW."""
-
-    folders: tuple[str, ...]
-    names: tuple[str, ...]
-    prompt: str | None
-    columns: tuple[tuple[str, str], ...]
+class _Parse(FileParser):
+    """(file number, row number from 1, row) to a record."""
 
     def __call__(self, payload: tuple[int, int, dict | str]) -> Record:
         file, number, row = payload
-        default = number if len(self.names) == 1 else f"{self.names[file]}:{number}"
         if isinstance(row, str):
-            return Record(default, error=f"row {number} cannot be read: {row}")
-        return record_from(row, default, self.folders[file], self.prompt, self.columns)
+            return Record(self.default_id(file, number), error=f"row {number} cannot be read: {row}")
+        return self.record(row, file, number)
 
 
 class ParquetSource(Source):
@@ -51,7 +43,6 @@ class ParquetSource(Source):
         pyarrow = import_pyarrow()
         found = data_files(path, _ENDINGS)
         self._paths = [p for _, p in found]
-        names = tuple(name for name, _ in found)
         wanted = {*FIELDS, *(column for _, column in columns)}
         self._rows_of, self._columns = [], []
         for place in self._paths:
@@ -70,7 +61,7 @@ class ParquetSource(Source):
                     f"{place!r} has none of the columns messages, prompt, image, images, video, videos; it has "
                     f"{', '.join(here)}: say which is which with --column image=NAME"
                 )
-        self.parse = _Parse(tuple(os.path.dirname(os.path.abspath(p)) for p in self._paths), names, prompt, columns)
+        self.parse = _Parse.of(found, prompt, columns)
 
     @classmethod
     def claims(cls, path: str) -> bool:
