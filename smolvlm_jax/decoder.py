@@ -11,7 +11,17 @@ from .attention import attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError
-from .layers import Embedding, Projection, RMSNorm, activation, apply_rotary, rematerialized, rotary_tables
+from .layers import (
+    Embedding,
+    Projection,
+    RMSNorm,
+    activation,
+    apply_rotary,
+    rematerialized,
+    rotary_tables,
+    scan_layers,
+    stackable,
+)
 from .sharding import constrain
 
 __all__ = ["SmolVLMTextModel", "segment_positions"]
@@ -86,6 +96,7 @@ class SmolVLMTextModel(nn.Module):
     config: SmolVLMTextConfig
     dtype: Any = jnp.float32
     remat: bool | str = False
+    scan_layers: bool = False
 
     def setup(self):
         c = self.config
@@ -111,8 +122,8 @@ class SmolVLMTextModel(nn.Module):
         appended to it. Without one but with `cache_length` a new cache of that many columns is returned, made after the
         layers have attended to the prompt alone. segment_ids int (b, t), only without `cache`: several prompts packed into a
         row, numbered from 1 on, 0 being padding; a token sees its own segment alone, and positions restart with each.
-        Returns a mapping with `last_hidden_state`, `hidden_states` (input of
-        each layer, then the normed output), `attentions`, `cache`.
+        Returns a mapping with `last_hidden_state`, `hidden_states` (input of each layer, then the normed output; None of
+        `scan_layers`), `attentions`, `cache`.
         """
         b, t, _ = inputs_embeds.shape
         valid = jnp.ones((b, t), bool) if attention_mask is None else attention_mask[:, -t:].astype(bool)
@@ -136,6 +147,12 @@ class SmolVLMTextModel(nn.Module):
             after, mask = cache.advance(valid)
 
         x = constrain(inputs_embeds.astype(self.dtype), "batch", None, None)
+        if self.scan_layers and cache is None and cache_length is None and not output_attentions and not self.is_initializing():
+            weights = {name: tree for name, tree in self.variables["params"].items() if name.startswith("layers_")}
+            if stackable(weights):
+                layer = TextLayer(self.config, self.dtype, parent=None)
+                x = scan_layers(layer, weights, self.remat, x, rotary, mask, None, 0, None, False)
+                return {"last_hidden_state": self.norm(x), "hidden_states": None, "attentions": None, "cache": None}
         states, attentions, keys, values = [], [], [], []
         for l, layer in enumerate(self.layers):
             states.append(x)

@@ -5,7 +5,7 @@ b batch, i image/tile, p patch, t query position, s key position, n query head, 
 key/value head, h head dim, d model width, f mlp width, v vocabulary, l layer, r low rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ __all__ = [
     "matmul_precision",
     "rematerialized",
     "rotary_tables",
+    "scan_layers",
+    "stackable",
 ]
 
 
@@ -33,19 +35,48 @@ def matmul_precision(dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def rematerialized(layer: type[nn.Module], remat: bool | str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
-    """A layer that keeps little for the backward pass. remat: False or "none" keeps everything, True or "full" only the
-    layer's input, "dots" the results of matrix products with weights too, but not of attention's."""
+def _policy(remat: bool | str):
+    """(whether to rematerialise, jax's policy)."""
     policies = {
         "full": None,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
     name = {False: "none", True: "full"}.get(remat, remat)
     if name == "none":
-        return layer
+        return False, None
     if name not in policies:
         raise ConfigError(f"remat {remat!r} is none of none, {', '.join(policies)}")
-    return nn.remat(layer, static_argnums=static_argnums, policy=policies[name])
+    return True, policies[name]
+
+
+def rematerialized(layer: type[nn.Module], remat: bool | str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
+    """A layer that keeps little for the backward pass. remat: False or "none" keeps everything, True or "full" only the
+    layer's input, "dots" the results of matrix products with weights too, but not of attention's."""
+    asked, policy = _policy(remat)
+    return nn.remat(layer, static_argnums=static_argnums, policy=policy) if asked else layer
+
+
+def stackable(params: Mapping[str, Any]) -> bool:
+    """Whether layers have the same weights of the same shapes: not so where only some carry adapters."""
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in params.values()]
+    return all(shape == shapes[0] for shape in shapes)
+
+
+def scan_layers(layer: nn.Module, params: Mapping[str, Any], remat: bool | str, x: jax.Array, *rest) -> jax.Array:
+    """x through the layers of params, {"layers_0": …}, in a loop: layer(x, *rest) with the weights of each in turn.
+
+    The weights are stacked here, each device its part of them. On TPU unrolled layers are scheduled into each other, and the
+    activations of several exist at a time (figures in docs/design.md); a loop takes one after the other, and compiles faster.
+    """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{l}"] for l in range(len(params))))
+
+    def one(x, weights):
+        return layer.apply({"params": weights}, x, *rest)[0], None
+
+    asked, policy = _policy(remat)
+    if asked:
+        one = jax.checkpoint(one, policy=policy, prevent_cse=False)
+    return jax.lax.scan(one, x, stacked)[0]
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:

@@ -75,12 +75,15 @@ class SmolVLMModel(nn.Module):
     position_ids: rule for the encoder's position ids, "intended" or "transformers-4.56" (see `vision.position_buckets`).
     remat: recompute each layer in the backward pass instead of keeping its activations: True or "full" all of it, "dots" all
     but the matrix products with weights.
+    scan_layers: layers in a loop over their stacked weights, where nothing but the last hidden states is asked for: training
+    on accelerators compiles faster and needs less memory.
     """
 
     config: SmolVLMConfig
     dtype: Any = jnp.float32
     position_ids: str = "intended"
     remat: bool | str = False
+    scan_layers: bool = False
 
     def setup(self):
         vision = self.config.vision_config
@@ -89,9 +92,9 @@ class SmolVLMModel(nn.Module):
             raise ConfigError(f"a tile has {side} × {side} patches, which scale_factor {scale} does not divide")
         # Activations of the encoder leave float16's range on ordinary pictures.
         encoder_dtype = jnp.float32 if jnp.dtype(self.dtype) == jnp.float16 else self.dtype
-        self.vision_model = SmolVLMVisionTransformer(vision, encoder_dtype, self.position_ids, self.remat)
+        self.vision_model = SmolVLMVisionTransformer(vision, encoder_dtype, self.position_ids, self.remat, self.scan_layers)
         self.connector = SmolVLMConnector(self.config, self.dtype)
-        self.text_model = SmolVLMTextModel(self.config.text_config, self.dtype, self.remat)
+        self.text_model = SmolVLMTextModel(self.config.text_config, self.dtype, self.remat, self.scan_layers)
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
         """Token embeddings (b, t, d), image tokens not yet replaced."""
@@ -174,6 +177,8 @@ class SmolVLMModel(nn.Module):
             length = t + 256 if cache_length is None else cache_length
             if length < t:
                 raise InputError(f"a cache of {length} columns does not hold a prompt of {t} tokens")
+        if self.scan_layers and output_hidden_states:
+            raise InputError("a model with scan_layers keeps no hidden states: ask model.clone(scan_layers=False)")
         out = self.text_model(embeds, attention_mask, position_ids, past_key_values, length, output_attentions, segment_ids)
         return SmolVLMBaseModelOutputWithPast(
             last_hidden_state=out["last_hidden_state"],
@@ -211,11 +216,12 @@ class SmolVLMForConditionalGeneration(nn.Module):
     dtype: Any = jnp.float32
     position_ids: str = "intended"
     remat: bool | str = False
+    scan_layers: bool = False
     generation_config: GenerationConfig | None = None
 
     def setup(self):
         text = self.config.text_config
-        self.model = SmolVLMModel(self.config, self.dtype, self.position_ids, self.remat)
+        self.model = SmolVLMModel(self.config, self.dtype, self.position_ids, self.remat, self.scan_layers)
         if not self.config.tie_word_embeddings:
             shape, axes = (text.hidden_size, text.vocab_size), ("embed", "vocab")
             self.lm_head = Projection("btd,dv->btv", shape, axes, False, text.initializer_range, self.dtype)

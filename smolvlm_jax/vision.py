@@ -10,7 +10,7 @@ from flax import linen as nn
 from .attention import attention
 from .config import SmolVLMVisionConfig
 from .errors import ConfigError
-from .layers import Embedding, LayerNorm, Projection, activation, matmul_precision, rematerialized
+from .layers import Embedding, LayerNorm, Projection, activation, matmul_precision, rematerialized, scan_layers, stackable
 from .sharding import constrain, parameter
 
 __all__ = ["POSITION_RULES", "SmolVLMVisionTransformer", "normalize_tiles", "patch_mask", "position_buckets"]
@@ -165,14 +165,19 @@ class SmolVLMEncoderLayer(nn.Module):
 
 
 class SmolVLMEncoder(nn.Module):
-    """The layers, unrolled: on CPU, TPU and GPU faster than a scan, and compiled once."""
+    """The layers, unrolled: on CPU, TPU and GPU faster than a scan, and compiled once. For training there is `scan_layers`."""
 
     config: SmolVLMVisionConfig
     dtype: Any = jnp.float32
     remat: bool | str = False
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, return_weights: bool):
+        weights = self.variables.get("params", {})
+        if self.scan_layers and not return_weights and not self.is_initializing() and stackable(weights):
+            layer = SmolVLMEncoderLayer(self.config, self.dtype, parent=None)
+            return scan_layers(layer, weights, self.remat, x, mask, False), None, None
         layer = rematerialized(SmolVLMEncoderLayer, self.remat, static_argnums=(3,))
         states, attentions = [x], []
         for l in range(self.config.num_hidden_layers):
@@ -189,6 +194,7 @@ class SmolVLMVisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     position_ids: str = "intended"
     remat: bool | str = False
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(
@@ -211,7 +217,9 @@ class SmolVLMVisionTransformer(nn.Module):
         mask = None
         if patch_attention_mask is not None:
             mask = patch_attention_mask.reshape(x.shape[0], 1, -1)
-        x, states, attentions = SmolVLMEncoder(self.config, self.dtype, self.remat, name="encoder")(x, mask, output_attentions)
+        x, states, attentions = SmolVLMEncoder(self.config, self.dtype, self.remat, self.scan_layers, name="encoder")(
+            x, mask, output_attentions
+        )
         x = LayerNorm(self.config.hidden_size, self.config.layer_norm_eps, self.dtype, name="post_layernorm")(x)
         return {
             "last_hidden_state": x,

@@ -131,7 +131,9 @@ class TrainConfig:
     LoRA, whose adapters have learning_rate; 0 freezes.
     restarts: further cycles of the same form, as (first step, peak); the first cycle then ends where the second begins.
     accumulation: batches that make one step. remat: "none", "full" (recompute each layer in the backward pass), "dots" (keep
-    the results of matrix products). tile_chunk: tiles that one device encodes at a time (default: all).
+    the results of matrix products). scan_layers: layers in a loop instead of one after the other: for accelerators, where a
+    step needs less memory and compiles in a fraction of the time. tile_chunk: tiles that one device encodes at a time (default:
+    all).
     loss_chunk: tokens of one device whose logits exist at a time.
     checkpoint_every, keep: an orbax checkpoint each so many steps, of which the newest `keep` stay, and the best by
     evaluation.
@@ -155,6 +157,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     accumulation: int = 1
     remat: str = "none"
+    scan_layers: bool = False
     tile_chunk: int | None = None
     loss_chunk: int = 256
     seed: int = 0

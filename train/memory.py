@@ -86,7 +86,9 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices[: config.mesh.devices])
     name = config.model.removeprefix("shape:").rsplit("/", 1)[-1]
     shape = published_config(name) if name in PUBLISHED else describe(config).config
-    model = SmolVLMForConditionalGeneration(shape, dtype=jnp.dtype(config.dtype or "bfloat16"), remat=config.remat)
+    model = SmolVLMForConditionalGeneration(
+        shape, dtype=jnp.dtype(config.dtype or "bfloat16"), remat=config.remat, scan_layers=config.scan_layers
+    )
     optimizer = make_optimizer(config)
     shardings = state_shardings(model, optimizer, mesh, config)
     step = jax.jit(

@@ -65,7 +65,7 @@ def describe(config: TrainConfig) -> SmolVLMForConditionalGeneration:
         source = open_source(resolve(config.model))
         shape = source.model_config
         source.close()
-    return SmolVLMForConditionalGeneration(shape, dtype=compute, remat=config.remat)
+    return SmolVLMForConditionalGeneration(shape, dtype=compute, remat=config.remat, scan_layers=config.scan_layers)
 
 
 def open_model(config: TrainConfig, mesh) -> tuple[SmolVLMForConditionalGeneration, dict, dict]:
@@ -77,7 +77,11 @@ def open_model(config: TrainConfig, mesh) -> tuple[SmolVLMForConditionalGenerati
         params = init_params(model, config.seed, trained_dtype, mesh)
     else:
         loaded, params = load(config.model, mesh=mesh)
-        model = loaded.clone(dtype=jnp.dtype(config.dtype) if config.dtype else default_dtype(), remat=config.remat)
+        model = loaded.clone(
+            dtype=jnp.dtype(config.dtype) if config.dtype else default_dtype(),
+            remat=config.remat,
+            scan_layers=config.scan_layers,
+        )
     if config.lora is None:
         return model, _cast(params, trained_dtype), {}
     whole, frozen = split_trained(params, config)
@@ -217,7 +221,7 @@ class _Evaluator:
         self._tasks = held_out(config.evaluation)
 
     def prepare(self, model, base: dict, config: TrainConfig) -> None:
-        self._model, self._base = model.clone(remat="none"), base
+        self._model, self._base = model.clone(remat="none", scan_layers=False), base
         self._scale = 1.0 if config.lora is None else config.lora.scale
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float]:

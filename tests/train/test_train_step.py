@@ -1,5 +1,8 @@
 """One step, however it is cut up: packed or not, accumulated, sharded, rematerialised, in chunks of tiles, in bfloat16."""
 
+import contextlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from train_helpers import small_checkpoint, write_records
 
 from smolvlm_jax import load, make_mesh
+from smolvlm_jax.errors import InputError
 from smolvlm_jax.parameters import flatten_params
 from smolvlm_jax.sharding import activate
 from smolvlm_jax.train.config import DataConfig, LoraConfig, TrainConfig
@@ -26,8 +30,8 @@ LENGTH, TILE = 192, 48
 class Case:
     """A small model, eight samples (with two pictures, one, none), packed into four rows."""
 
-    def __init__(self, folder):
-        self.directory = small_checkpoint(folder)
+    def __init__(self, folder, layers=1):
+        self.directory = small_checkpoint(folder, layers=layers)
         self.model, self.params = load(self.directory)
         records = open_records(str(write_records(folder, 9)))
         prepare = Prepare(self.directory, DataConfig())
@@ -38,14 +42,14 @@ class Case:
         self.packed = make_batch(self.rows, LENGTH, 48, TILE, 2)
         self.alone = make_batch([[s] for s in self.samples], LENGTH, 48, TILE, 2)
 
-    def loss(self, batch, **options):
+    def loss(self, batch, params=None, **options):
         model = options.pop("model", self.model)
 
         def mean(params):
             total, count, hits = token_losses(model, params, {k: jnp.asarray(v) for k, v in batch.items()}, **options)
             return total / count, (count, hits)
 
-        return jax.jit(jax.value_and_grad(mean, has_aux=True))(self.params)
+        return jax.jit(jax.value_and_grad(mean, has_aux=True))(self.params if params is None else params)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,37 @@ def test_padding_between_tiles(case, packed):
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_tiles_in_chunks_and_layers_recomputed(case, packed, remat):
     agree(case.loss(case.packed, tile_chunk=5, loss_chunk=64, model=case.model.clone(remat=remat)), packed)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Three layers each, adapters on all of them, and the loss of unrolled layers."""
+    case = Case(tmp_path_factory.mktemp("deep"), layers=3)
+    adapters = init_adapters(case.model, LoraConfig(rank=2, targets=".*"))
+    case.adapted = join(case.params, jax.tree.map(lambda x: x + 0.01, adapters))
+    case.unrolled = case.loss(case.packed, case.adapted)
+    return case
+
+
+@pytest.mark.filterwarnings("ignore:axis")
+@pytest.mark.parametrize(("remat", "mesh"), [("dots", ()), ("full", (2, 2, 2))])
+def test_layers_in_a_loop(deep, remat, mesh):
+    """Loss and gradients of unrolled layers, adapters included, alone and on a mesh."""
+    model = deep.model.clone(scan_layers=True, remat=remat)
+    with activate(make_mesh(*mesh)) if mesh else contextlib.nullcontext():
+        agree(deep.loss(deep.packed, deep.adapted, model=model, tile_chunk=6), deep.unrolled)
+
+
+def test_a_loop_is_one_layers_program(deep):
+    """Scanned where all layers are alike, unrolled where some have adapters and others not."""
+    model = deep.model.clone(scan_layers=True)
+    some = init_adapters(deep.model, LoraConfig(rank=2, targets=".*layers_0.*"))
+    for params, scanned in ((deep.params, True), (deep.adapted, True), (join(deep.params, some), False)):
+        batch = {k: jnp.asarray(v) for k, v in deep.packed.items()}
+        program = str(jax.make_jaxpr(lambda p, b=batch: token_losses(model, p, b, loss_chunk=64))(params))
+        assert bool(re.search(r"length=3\b", program)) == scanned
+    with pytest.raises(InputError, match="keeps no hidden states"):
+        model.apply({"params": deep.params}, input_ids=np.ones((1, 4), np.int32), output_hidden_states=True)
 
 
 @pytest.mark.filterwarnings("ignore:axis")

@@ -25,15 +25,15 @@ def write_records(folder: Path, count: int, seed: int = 0, name: str = "train") 
     return folder / f"{name}.jsonl"
 
 
-def small_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A Hugging Face directory with random weights: the bundled model's shapes with one layer each, and its processor."""
+def small_checkpoint(folder: Path, seed: int = 0, layers: int = 1) -> Path:
+    """A Hugging Face directory with random weights: the bundled model's shapes with so many layers each, and its processor."""
     from smolvlm_jax import SmolVLMForConditionalGeneration, init_params, save_hf
 
     files = folder / "files"
     config = tiny_numbers.prepare(files)
     config = config.replace(
-        vision_config=config.vision_config.replace(num_hidden_layers=1),
-        text_config=config.text_config.replace(num_hidden_layers=1),
+        vision_config=config.vision_config.replace(num_hidden_layers=layers),
+        text_config=config.text_config.replace(num_hidden_layers=layers),
     )
     model = SmolVLMForConditionalGeneration(config)
     save_hf(folder / "model", model, init_params(model, seed), companions=files)
