@@ -1,48 +1,76 @@
 """One attention for encoder and decoder: grouped heads, a boolean mask, softmax in float32; its form chosen here alone.
 
 On accelerators and on meshes two einsums, which their compilers fuse and partition well, and for long rows the same a block
-of queries at a time (`blockwise`), whose scores never fill the memory. XLA's CPU backend is another matter: in float32, where
-large score matrices leave the caches, or where one query meets a whole KV cache, other forms of the same sum are up to twice
-as fast (figures in docs/design.md). The choice follows the platform that a program is compiled for, not the process that
-compiles it: a program for TPU is the same wherever it was lowered.
+of queries at a time (`blockwise`), whose scores never fill the memory; on TPU in bfloat16 whole prompts and pictures go
+through one kernel (`splash`). XLA's CPU backend is another matter: in float32, where large score matrices leave the caches, or
+where one query meets a whole KV cache, other forms of the same sum are up to twice as fast (figures in docs/design.md). The
+choice follows the platform that a program is compiled for, not the process that compiles it: a program for TPU is the same
+wherever it was lowered.
 """
 
 import math
+import os
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
 from .blockwise import blockwise_attention
 from .layers import matmul_precision
+from .splash import fits_splash, splash_attention
 
-__all__ = ["attention"]
+__all__ = ["SegmentMask", "attention"]
 
 # Scores of one head, queries × keys, from which on the heads are taken one at a time.
 LARGE = 2**17
 # Scores of one head that are in memory at a time elsewhere: 4 MB in float32.
 BLOCK = 2**20
+# Whether TPUs may use the kernel.
+FUSED = os.environ.get("SMOLVLM_JAX_FUSED_ATTENTION", "1") != "0"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SegmentMask:
+    """Who sees whom within whole rows, as an array and as what the array was made of, which a kernel takes instead.
+
+    array: bool (b or 1, t, t). segment_ids: int32 (b, t) or None; a query sees the keys of its own segment, 0 being padding,
+    which in the array sees nothing and in a kernel itself: nobody reads it. causal: and none behind itself.
+    """
+
+    array: jax.Array
+    segment_ids: jax.Array | None
+    causal: bool = field(metadata={"static": True})
 
 
 def attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: jax.Array | None = None,
+    mask: jax.Array | SegmentMask | None = None,
     *,
     return_weights: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scaled dot-product attention.
 
     q (b, n, t, h); k and v (b, k, s, h) with n a multiple of k, query head j reading key/value head j // (n / k);
-    mask boolean, broadcastable to (b, t, s), True where a query may look. Returns the output (b, n, t, h) in q's dtype
-    and, on request, the weights (b, n, t, s) after softmax.
+    mask boolean, broadcastable to (b, t, s), True where a query may look, or a SegmentMask. Returns the output (b, n, t, h)
+    in q's dtype and, on request, the weights (b, n, t, s) after softmax.
 
     Scores and softmax are float32. A masked score becomes the lowest finite float32, not -inf: a query that may look
     nowhere (padding) gets finite values, which nothing reads.
     """
+    parts = mask if isinstance(mask, SegmentMask) else None
+    fused = FUSED and (mask is None or parts is not None) and fits_splash(q, k)
+    if parts is not None:
+        mask = parts.array
     if return_weights:
         return _by_einsum(q, k, v, mask)
     default = _by_blocks if q.shape[2] * k.shape[2] > BLOCK and q.shape[2] > 1 else lambda *inputs: _by_einsum(*inputs)[0]
+    if fused:
+        ids, causal = (None, False) if parts is None else (parts.segment_ids, parts.causal)
+        on_tpu = lambda q, k, v, _, ids: splash_attention(q, k, v, ids, causal=causal)
+        return jax.lax.platform_dependent(q, k, v, mask, ids, tpu=on_tpu, default=lambda *inputs: default(*inputs[:4])), None
     on_cpu = _form_on_cpu(q, k)
     if on_cpu is None:
         return default(q, k, v, mask), None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import attention
+from .attention import SegmentMask, attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError
@@ -141,7 +141,10 @@ class SmolVLMTextModel(nn.Module):
             mask = causal if attention_mask is None and segment_ids is None else causal & valid[:, None, :]
             if segment_ids is not None:
                 mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-            after = None
+            ids = None
+            if attention_mask is not None or segment_ids is not None:
+                ids = jnp.where(valid, 1 if segment_ids is None else segment_ids, 0).astype(jnp.int32)
+            mask, after = SegmentMask(mask, ids, causal=True), None
         else:
             start = cache.index % cache.length
             after, mask = cache.advance(valid)
