@@ -60,17 +60,24 @@ def test_loss_and_gradients(tiny, masked):
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(tiny.params)
     assert float(value) == pytest.approx(out.loss.item(), rel=1e-6)
+    found, bias = {}, 0.0
     for path, gradient in flatten_params(gradients).items():
         theirs = want[path]
         if path.endswith(NO_GRADIENT):
-            assert np.abs(gradient).max() <= 1e-7 and np.abs(theirs).max() <= 1e-7, path
+            assert np.abs(theirs).max() <= 1e-7, path
+            bias = max(bias, float(np.abs(gradient).max()))
         else:
-            assert np.linalg.norm(gradient - theirs) <= 1e-5 * np.linalg.norm(theirs), path
+            found[path] = float(np.linalg.norm(gradient - theirs) / np.linalg.norm(theirs))
+    worst = max(found, key=found.get)
+    print(f"{len(found)} gradients within {found[worst]:.1e} of torch's ({worst}); keys' bias {bias:.1e}")
+    assert found[worst] <= 1e-5, worst
+    assert bias <= 1e-7
 
 
-def test_ten_steps_of_adamw(tiny):
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+def test_ten_steps_of_adamw(tiny, masked):
     torch.set_num_threads(1)
-    labels = labels_of(tiny, True)
+    labels = labels_of(tiny, masked)
     model = reference(tiny)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.0)
     inputs = dict(input_ids=torch.tensor(tiny.ids), pixel_values=torch.tensor(tiny.pixels), labels=torch.tensor(labels))
@@ -94,6 +101,12 @@ def test_ten_steps_of_adamw(tiny):
         losses.append(float(metrics["loss"]))
     assert losses == pytest.approx(want, rel=1e-4)
     assert losses[-1] < 0.9 * losses[0]
-    for path, value in flatten_params(state.params).items():
-        if not path.endswith(NO_GRADIENT):
-            assert np.abs(value - theirs[path]).max() <= 1e-4, path
+    found = {
+        path: float(np.abs(value - theirs[path]).max())
+        for path, value in flatten_params(state.params).items()
+        if not path.endswith(NO_GRADIENT)
+    }
+    worst = max(found, key=found.get)
+    apart = max(abs(a / b - 1) for a, b in zip(losses, want, strict=True))
+    print(f"ten losses within {apart:.1e}, {len(found)} parameters within {found[worst]:.1e} of torch's ({worst})")
+    assert found[worst] <= 1e-4, worst

@@ -87,4 +87,6 @@ def test_memory(width, tied):
         loss = lambda hidden, kernel, targets: chunked_loss(hidden, kernel, targets, tied=tied)[0]
         return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(49_280) - temporaries(512) <= 200e6
+    more = temporaries(49_280) - temporaries(512)
+    print(f"{more / 1e6:.0f} MB more")
+    assert more <= 200e6

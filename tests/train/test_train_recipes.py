@@ -67,6 +67,7 @@ compiler = pytest.mark.skipif(
 def test_a_step_compiles_for_chips_that_are_not_here():
     """The bundled checkpoint's step for eight v5e chips, with all that the larger recipes use."""
     more = ["topology=v5e:2x4", "mesh.fsdp=8", "dtype=bfloat16", "remat=full", "tile_chunk=5", "data.tiles_per_row=20"]
+    more += ["scan_layers=true", "data.length=512"]
     found = memory_of("photographs", [*more, "accumulation=2"])
     assert "error" not in found and 0 < found["temporary_bytes"] < found["total_bytes"] < 2e9
 
