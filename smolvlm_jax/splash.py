@@ -4,6 +4,8 @@ On a v5e chip one layer of the 500M, eight rows of 2,048 tokens, reads and write
 compiler's count, the einsums 22 GB. The kernel is bfloat16's alone: in float32 it would multiply in bfloat16.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
@@ -17,9 +19,19 @@ SHORTEST = 512
 _LANES = 128
 
 
+@functools.cache
+def _library():
+    """jax's kernels and masks, or None of a jax without them: they are experimental there. Imported when first needed."""
+    try:
+        from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+    except ImportError:
+        return None
+    return splash_attention_kernel, splash_attention_mask
+
+
 def fits_splash(q: jax.Array, k: jax.Array) -> bool:
     """Whether the kernel is for these: bfloat16, as many keys as queries, enough of them."""
-    return q.dtype == jnp.bfloat16 and q.shape[2] == k.shape[2] >= SHORTEST
+    return q.dtype == jnp.bfloat16 and q.shape[2] == k.shape[2] >= SHORTEST and _library() is not None
 
 
 def splash_attention(
@@ -53,9 +65,7 @@ def splash_attention(
 
 
 def _one_device(q, k, v, segment_ids, causal: bool, interpret: bool) -> jax.Array:
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
+    kernels, masks = _library()
     n, t, h = q.shape[1:]
     more = -t % _LANES
     if more:  # the rest is a segment that nobody is in

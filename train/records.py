@@ -222,7 +222,7 @@ def messages_of(record: Any, folder: str = "") -> list[dict[str, Any]]:
     read = record_from(record, "", folder)
     if read.error is not None:
         raise InputError(read.error)
-    messages = [m for m in read.messages if m != _NEXT] if given is not None else read.messages
+    messages = read.messages if given is None else read.messages[:-1]
     if answer is not None:
         if not isinstance(answer, str):
             raise InputError(f"answer is a {type(answer).__name__}; it needs a string")
