@@ -206,6 +206,8 @@ def test_records_as_the_batch_job_has_them(tmp_path):
     assert messages_of(whole, "/data")[0]["content"][0]["path"] == "/data/a.png"
     strings = [{"role": "user", "content": "2 and 3?"}, {"role": "assistant", "content": "5"}]
     assert messages_of({"messages": strings}) == strings
+    stop = {"role": "user", "content": [{"type": "text", "text": "."}]}
+    assert messages_of({"messages": [stop, assistant("Yes?")]}) == [stop, assistant("Yes?")]
     with pytest.raises(InputError, match="nothing to learn"):
         messages_of({"messages": strings[:1]})
     with pytest.raises(InputError, match="no images left"):
