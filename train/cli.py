@@ -16,6 +16,9 @@ def run_train(args: argparse.Namespace) -> int:
 
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
+    from .malloc import keep_freed_memory
+
+    keep_freed_memory()
     import jax
 
     from .runner import run
