@@ -5,7 +5,8 @@
     python benchmarks/train.py --size SmolVLM-Instruct --dtype bfloat16 --rows 8 --length 2048    # on a GPU
 
 Both train everything with AdamW from the same random weights; torch runs transformers' model eagerly with sdpa attention. Steps
-alternate, after two of each that are not counted (memory settles by then); the medians are compared. The floor is the arithmetic: model FLOP a step.
+alternate, after two of each that are not counted (memory settles by then); the medians are compared. The floor is the
+arithmetic: model FLOP a step.
 """
 
 import argparse

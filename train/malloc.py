@@ -1,8 +1,8 @@
 """Memory that is freed stays with the process: on a CPU a step takes and gives back gigabytes, the same ones each time.
 
-XLA's CPU backend allocates a step's activations anew. glibc returns blocks of that size to the system at once, and the next step
-has every page of them faulted in and zeroed again: a million faults a step of the 256M (2 × 512 tokens, float32, two cores).
-A step takes 4.8 s without them and 5.5 s with them; where a hypervisor takes free pages away between two steps, 9 s.
+XLA's CPU backend allocates a step's activations anew. glibc returns blocks of that size to the system at once, and the next
+step has every page of them faulted in and zeroed again: a million faults a step of the 256M (2 × 512 tokens, float32, two
+cores). A step takes 4.8 s without them and 5.5 s with them; where a hypervisor takes free pages away between steps, 9 s.
 """
 
 import ctypes
@@ -30,4 +30,5 @@ def keep_freed_memory() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: -1}  # never trim
-    return all([library.mallopt(name, value) == 1 for name, value in settings.items()])
+    taken = [library.mallopt(name, value) == 1 for name, value in settings.items()]
+    return all(taken)
