@@ -74,7 +74,7 @@ def test_loss_and_gradients(tiny, masked):
     assert bias <= 1e-7
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["full", "masked"])
 def test_ten_steps_of_adamw(tiny, masked):
     torch.set_num_threads(1)
     labels = labels_of(tiny, masked)
