@@ -23,9 +23,10 @@ __all__ = ["SegmentMask", "attention"]
 
 # Scores of one head, queries × keys, from which on the heads are taken one at a time.
 LARGE = 2**17
-# Scores of one head that are in memory at a time elsewhere: 4 MB in float32.
+# The same elsewhere, from which on queries are taken in blocks, and what a block holds: 4 MB in float32. Smaller blocks read
+# keys and values more often and need less memory.
 BLOCK = 2**20
-# Whether TPUs may use the kernel.
+# Whether TPUs may use the kernel. A switch for the user, because the kernel is experimental in jax.
 FUSED = os.environ.get("SMOLVLM_JAX_FUSED_ATTENTION", "1") != "0"
 
 

@@ -35,8 +35,8 @@ def matmul_precision(dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def _policy(remat: bool | str):
-    """(whether to rematerialise, jax's policy)."""
+def _remat_policy(remat: bool | str):
+    """(whether to rematerialise, jax's policy). Raises ConfigError."""
     policies = {
         "full": None,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -52,7 +52,7 @@ def _policy(remat: bool | str):
 def rematerialized(layer: type[nn.Module], remat: bool | str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
     """A layer that keeps little for the backward pass. remat: False or "none" keeps everything, True or "full" only the
     layer's input, "dots" the results of matrix products with weights too, but not of attention's."""
-    asked, policy = _policy(remat)
+    asked, policy = _remat_policy(remat)
     return nn.remat(layer, static_argnums=static_argnums, policy=policy) if asked else layer
 
 
@@ -73,7 +73,7 @@ def scan_layers(layer: nn.Module, params: Mapping[str, Any], remat: bool | str, 
     def one(x, weights):
         return layer.apply({"params": weights}, x, *rest)[0], None
 
-    asked, policy = _policy(remat)
+    asked, policy = _remat_policy(remat)
     if asked:
         one = jax.checkpoint(one, policy=policy, prevent_cse=False)
     return jax.lax.scan(one, x, stacked)[0]
