@@ -2,32 +2,32 @@
 
 On accelerators and on meshes two einsums, which their compilers fuse and partition well, and for long rows the same a block
 of queries at a time (`blockwise`), whose scores never fill the memory; on TPU in bfloat16 whole prompts and pictures go
-through one kernel (`splash`). XLA's CPU backend is another matter: in float32, where large score matrices leave the caches, or
+through one kernel (`splash`), decode steps through another (`decode_attention`). XLA's CPU backend is another matter: in float32, where large score matrices leave the caches, or
 where one query meets a whole KV cache, other forms of the same sum are up to twice as fast (figures in docs/design.md). The
 choice follows the platform that a program is compiled for, not the process that compiles it: a program for TPU is the same
 wherever it was lowered.
 """
 
 import math
-import os
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
 from .blockwise import blockwise_attention
+from .cache import KVCache
+from .decode_attention import decode_attention
+from .kernels import use_decode_kernel, use_splash_kernel
 from .layers import matmul_precision
-from .splash import fits_splash, splash_attention
+from .splash import splash_attention
 
-__all__ = ["SegmentMask", "attention"]
+__all__ = ["SegmentMask", "attention", "cached_attention"]
 
 # Scores of one head, queries × keys, from which on the heads are taken one at a time.
 LARGE = 2**17
 # The same elsewhere, from which on queries are taken in blocks, and what a block holds: 4 MB in float32. Smaller blocks read
 # keys and values more often and need less memory.
 BLOCK = 2**20
-# Whether TPUs may use the kernel. A switch for the user, because the kernel is experimental in jax.
-FUSED = os.environ.get("SMOLVLM_JAX_FUSED_ATTENTION", "1") != "0"
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +62,7 @@ def attention(
     nowhere (padding) gets finite values, which nothing reads.
     """
     parts = mask if isinstance(mask, SegmentMask) else None
-    fused = FUSED and (mask is None or parts is not None) and fits_splash(q, k)
+    fused = (mask is None or parts is not None) and not return_weights and use_splash_kernel(q, k)
     if parts is not None:
         mask = parts.array
     if return_weights:
@@ -76,6 +76,38 @@ def attention(
     if on_cpu is None:
         return default(q, k, v, mask), None
     return jax.lax.platform_dependent(q, k, v, mask, cpu=on_cpu, default=default), None
+
+
+def cached_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: KVCache,
+    layer: int,
+    start: jax.Array,
+    mask: jax.Array,
+    *,
+    return_weights: bool = False,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None]:
+    """Write new columns into a layer's cache and attend to all that it holds.
+
+    q (b, n, t, h); the new k and v (b, k, t, h), which go to column `start`; mask bool (b, t, L) over the cache's columns, as
+    `KVCache.advance` returns it. Returns the output (b, n, t, h), the layer's updated keys and values (b, k, L, h), and on
+    request the weights (b, n, t, L).
+    """
+
+    def plain(q, k, v, keys, values, mask, start):
+        keys, values = KVCache.write(keys, values, start, k, v)
+        out, weights = attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask, return_weights=return_weights)
+        return out, keys, values, weights
+
+    inputs = (q, k, v, cache.keys[layer], cache.values[layer], mask, start)
+    if not return_weights and use_decode_kernel(q, cache.keys[layer]):
+        kernel = lambda *inputs: (*decode_attention(*inputs), None)
+        out, keys, values, weights = jax.lax.platform_dependent(*inputs, tpu=kernel, default=plain)
+    else:
+        out, keys, values, weights = plain(*inputs)
+    return out, (keys, values), weights
 
 
 def _form_on_cpu(q: jax.Array, k: jax.Array):

@@ -63,8 +63,11 @@ class KVCache:
         causal = (offset[None, :] >= t) | (offset[None, :] <= query[:, None])
         return replace(self, visible=visible, index=self.index + t), visible[:, None, :] & causal[None]
 
-    def write(self, layer: int, start: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The layer's buffers with new keys and values (b, k, t, h) from column `start` on."""
+    @staticmethod
+    def write(
+        keys: jax.Array, values: jax.Array, start: jax.Array, k: jax.Array, v: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """A layer's buffers (b, k, L, h) with new keys and values (b, k, t, h) from column `start` on."""
         put = lambda buffer, new: constrain(
             jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, 0, start, 0)),
             "batch",
@@ -72,4 +75,4 @@ class KVCache:
             None,
             None,
         )
-        return put(self.keys[layer], k), put(self.values[layer], v)
+        return put(keys, k), put(values, v)

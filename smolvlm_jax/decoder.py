@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import SegmentMask, attention
+from .attention import SegmentMask, attention, cached_attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError
@@ -52,9 +52,10 @@ class TextAttention(nn.Module):
         v = Projection("btd,dkh->bkth", (d, kv, h), ("embed", "kv_heads", None), name="v_proj", **shared)(x)
         q = constrain(apply_rotary(q, *rotary), "batch", "act_heads", None, None)
         k = constrain(apply_rotary(k, *rotary), "batch", "act_kv_heads", None, None)
-        if cache is not None:
-            k, v = cache.write(layer, start, k, v)
-        out, weights = attention(q, k.astype(self.dtype), v.astype(self.dtype), mask, return_weights=return_weights)
+        if cache is None:
+            out, weights = attention(q, k, v, mask, return_weights=return_weights)
+        else:
+            out, (k, v), weights = cached_attention(q, k, v, cache, layer, start, mask, return_weights=return_weights)
         out = Projection("bnth,nhd->btd", (n, h, d), ("heads", None, "embed"), name="o_proj", **shared)(out)
         return out, (k, v), weights
 

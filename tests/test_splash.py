@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smolvlm_jax import attention as module
-from smolvlm_jax import decoder, make_mesh, splash
+from smolvlm_jax import decoder, kernels, make_mesh, splash
 from smolvlm_jax.attention import SegmentMask, attention
 from smolvlm_jax.sharding import activate
 
@@ -100,7 +99,7 @@ def test_taken_on_tpu_in_bfloat16_and_nowhere_else():
 
 
 def test_it_can_be_switched_off(monkeypatch):
-    monkeypatch.setattr(module, "FUSED", False)
+    monkeypatch.setattr(kernels, "FUSED", False)
     mask = SegmentMask(jax.ShapeDtypeStruct((2, 512, 512), bool), None, True)
     assert "tpu_custom_call" not in lowered("tpu", jnp.bfloat16, 512, mask)
 

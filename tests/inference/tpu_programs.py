@@ -57,6 +57,7 @@ def main(size: str, topology: str, ring: str, slots: str, program: str, *numbers
         "aliased": memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "bytes_accessed": cost["bytes accessed"],
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
         "collectives": {
             n: text.count(f" {n}(") + text.count(f" {n}-start(") for n in ("all-gather", "all-reduce", "all-to-all")
         },
