@@ -1,11 +1,11 @@
 """One attention for encoder and decoder: grouped heads, a boolean mask, softmax in float32; its form chosen here alone.
 
 On accelerators and on meshes two einsums, which their compilers fuse and partition well, and for long rows the same a block
-of queries at a time (`blockwise`), whose scores never fill the memory; on TPU in bfloat16 whole prompts and pictures go
-through one kernel (`splash`), decode steps through another (`decode_attention`). XLA's CPU backend is another matter: in float32, where large score matrices leave the caches, or
-where one query meets a whole KV cache, other forms of the same sum are up to twice as fast (figures in docs/design.md). The
-choice follows the platform that a program is compiled for, not the process that compiles it: a program for TPU is the same
-wherever it was lowered.
+of queries at a time (`blockwise`), whose scores never fill the memory; on TPU in bfloat16 one kernel for whole prompts and
+pictures (`splash`) and another for decode steps (`decode_attention`). XLA's CPU backend is another matter: in float32, where
+large score matrices leave the caches, or where one query meets a whole KV cache, other forms of the same sum are up to twice
+as fast (figures in docs/design.md). The choice follows the platform that a program is compiled for, not the process that
+compiles it: a program for TPU is the same wherever it was lowered.
 """
 
 import math

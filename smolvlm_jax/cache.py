@@ -64,9 +64,7 @@ class KVCache:
         return replace(self, visible=visible, index=self.index + t), visible[:, None, :] & causal[None]
 
     @staticmethod
-    def write(
-        keys: jax.Array, values: jax.Array, start: jax.Array, k: jax.Array, v: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def write(keys: jax.Array, values: jax.Array, start: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A layer's buffers (b, k, L, h) with new keys and values (b, k, t, h) from column `start` on."""
         put = lambda buffer, new: constrain(
             jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, 0, start, 0)),

@@ -77,10 +77,7 @@ def _one_device(q, k, v, keys, values, mask, start, interpret: bool):
     b, n, _, h = q.shape
     kv, length = keys.shape[1:3]
     group = n // kv
-    # What is small travels together: the queries of a head, its new key, its new value, in tiles of eight rows.
-    rows = -(-(group + 2) // 8) * 8
-    small = [q.reshape(b, kv, group, h), k.astype(q.dtype), v.astype(q.dtype)]
-    small = jnp.concatenate([*small, jnp.zeros((b, kv, rows - group - 2, h), q.dtype)], axis=2)
+    q = q.reshape(b, kv, group, h)
     bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min / 2)
 
     heads = _divisor(kv, min(8, _BLOCK // (2 * h * length)))
@@ -95,29 +92,29 @@ def _one_device(q, k, v, keys, values, mask, start, interpret: bool):
         # The kernel fetches what it needs. Left to itself, XLA copies whole layers into the core's memory and out again.
         upright = [tpu.with_memory_space_constraint(x, tpu.HBM) for x in upright]
         held = lambda x: tpu.HBM(x.shape, x.dtype)
-    moved = 2 * (2 * keys.size + 2 * b * kv * h * _LANES + 2 * small.size) + 4 * bias.size
+    moved = 2 * (2 * keys.size + 2 * b * kv * h * _LANES + 2 * q.size + 2 * k.size) + 4 * bias.size
     out, *upright = pallas.pallas_call(
-        functools.partial(_kernel, pallas, group),
-        out_shape=(like(small), *map(held, upright)),
+        functools.partial(_kernel, pallas),
+        out_shape=(like(q), *map(held, upright)),
         grid_spec=tpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(b // batch, kv // heads),
             in_specs=[
-                block((rows, h)),
+                block((group, h)),
+                block((1, h)),
+                block((1, h)),
                 pallas.BlockSpec((batch, 1, length), lambda i, j, _: (i, 0, 0)),
                 *(block((h, length)) for _ in upright),
             ],
-            out_specs=[block((rows, h)), tile, tile],
+            out_specs=[block((group, h)), tile, tile],
         ),
-        input_output_aliases={3: 1, 4: 2},
+        input_output_aliases={5: 1, 6: 2},
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        cost_estimate=pallas.CostEstimate(
-            flops=4 * b * n * h * length, transcendentals=b * n * length, bytes_accessed=moved
-        ),
+        cost_estimate=pallas.CostEstimate(flops=4 * b * n * h * length, transcendentals=b * n * length, bytes_accessed=moved),
         interpret=interpret,
         name="decode_attention",
-    )(start.reshape(1).astype(jnp.int32), small, bias, *upright)
-    return out[:, :, :group].reshape(b, n, 1, h), *(x.swapaxes(2, 3) for x in upright)
+    )(start.reshape(1).astype(jnp.int32), q, k.astype(q.dtype), v.astype(q.dtype), bias, *upright)
+    return out.reshape(b, n, 1, h), *(x.swapaxes(2, 3) for x in upright)
 
 
 def _divisor(n: int, most: int) -> int:
@@ -125,10 +122,11 @@ def _divisor(n: int, most: int) -> int:
     return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
 
 
-def _kernel(pallas, group, start, small, bias, keys, values, out, new_keys, new_values) -> None:
-    """A block of rows and heads. start (1,); small (B, K, R, h): queries, new key, new value; bias (B, 1, L); keys and values
-    (B, K, h, L); out (B, K, R, h), of which the queries' rows count; new_keys, new_values (B, K, h, 128): the tile that the
-    new column is in."""
+def _kernel(pallas, start, q, k, v, bias, keys, values, out, new_keys, new_values) -> None:
+    """A block of rows and heads. start (1,); q and out (B, K, g, h); k and v (B, K, 1, h); bias float32 (B, 1, L); keys and
+    values (B, K, h, L); new_keys and new_values (B, K, h, 128): the tile that the new column is in.
+
+    The new column is kept apart in scores and sums, and put into its tile beside them: nothing waits for a write."""
     batch, heads, size, length = keys.shape
     iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32)
     lane = start[0] & (_LANES - 1)
@@ -138,18 +136,17 @@ def _kernel(pallas, group, start, small, bias, keys, values, out, new_keys, new_
     diagonal = iota((size, size), 0) == iota((size, size), 1)
 
     def attend(i, j):
-        x = small[i, j]
-        exact = x.astype(jnp.float32)
-        new = exact[group : group + 1], exact[group + 1 : group + 2]
+        x = q[i, j]
+        new = k[i, j].astype(jnp.float32), v[i, j].astype(jnp.float32)
         scores = _product(x, keys[i, j], 0)
-        scores = jnp.where(is_new, (exact * new[0]).sum(1, keepdims=True), scores) * size**-0.5 + bias[i]
+        scores = jnp.where(is_new, (x.astype(jnp.float32) * new[0]).sum(1, keepdims=True), scores) * size**-0.5 + bias[i]
         weights = jnp.exp(scores - scores.max(1, keepdims=True))
         weights = (weights / weights.sum(1, keepdims=True)).astype(x.dtype)
         of_new = jnp.where(is_new, weights.astype(jnp.float32), 0).sum(1, keepdims=True)
         of_old = jnp.where(is_new, jnp.zeros_like(weights), weights)
         out[i, j] = (_product(of_old, values[i, j], 1) + of_new * new[1]).astype(out.dtype)
         for row, old, place in zip(new, (keys, values), (new_keys, new_values), strict=True):
-            column = jnp.where(diagonal, row, 0).sum(1, keepdims=True)  # (1, h) -> (h, 1)
+            column = jnp.where(diagonal, row, 0).sum(1, keepdims=True)  # (1, h) to (h, 1)
             place[i, j] = jnp.where(is_new_lane, column, old[i, j, :, tile].astype(jnp.float32)).astype(place.dtype)
 
     # Two rows at a time where they are short, so that one's softmax runs beside the other's products.

@@ -1,7 +1,7 @@
 """`generate()` and `stream()`: one jitted prefill, then a decode loop that stays on the device until every row has stopped.
 
 Shapes are rounded up to a few buckets, so that prompts of all lengths and pictures of all sizes share a handful of compiled
-programs: prompt length and number of tiles to 2^k or 3·2^(k-1), cache length to a multiple of 64.
+programs: prompt length and number of tiles to 2^k or 3·2^(k-1), cache length to a multiple of 64, off the CPU of 128.
 """
 
 import functools
@@ -187,7 +187,8 @@ def _start(model, params, config: GenerationConfig, given: dict[str, Any], seed,
     keys = row_keys(seed, len(ids))
     if mesh is not None:
         inputs = {k: jax.device_put(v, batch_sharding(mesh, np.shape(v))) for k, v in inputs.items()}
-    cache_length = -(-(length + config.max_new_tokens) // 64) * 64
+    tile = 64 if jax.default_backend() == "cpu" else 128  # a TPU's tiles have 128 columns, which the decode kernel wants whole
+    cache_length = -(-(length + config.max_new_tokens) // tile) * tile
     with _scope(mesh):
         return _prefill(model, _static(config), cache_length, params, inputs, keys)
 

@@ -37,7 +37,8 @@ def use_decode_kernel(q: jax.Array, keys: jax.Array) -> bool:
 
 @functools.cache
 def trusted(example: Callable[[], tuple[jax.Array, jax.Array]]) -> bool:
-    """Whether the two results of `example` agree on this process's TPU. A process without one compiles for others, and trusts."""
+    """Whether the two results of `example` agree on this process's TPU. A process without one compiles for others and cannot
+    try."""
     if jax.default_backend() != "tpu":
         return True
     found: list[str | None] = []

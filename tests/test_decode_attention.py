@@ -181,7 +181,7 @@ def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch, backend, recwarn):
     for example, reason in ((right, None), (wrong, "is wrong"), (nothing, "is wrong"), (broken, "Mosaic failed")):
         found = []
         with activate(make_mesh(data=-1)):
-            jax.jit(lambda x, example=example: found.append(kernels.trusted(example)) or x).lower(1.0)
+            jax.jit(lambda x, example=example, found=found: found.append(kernels.trusted(example)) or x).lower(1.0)
         assert found == [reason is None or backend == "cpu"]
         said = [str(w.message) for w in recwarn.list]
         recwarn.clear()

@@ -30,9 +30,7 @@ RINGS = [("256", "1024"), ("2048", "256")]
 MORE_RINGS = [("256", "256"), ("1024", "392"), ("1024", "256"), ("4096", "96"), ("8192", "48")]
 
 
-@pytest.mark.parametrize(
-    ("ring", "slots"), [*RINGS, *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_RINGS)]
-)
+@pytest.mark.parametrize(("ring", "slots"), [*RINGS, *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_RINGS)])
 def test_a_decode_step_reads_weights_and_cache_and_little_else(ring, slots):
     """The 256M in bf16 on v5e:2x2. Written naively it would touch 8 times as much."""
     figures = compile_for_tpu("SmolVLM-256M-Instruct", "v5e:2x2", ring, slots, "step")
