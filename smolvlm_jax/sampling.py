@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from .generation_config import GenerationConfig
 
+_BLOCK = 128
+
 __all__ = ["RowSampling", "choose", "choose_rows", "min_p", "repetition_penalty", "row_keys", "top_k", "top_p"]
 
 
@@ -24,14 +26,37 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
     return jnp.where(scores < kth, -jnp.inf, scores)
 
 
-def top_p(scores: jax.Array, p) -> jax.Array:
-    """Keep the smallest set of best tokens whose probability reaches p; the token that crosses p stays, one always does."""
-    order = jnp.argsort(scores, axis=-1, stable=True)
-    ascending = jnp.take_along_axis(scores, order, axis=-1)
-    removed = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - p
-    removed = removed.at[:, -1].set(False)
-    rows = jnp.arange(scores.shape[0])[:, None]
-    return jnp.where(jnp.zeros_like(removed).at[rows, order].set(removed), -jnp.inf, scores)
+def top_p(scores: jax.Array, p, ascending: jax.Array | None = None) -> jax.Array:
+    """Keep the smallest set of best tokens whose probability reaches p; the token that crosses p stays, one always does. Of
+    tokens that score the same the later ones are kept first.
+
+    ascending: the scores of each row, sorted, if they are at hand. What to drop is found as a score and a place among its
+    equals: putting a sorted row back into its order would cost a TPU more than many decode steps.
+    """
+    if ascending is None:
+        ascending = jnp.sort(scores, axis=-1)
+    drop = jnp.minimum(_leading(jax.nn.softmax(ascending, axis=-1), 1 - p), scores.shape[-1] - 1)
+    edge = jnp.take_along_axis(ascending, drop, axis=-1)
+    equal = scores == edge
+    first = _leading(equal.astype(jnp.int32), drop - (scores < edge).sum(-1, keepdims=True))
+    dropped = (scores < edge) | (equal & (jnp.arange(scores.shape[-1]) < first))
+    return jnp.where(dropped, -jnp.inf, scores)
+
+
+def _leading(values: jax.Array, limit) -> jax.Array:
+    """How many leading entries of each row sum to at most `limit`: non-negative (b, v), () or (b, 1) -> int32 (b, 1).
+
+    Sums of blocks first, then the entries of the one block where the limit is passed: running sums over a whole vocabulary
+    take several passes over memory.
+    """
+    b, v = values.shape
+    blocks = jnp.pad(values, ((0, 0), (0, -v % _BLOCK))).reshape(b, -1, _BLOCK)
+    ends = jnp.cumsum(blocks.sum(-1), axis=-1)
+    whole = (ends <= limit).sum(-1, keepdims=True)
+    before = jnp.where(whole > 0, jnp.take_along_axis(ends, jnp.maximum(whole - 1, 0), axis=-1), 0)
+    last = jnp.minimum(whole, blocks.shape[1] - 1)
+    inside = jnp.cumsum(jnp.take_along_axis(blocks, last[..., None], axis=1)[:, 0], axis=-1)
+    return jnp.minimum(whole * _BLOCK + (before + inside <= limit).sum(-1, keepdims=True), v)
 
 
 def min_p(scores: jax.Array, p) -> jax.Array:
@@ -104,8 +129,8 @@ def choose_rows(logits: jax.Array, seen: jax.Array, rows: RowSampling, step: jax
         scores = scores / column(rows.temperature)
         ascending = jnp.sort(scores, axis=-1)
         kth = jnp.take_along_axis(ascending, column(scores.shape[-1] - jnp.clip(rows.top_k, 1, scores.shape[-1])), axis=-1)
-        scores = jnp.where((column(rows.top_k) > 0) & (scores < kth), -jnp.inf, scores)
-        scores = jnp.where(column(rows.top_p) < 1, top_p(scores, column(rows.top_p)), scores)
+        scores, ascending = (jnp.where((column(rows.top_k) > 0) & (x < kth), -jnp.inf, x) for x in (scores, ascending))
+        scores = jnp.where(column(rows.top_p) < 1, top_p(scores, column(rows.top_p), ascending), scores)
         scores = jnp.where(column(rows.min_p) > 0, min_p(scores, column(rows.min_p)), scores)
         keys = jax.vmap(jax.random.fold_in)(row_keys(rows.seed, scores.shape[0]), step)
         drawn = jax.vmap(jax.random.categorical)(keys, scores)

@@ -241,6 +241,25 @@ def test_processors_against_transformers_on_random_scores():
             assert np.array_equal(np.asarray(ours), want)
 
 
+@pytest.mark.parametrize("v", [1, 5, 128, 129, 1000])
+def test_top_p_among_equals(v):
+    """Long rows of few distinct scores, as bfloat16 gives them: the cut goes through equals, of which the later ones stay."""
+    rng = np.random.default_rng(v)
+    for p in (1e-6, 0.1, 0.5, 0.9, 0.999, 1.0):
+        scores = np.round(rng.standard_normal((8, v)) * rng.uniform(0.5, 4), 1).astype(np.float32)
+        scores[:4, : v // 2] = -np.inf
+        order = np.argsort(scores, axis=-1, kind="stable")
+        exact = np.exp(np.take_along_axis(scores, order, -1).astype(np.float64))
+        below = np.cumsum(exact / exact.sum(-1, keepdims=True), axis=-1)
+        clear = (np.abs(below - (1 - p)).min(-1) > 1e-6) | (p == 1)  # not decided by a rounding
+        removed = np.zeros(scores.shape, bool)
+        np.put_along_axis(removed, order, below <= 1 - p, -1)
+        np.put_along_axis(removed, order[:, -1:], False, -1)
+        got = np.isfinite(top_p(jnp.asarray(scores), p))
+        assert (got == (~removed & np.isfinite(scores)))[clear].all() and got.any(-1).all()
+        assert clear.any()
+
+
 def test_drawn_frequencies_follow_the_probabilities():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.asarray(np.log(np.repeat(probabilities[None], 4000, 0)))

@@ -7,7 +7,7 @@ at once into a pool of features on the device, identical ones once. The host rea
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -233,13 +233,12 @@ class Engine:
         """Whether to admit now, or to wait until a few more slots are free and share the cost of a prefill."""
         if all(ring.idle == ring.slots for ring in self._rings):
             return True
-        wanted: dict[Ring, int] = {}
-        for arrival in waiting:
-            ring = self._ring_for(arrival)
-            if ring is None:
-                return True
-            wanted[ring] = wanted.get(ring, 0) + 1
-        return any(ring.idle >= min(count, max(1, ring.slots // 8)) for ring, count in wanted.items())
+        return any(ring is None or ring.idle >= slots for ring, slots in self._wanted(waiting).items())
+
+    def _wanted(self, waiting: deque[Arrival]) -> dict[Ring | None, int]:
+        """For each ring that somebody waits for, the free slots that make an admission worth its prefill."""
+        waits = Counter(map(self._ring_for, waiting))
+        return {ring: 0 if ring is None else min(count, max(1, ring.slots // 8)) for ring, count in waits.items()}
 
     def _activate(self, arrival: Arrival) -> Active:
         params = arrival.request.params
@@ -316,12 +315,13 @@ class Engine:
     def _decode(self, waiting: deque[Arrival]) -> bool:
         """Dispatch a chunk of steps for every ring with live rows."""
         dispatched = False
-        wanted = {ring for arrival in waiting if (ring := self._ring_for(arrival)) is not None}
+        wanted = self._wanted(waiting)
         for ring in self._rings:
             live = ring.live()
             if not live:
                 continue
-            steps, begin = ring.steps(self.config.chunk, ring in wanted), self._clock()
+            more = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
+            steps, begin = ring.steps(self.config.chunk, more), self._clock()
             greedy = all(active.arrival.request.params.greedy for _, active in live)
             program = self.programs.get("decode", ring.length, greedy)
             ring.state, report = program(self.params, ring.state, np.asarray(steps, np.int32))
@@ -333,10 +333,10 @@ class Engine:
             s["decode_live_rows"] += steps * len(live)
             s["cache_columns"] += steps * ring.slots * ring.length
             s["cache_live_columns"] += steps * ring.columns()
-            for slot, active in live:
+            for _, active in live:
                 active.left -= steps
                 if active.left <= 0:  # it ends with this chunk whatever it says: the slot is free for the next
-                    ring.give(slot)
+                    ring.release(active)
         return dispatched
 
     def _start(self, event: _Event) -> None:
@@ -366,7 +366,7 @@ class Engine:
             reason = self._push(active, new)
             if reason is not None:
                 active.done = True
-                self._free(active)
+                Ring.release(active)
                 yield self._result(active, reason)
 
     def _push(self, active: Active, tokens: list[int]) -> str | None:
@@ -380,12 +380,6 @@ class Engine:
             if len(active.ending.tokens) == params.max_new_tokens:
                 return "length"
         return None
-
-    def _free(self, active: Active) -> None:
-        for ring in self._rings:
-            for slot, owner in ring.live():
-                if owner is active:
-                    ring.give(slot)
 
     def _result(self, active: Active, reason: str) -> Result:
         arrival, tokens = active.arrival, active.ending.tokens

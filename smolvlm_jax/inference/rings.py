@@ -1,5 +1,7 @@
 """The host's picture of the rings: which request sits in which slot, and how many steps it can still take."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass, field
 
@@ -11,11 +13,13 @@ __all__ = ["Active", "Ring"]
 
 @dataclass(eq=False)
 class Active:
-    """A request that is being answered. left: decode steps it can still take at most, counting those under way."""
+    """A request that is being answered. left: decode steps it can still take at most, counting those under way. seat: the
+    ring and the slot that it has, None when it needs none any more."""
 
     arrival: Arrival
     ending: Ending
     left: int
+    seat: tuple[Ring, int] | None = None
     started: float = field(default_factory=time.perf_counter)
     done: bool = False
 
@@ -47,18 +51,23 @@ class Ring:
     def take(self, lane: int, active: Active) -> int:
         """Give the request a slot of the lane; returns the slot's number within the lane."""
         row = self._free[lane].pop()
-        self.owner[lane * self.per_lane + row] = active
+        slot = lane * self.per_lane + row
+        self.owner[slot], active.seat = active, (self, slot)
         return row
 
-    def give(self, slot: int) -> None:
-        self.owner[slot] = None
-        lane, row = divmod(slot, self.per_lane)
-        self._free[lane].append(row)
+    @staticmethod
+    def release(active: Active) -> None:
+        """Free the request's slot, if it still has one."""
+        if active.seat is not None:
+            (ring, slot), active.seat = active.seat, None
+            ring.owner[slot] = None
+            lane, row = divmod(slot, ring.per_lane)
+            ring._free[lane].append(row)
 
-    def steps(self, chunk: int, wanted: bool) -> int:
-        """Steps to run next: to the next certain end of a row if its slot is wanted, else to the last one."""
-        left = [active.left for active in self.owner if active is not None]
-        return min(chunk, min(left) if wanted else max(left))
+    def steps(self, chunk: int, wanted: int) -> int:
+        """Steps to run next: until `wanted` more slots are certain to be free, or with 0 until all are."""
+        left = sorted(active.left for active in self.owner if active is not None)
+        return min(chunk, left[wanted - 1])  # of 0 the last
 
     def columns(self) -> int:
         """Columns of the cache that the rows of live requests use."""

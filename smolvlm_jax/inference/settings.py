@@ -10,7 +10,8 @@ from ..model import SmolVLMForConditionalGeneration
 
 __all__ = ["EngineConfig"]
 
-_RINGS = (256, 1024, 4096)
+# Powers of four, and what a split picture wants: up to 17 tiles, 1,200 to 1,500 tokens, and an answer.
+_RINGS = (256, 1024, 2048, 4096)
 _MOST_SLOTS = 256
 
 
@@ -19,7 +20,7 @@ class EngineConfig:
     """Every field may be left out.
 
     ring_lengths: columns of each KV cache ring, ascending; a request goes to the shortest one that holds its prompt and its
-    limit on new tokens. Default 256, 1,024, 4,096 and the model's limit.
+    limit on new tokens. Default 256, 1,024, 2,048, 4,096 and the model's limit.
     slots: rows of each ring, multiples of the mesh's data shards. Default: what the memory holds, at most 256.
     cache_bytes: of all rings together, from which `slots` follows. Default: 2 GB on CPU, 60 % of what is free elsewhere.
     prefill_tokens: several prompts are packed into a row of up to so many tokens; longer ones stand alone.
