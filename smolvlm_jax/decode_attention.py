@@ -7,6 +7,7 @@ everything but the memory (figures in docs/design.md). bfloat16 alone: the produ
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +50,13 @@ def decode_attention(
     mask: jax.Array,
     start: jax.Array,
     *,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q (b, n, 1, h), the new k and v (b, k, 1, h), the cache's keys and values (b, k, L, h), mask bool (b, 1, L) of the
     columns that count, the new one included, start: its place in [0, L) -> (output (b, n, 1, h), keys, values), the cache
     updated in place where it is donated. On a mesh every device takes its rows, and its heads where they divide.
 
-    interpret: run the kernel in Python, where there is no TPU.
+    interpret: run the kernel in Python, where there is no TPU; or Pallas's parameters for that.
     """
     local = functools.partial(_one_device, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
@@ -72,7 +73,7 @@ def decode_attention(
     )(q, k, v, keys, values, mask, start)
 
 
-def _one_device(q, k, v, keys, values, mask, start, interpret: bool):
+def _one_device(q, k, v, keys, values, mask, start, interpret):
     pallas, tpu = _pallas()
     b, n, _, h = q.shape
     kv, length = keys.shape[1:3]

@@ -63,6 +63,21 @@ def test_as_near_to_float32_as_the_einsums(name, block, monkeypatch):
             np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
 
 
+def test_as_a_chip_would_run_it(monkeypatch):
+    """The interpreter that copies blocks as a chip does, late, into memory that holds NaN before, and watches the bounds."""
+    from jax.experimental.pallas import tpu
+
+    monkeypatch.setattr(module, "_BLOCK", 2 * 2 * 64 * 256)  # four steps of the grid
+    params = tpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="raise", dma_execution_mode="on_wait")
+    new, cache, mask = make(4, 9, 3, 256, 64)
+    inputs = (*new, *cache, mask, jnp.asarray(200))
+    out, *buffers = jax.jit(partial(module.decode_attention, interpret=params))(*inputs)
+    expected, *theirs = plain(*inputs)
+    assert error(out, inputs) <= 1.5 * error(expected, inputs)
+    for ours, wanted in zip(buffers, theirs, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(wanted, np.float32))
+
+
 def test_what_is_hidden_does_not_matter():
     """Neither values of hidden columns, nor what stood where the new column goes; a new column may be hidden itself; and a row
     that sees nothing stays finite."""
