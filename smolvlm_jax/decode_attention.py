@@ -11,16 +11,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from .sharding import partition_spec
+from .sharding import attention_axes
 
 __all__ = ["decode_attention", "fits_decode"]
 
 _LANES = 128
-# Bytes of keys that a step of the kernel's grid takes: two of them and two of values are in the core's memory at a time.
+# Bytes of keys that a step of the kernel's grid takes, if a head has not more by itself: two of them and two of values are in
+# the core's memory at a time, of which the smallest chips have 16 MB.
 _BLOCK = 3 * 2**19
-_LARGEST = 2**21
+_LARGEST_HEAD = 2**21
+# Heads of a row are unrolled: enough to work on several at a time, few enough to compile fast.
+_MOST_HEADS = 8
 
 
 @functools.cache
@@ -37,7 +40,7 @@ def _pallas():
 def fits_decode(q: jax.Array, keys: jax.Array) -> bool:
     """Whether the kernel is for these: one query a row, whole tiles of columns, bfloat16, and no head too large."""
     (*_, t, size), length = q.shape, keys.shape[2]
-    whole = length % _LANES == 0 and size % 16 == 0 and 2 * size * length <= _LARGEST
+    whole = length % _LANES == 0 and size % 16 == 0 and 2 * size * length <= _LARGEST_HEAD  # tiles are 16 × 128
     return t == 1 and whole and q.dtype == keys.dtype == jnp.bfloat16 and _pallas() is not None
 
 
@@ -59,10 +62,10 @@ def decode_attention(
     interpret: run the kernel in Python, where there is no TPU; or Pallas's parameters for that.
     """
     local = functools.partial(_one_device, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+    axes = attention_axes(keys)
+    if axes is None:
         return local(q, k, v, keys, values, mask, start)
-    rows, heads, *_ = (*partition_spec(("batch", "act_kv_heads", None, None), keys.shape, mesh, quiet=True), None, None)
+    mesh, rows, heads = axes
     spec = PartitionSpec(rows, heads, None, None)
     return jax.shard_map(
         local,
@@ -81,10 +84,12 @@ def _one_device(q, k, v, keys, values, mask, start, interpret):
     q = q.reshape(b, kv, group, h)
     bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min / 2)
 
-    heads = _divisor(kv, min(8, _BLOCK // (2 * h * length)))
+    heads = _divisor(kv, min(_MOST_HEADS, _BLOCK // (2 * h * length)))
     batch = _divisor(b, _BLOCK // (2 * h * length * heads))
     block = lambda last: pallas.BlockSpec((batch, heads, *last), lambda i, j, _: (i, j, 0, 0))
-    tile = pallas.BlockSpec((batch, heads, h, _LANES), lambda i, j, at: (i, j, 0, jax.lax.shift_right_logical(at[0], 7)))
+    # A shift, because Pallas asks the chip at hand how to divide, and there may be none.
+    number = lambda at: jax.lax.shift_right_logical(at[0], _LANES.bit_length() - 1)
+    tile = pallas.BlockSpec((batch, heads, h, _LANES), lambda i, j, at: (i, j, 0, number(at)))
     # Columns along lanes is how XLA lays the cache out: these transpositions are names for the same bytes.
     upright = [x.swapaxes(2, 3) for x in (keys, values)]
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)

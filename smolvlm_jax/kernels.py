@@ -19,7 +19,7 @@ from .splash import fits_splash, splash_attention
 
 __all__ = ["trusted", "use_decode_kernel", "use_splash_kernel"]
 
-# A switch for the user.
+# A switch for the user, because the kernels are experimental; no example can show every shape.
 FUSED = os.environ.get("SMOLVLM_JAX_FUSED_ATTENTION", "1") != "0"
 # Norm of the difference by norm of the result: bfloat16 gives 0.003.
 _TOLERANCE = 0.02
@@ -60,7 +60,8 @@ def _fault(example: Callable[[], tuple[jax.Array, jax.Array]]) -> str | None:
         ours, wanted = (x.astype(jnp.float32) for x in jax.jit(lambda: example())())
         distance = float(jnp.linalg.norm(ours - wanted) / jnp.linalg.norm(wanted))
     except Exception as error:  # whatever a compiler can raise: there is another way to the same result
-        return f"failed ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''})"
+        reason = str(error).strip().partition("\n")[0][:200]
+        return f"failed ({type(error).__name__}: {reason})"
     return None if distance <= _TOLERANCE else f"is wrong (off by {distance:.3g} of the result)"
 
 
@@ -94,9 +95,5 @@ def decode_example() -> tuple[jax.Array, jax.Array]:
     ours = decode_attention(q, k, v, keys, values, mask, start)
     keys, values = (jax.lax.dynamic_update_slice(x, new, (0, 0, start, 0)) for x, new in ((keys, k), (values, v)))
     together = lambda *arrays: jnp.concatenate([x.astype(jnp.float32).ravel() for x in arrays])
-    # The output is small beside the cache: weighed so that both count.
-    scale = 100.0
-    return (
-        together(ours[0] * scale, *ours[1:]),
-        together(_plain(q, keys, values, mask) * scale, keys, values),
-    )
+    weight = 100.0  # the output is small beside the cache, and both shall count
+    return together(ours[0] * weight, *ours[1:]), together(_plain(q, keys, values, mask) * weight, keys, values)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from .generation_config import GenerationConfig
 
-_BLOCK = 128
-
 __all__ = ["RowSampling", "choose", "choose_rows", "min_p", "repetition_penalty", "row_keys", "top_k", "top_p"]
+
+# Entries summed at once before running sums are taken: the lanes of a TPU.
+_BLOCK = 128
 
 
 def repetition_penalty(scores: jax.Array, seen: jax.Array, penalty) -> jax.Array:

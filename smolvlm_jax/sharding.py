@@ -11,6 +11,7 @@ scope `constrain` returns its input, so single-device code needs no mesh at all.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "AXES",
     "RULES",
     "activate",
+    "attention_axes",
     "batch_sharding",
     "constrain",
     "make_mesh",
@@ -111,6 +113,17 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, q
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)
+
+
+def attention_axes(keys: jax.Array) -> tuple[Any, Any, Any] | None:
+    """The mesh in use, and its axes that rows and heads of keys (b, k, …) are split over: what a kernel needs to run on every
+    device's part, where the compiler cannot split it. None where there is one device, or one device's part already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+        return None
+    spec = partition_spec(("batch", "act_kv_heads"), keys.shape[:2], mesh, quiet=True)
+    rows, heads = (*spec, None, None)[:2]
+    return mesh, rows, heads
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -8,9 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from .sharding import partition_spec
+from .sharding import attention_axes
 
 __all__ = ["fits_splash", "splash_attention"]
 
@@ -54,10 +54,10 @@ def splash_attention(
     def local(q, k, v, segment_ids):
         return _one_device(q, k, v, segment_ids, causal, interpret)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+    axes = attention_axes(k)
+    if axes is None:
         return local(q, k, v, segment_ids)
-    rows, heads, *_ = (*partition_spec(("batch", "act_kv_heads", None, None), k.shape, mesh, quiet=True), None, None)
+    mesh, rows, heads = axes
     spec = PartitionSpec(rows, heads, None, None)
     return jax.shard_map(
         local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False

@@ -320,8 +320,9 @@ class Engine:
             live = ring.live()
             if not live:
                 continue
-            more = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
-            steps, begin = ring.steps(self.config.chunk, more), self._clock()
+            # At least one: there may be slots enough already, and what did not fit into the last prefill waits for the next.
+            missing = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
+            steps, begin = ring.steps(self.config.chunk, missing), self._clock()
             greedy = all(active.arrival.request.params.greedy for _, active in live)
             program = self.programs.get("decode", ring.length, greedy)
             ring.state, report = program(self.params, ring.state, np.asarray(steps, np.int32))
@@ -336,7 +337,7 @@ class Engine:
             for _, active in live:
                 active.left -= steps
                 if active.left <= 0:  # it ends with this chunk whatever it says: the slot is free for the next
-                    ring.release(active)
+                    active.leave()
         return dispatched
 
     def _start(self, event: _Event) -> None:
@@ -366,7 +367,7 @@ class Engine:
             reason = self._push(active, new)
             if reason is not None:
                 active.done = True
-                Ring.release(active)
+                active.leave()
                 yield self._result(active, reason)
 
     def _push(self, active: Active, tokens: list[int]) -> str | None:

@@ -23,6 +23,12 @@ class Active:
     started: float = field(default_factory=time.perf_counter)
     done: bool = False
 
+    def leave(self) -> None:
+        """Give the slot back, if the request still has one: that it ends may be known twice, by its limit and by its tokens."""
+        if self.seat is not None:
+            (ring, slot), self.seat = self.seat, None
+            ring.give(slot)
+
 
 class Ring:
     """Slots of one length class. The slots of lane d are d·n, …, d·n + n - 1."""
@@ -55,19 +61,15 @@ class Ring:
         self.owner[slot], active.seat = active, (self, slot)
         return row
 
-    @staticmethod
-    def release(active: Active) -> None:
-        """Free the request's slot, if it still has one."""
-        if active.seat is not None:
-            (ring, slot), active.seat = active.seat, None
-            ring.owner[slot] = None
-            lane, row = divmod(slot, ring.per_lane)
-            ring._free[lane].append(row)
+    def give(self, slot: int) -> None:
+        self.owner[slot] = None
+        lane, row = divmod(slot, self.per_lane)
+        self._free[lane].append(row)
 
     def steps(self, chunk: int, wanted: int) -> int:
         """Steps to run next: until `wanted` more slots are certain to be free, or with 0 until all are."""
         left = sorted(active.left for active in self.owner if active is not None)
-        return min(chunk, left[wanted - 1])  # of 0 the last
+        return min(chunk, left[wanted - 1] if wanted else left[-1])
 
     def columns(self) -> int:
         """Columns of the cache that the rows of live requests use."""

@@ -39,8 +39,8 @@ def test_slots_are_given_and_taken_back_once(seed):
     assert len(set(slots)) == len(rows) and [ring.owner[slot] for slot in slots] == rows
     assert ring.idle == 24 - len(rows) and {active for _, active in ring.live()} == set(rows)
     gone = [row for row in rows if rng.random() < 0.5]
-    for row in gone * 2:  # a row's end may be known twice: by its limit, and by what it said
-        Ring.release(row)
+    for row in gone * 2:
+        row.leave()
     assert ring.idle == 24 - len(rows) + len(gone) and not any(active in gone for active in ring.owner if active)
     taken = [Active(None, None, 1) for _ in gone]
     for active, row in zip(taken, gone, strict=True):
