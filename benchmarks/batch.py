@@ -68,8 +68,8 @@ def workload(options, config) -> list[dict]:
 
 def ours(options) -> None:
     from smolvlm_jax import load
-    from smolvlm_jax.inference import Engine, EngineConfig, Prepared, Request
-    from smolvlm_jax.inference.requests import SamplingParams, tile_digests
+    from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams
+    from smolvlm_jax.engine.requests import tile_digests
 
     class Words:
         decode = staticmethod(lambda ids, **_: " ".join(map(str, ids)))

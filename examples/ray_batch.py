@@ -10,7 +10,7 @@ import argparse
 
 import ray
 
-from smolvlm_jax.inference.ray import SmolVLMPredictor, SmolVLMPreprocessor
+from smolvlm_jax.batch.ray import SmolVLMPredictor, SmolVLMPreprocessor
 
 
 def main(arguments=None):

@@ -21,8 +21,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
 
+    from .batch.cli import add_parser
     from .convert.cli import add_parsers
-    from .inference.cli import add_parser
     from .train.cli import add_parser as add_train
 
     add_parser(commands)

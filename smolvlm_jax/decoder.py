@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import SegmentMask, attention, cached_attention
+from .attention.dispatch import SegmentMask, attention, cached_attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError

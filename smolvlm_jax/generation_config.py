@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import ConfigError, InputError
 
-__all__ = ["GenerationConfig"]
+__all__ = ["GenerationConfig", "SamplingParams"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,52 @@ class GenerationConfig:
         temporary = target / ".generation_config.json.part"
         temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         temporary.replace(target / "generation_config.json")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is continued.
+
+    max_new_tokens: the limit. do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `generate`, per
+    request. seed: the request's own; the same seed draws the same tokens whatever stands beside it. stop: strings that end
+    the answer and are not part of it. ignore_eos: go on to the limit. repetition_window: end the answer, with finish reason
+    "repetition", once its last so many tokens repeat a pattern of at most a quarter of them; 0 switches this off.
+    """
+
+    max_new_tokens: int = 256
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    repetition_window: int = 256
+
+    def __post_init__(self):
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise InputError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        whole = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "repetition_window": 0}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be a whole number from {least} on, got {value!r}")
+        if self.seed >= 2**32:
+            raise InputError(f"seed must be below 2**32, got {self.seed}")
+        bounds = {
+            "temperature": self.temperature > 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+        }
+        for name, fine in bounds.items():
+            if not fine:
+                raise InputError(f"{name} is out of range: {getattr(self, name)!r}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is taken as the model has it."""
+        return not self.do_sample and self.repetition_penalty == 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from .attention import attention
+from .attention.dispatch import attention
 from .config import SmolVLMVisionConfig
 from .errors import ConfigError
 from .layers import Embedding, LayerNorm, Projection, activation, matmul_precision, rematerialized, scan_layers, stackable

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, MissingExtraError
-from ..inference.records import record_from
+from ..records.record import record_from
 from .config import Source
 
 __all__ = ["Records", "messages_of", "open_records"]

@@ -1,0 +1,78 @@
+"""What goes into the engine and what comes out: `Request`, `Prepared`, `Result`. No jax in here."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..generation_config import SamplingParams
+
+__all__ = ["Prepared", "Request", "Result", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt as arrays. input_ids int32 (t,); tiles uint8 (n, T, T, 3), n may be 0; digests: one per tile, the hash of
+    its pixels, by which identical tiles are encoded once."""
+
+    input_ids: np.ndarray
+    tiles: np.ndarray
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt: either chat `messages`, or what `prepare` made of them."""
+
+    id: Any
+    messages: list[dict[str, Any]] | None = None
+    prepared: Prepared | None = None
+    params: SamplingParams = field(default_factory=SamplingParams)
+
+    def __post_init__(self):
+        if (self.messages is None) == (self.prepared is None):
+            raise InputError(f"request {self.id!r} needs exactly one of messages and prepared")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answer.
+
+    text: None where there is an error. finish_reason: "stop", "length", "repetition" or "error". token_ids: the new tokens,
+    a stop token that ended them included. tiles: of the prompt's pictures. seconds: from admission to the last token.
+    """
+
+    id: Any
+    text: str | None
+    error: str | None
+    finish_reason: str
+    prompt_tokens: int
+    new_tokens: int
+    tiles: int
+    token_ids: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+
+def tile_digests(tiles: np.ndarray) -> tuple[bytes, ...]:
+    """A hash of each tile's pixels, uint8 (n, T, T, 3)."""
+    return tuple(hashlib.blake2b(np.ascontiguousarray(tile), digest_size=16).digest() for tile in tiles)
+
+
+def prepare(processor, messages: list[dict[str, Any]], **kwargs) -> Prepared:
+    """Messages, ending with a user's turn, to arrays. Keywords go to `apply_chat_template`.
+
+    Words that look like special tokens are read as plain characters, since whoever wrote a dataset is not who runs the job;
+    pass special_tokens_in_text="allow" or "error" to change that. Raises InputError and its kinds.
+    """
+    kwargs = {"special_tokens_in_text": "escape", "add_generation_prompt": True} | kwargs
+    batch = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="np", pixel_format="uint8", **kwargs
+    )
+    ids = np.asarray(batch["input_ids"], np.int32)[0]
+    tiles = batch.get("pixel_values")
+    if tiles is None:
+        return Prepared(ids, np.zeros((0, 0, 0, 3), np.uint8), ())
+    tiles = np.asarray(tiles)[: int(batch["num_tiles"])]
+    return Prepared(ids, tiles, tile_digests(tiles))

@@ -1,0 +1,134 @@
+"""A directory, glob or file of pictures and videos, each a record with the job's prompt; its name is its id.
+
+A million names need not fit in memory: they are sorted in a temporary database on disk, which goes when the job does.
+"""
+
+import fnmatch
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import InputError
+from ..record import Record
+from .base import Row, Source, Unit
+
+__all__ = ["MediaSource"]
+
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".tga",
+)  # fmt: skip
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts", ".y4m")
+
+
+@dataclass(frozen=True)
+class _Parse:
+    """The bytes of a name to a record. The kind is taken from the ending; what a glob names otherwise is a picture."""
+
+    folder: str
+    prompt: str
+
+    def __call__(self, name: bytes) -> Record:
+        kind = "video" if os.fsdecode(name).lower().endswith(VIDEOS) else "image"
+        path = os.path.join(self.folder, os.fsdecode(name))
+        content = [{"type": kind, "path": path}, {"type": "text", "text": self.prompt}]
+        # A name that is not UTF-8 could be written to no output.
+        return Record(name.decode("utf-8", "backslashreplace"), [{"role": "user", "content": content}])
+
+
+class MediaSource(Source):
+    """Of a directory the pictures and videos below it, by their endings; of a glob every file it matches. Names that begin
+    with a dot are left out, and links to directories are not followed."""
+
+    name = "media"
+
+    def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
+        if prompt is None:
+            raise InputError(f"{path!r} holds pictures or videos, so the job needs a question for them: --prompt")
+        if columns:
+            raise InputError(f"{path!r} holds pictures or videos, which have no columns to rename")
+        folder, pattern = _split(path)
+        self.parse = _Parse(os.path.abspath(folder), prompt)
+        self._database = sqlite3.connect("", check_same_thread=False)
+        self._database.execute("CREATE TABLE found (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
+        self._database.executemany("INSERT OR IGNORE INTO found VALUES (?, ?)", _walk(folder, pattern))
+        self._database.execute("CREATE TABLE media AS SELECT name, size FROM found ORDER BY name")
+        self._database.execute("DROP TABLE found")
+        self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
+        for name, size in self._database.execute("SELECT name, size FROM media ORDER BY rowid"):
+            self._digest.update(name + b"\0%d\n" % size)
+            self._count, self._bytes = self._count + 1, self._bytes + size
+        if not self._count:
+            raise InputError(f"no picture and no video in {path!r}")
+
+    @classmethod
+    def claims(cls, path: str) -> bool:
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        names = self._digest.hexdigest()
+        return {"source": self.name, "count": self._count, "bytes": self._bytes, "names and sizes": names}
+
+    def units(self, shard_size: int) -> Iterator[Unit]:
+        for index, start in enumerate(range(0, self._count, shard_size)):
+            share = min(shard_size, self._count - start) / self._count
+            yield Unit(index, share, lambda start=start: self._rows(start, shard_size))
+
+    def _rows(self, start: int, count: int) -> Iterator[Row]:
+        query = "SELECT name FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
+        names = self._database.execute(query, (start, start + count)).fetchall()
+        for position, (name,) in enumerate(names):
+            yield Row(position, name)
+
+
+def _split(path: str) -> tuple[str, tuple[str, ...] | None]:
+    """(folder, the glob's parts below it; None for a whole directory)."""
+    if os.path.isdir(path):
+        return path, None
+    if os.path.isfile(path):
+        return os.path.dirname(path) or ".", (_literal(os.path.basename(path)),)
+    parts = path.split("/")
+    first = next(number for number, part in enumerate(parts) if any(c in part for c in "*?["))
+    folder = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
+    if not os.path.isdir(folder):
+        raise InputError(f"no directory {folder!r}, so nothing matches {path!r}")
+    return folder, tuple(parts[first:])
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _walk(folder: str, pattern: tuple[str, ...] | None) -> Iterator[tuple[bytes, int]]:
+    """(name below `folder`, size) of what matches, in no order; one directory entry at a time."""
+    waiting = [()]
+    deep = pattern is None or "**" in pattern
+    while waiting:
+        parts = waiting.pop()
+        with os.scandir(os.path.join(folder, *parts)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                here = (*parts, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if deep or len(here) < len(pattern):
+                        waiting.append(here)
+                elif entry.is_file() and _wanted(here, pattern):
+                    yield os.fsencode("/".join(here)), entry.stat().st_size
+
+
+def _wanted(parts: tuple[str, ...], pattern: tuple[str, ...] | None) -> bool:
+    if pattern is None:
+        return parts[-1].lower().endswith((*PICTURES, *VIDEOS))
+    return _matches(parts, pattern)
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """As glob matches, part by part; ** is any number of directories."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[skip:], pattern[1:] or ("*",)) for skip in range(len(parts)))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -1,0 +1,42 @@
+"""An engine whose answers follow from the prompt alone, at once: for tests of everything around the real one."""
+
+import time
+
+from smolvlm_jax.engine.requests import Result
+
+
+class Decoder:
+    """What the job asks of the engine's processor."""
+
+    def decode(self, ids, skip_special_tokens: bool) -> str:
+        return " ".join(str(i) for i in ids)
+
+
+class Double:
+    """pause: seconds per answer. after: called with the number of answers so far."""
+
+    def __init__(self, pause: float = 0.0, after=lambda count: None):
+        self.stats = {"seconds": 1.0, "device_idle_seconds": 0.25}
+        self.processor = Decoder()
+        self._pause, self._after = pause, after
+        self.seen: list = []
+        self.closed = False
+
+    def summary(self) -> dict:
+        return dict(self.stats)
+
+    def answer(self, request) -> Result:
+        ids = [int(i) for i in request.prepared.input_ids]
+        limit = request.params.max_new_tokens
+        text = f"{sum(ids)} of {len(ids)}, {len(request.prepared.tiles)} tiles, seed {request.params.seed}"
+        return Result(request.id, text, None, "length", len(ids), limit, len(request.prepared.tiles), (1,) * limit, 0.5)
+
+    def generate(self, requests):
+        try:
+            for count, request in enumerate(requests, 1):
+                self.seen.append(request.id)
+                time.sleep(self._pause)
+                yield self.answer(request)
+                self._after(count)
+        finally:
+            self.closed = True

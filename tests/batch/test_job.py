@@ -1,0 +1,393 @@
+"""The job around the engine: what it asks, what it writes, how it stops, what it returns."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import batch_corpus as corpus
+import pytest
+from batch_double import Double
+from PIL import Image
+
+from smolvlm_jax.batch import cli
+from smolvlm_jax.batch.job import EMPTY, BatchJob, Shard
+from smolvlm_jax.batch.pool import WorkerPool
+from smolvlm_jax.batch.sinks import open_sink
+from smolvlm_jax.batch.workers import Setup
+from smolvlm_jax.checkpoint import resolve
+from smolvlm_jax.cli import main
+from smolvlm_jax.engine import Result, SamplingParams
+from smolvlm_jax.engine.loading import is_docling
+from smolvlm_jax.errors import InputError
+from smolvlm_jax.records.sources import open_source
+
+TINY = str(resolve("tiny"))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def lines(tmp_path) -> Path:
+    """100 records: one in ten is a faulty one."""
+    path = tmp_path / "records.jsonl"
+    text = lambda n: "{" if n % 10 == 4 else json.dumps({"id": n, "prompt": f"{n}?", "max_new_tokens": 1 + n % 7})
+    path.write_text("".join(text(n) + "\n" for n in range(1, 101)))
+    return path
+
+
+@contextlib.contextmanager
+def batch(path: Path, out: Path, engine=None, shard=None, workers: int = 0, format: str = "jsonl"):
+    shard = shard or Shard(size=10)
+    source = open_source(path)
+    out.mkdir(exist_ok=True)
+    engine = engine or Double()
+    with WorkerPool(Setup(TINY, source.parse, SamplingParams(seed=3)), workers) as pool:
+        yield BatchJob(source, out, open_sink(format), shard, pool, lambda: engine, quiet=True)
+
+
+def run(*args, **options) -> dict:
+    with batch(*args, **options) as job:
+        return job.run()
+
+
+def test_one_row_for_each_record_in_the_order_of_the_input(lines, tmp_path):
+    for workers in (0, 2):
+        out = tmp_path / f"out{workers}"
+        summary = run(lines, out, workers=workers)
+        rows = corpus.rows_of(out)
+        assert [row["id"] for row in rows] == list(range(1, 101))
+        assert [row["id"] for row in rows if row["error"]] == list(range(4, 101, 10))
+        assert all(row["new_tokens"] == 1 + row["id"] % 7 for row in rows if not row["error"])
+        assert sorted(os.listdir(out)) == [f"part-{n:06d}.jsonl" for n in range(10)]
+        want = {
+            "complete": True,
+            "records": 100,
+            "answers": 90,
+            "errors": 10,
+            "parts": 10,
+            "error_share": 0.1,
+            "new_records": 100,
+        }
+        assert {name: summary[name] for name in want} == want
+        assert summary["finish_reasons"] == {"error": 10, "length": 90} and summary["device_idle_share"] == 0.25
+        assert summary["first_errors"][0]["id"] == 4 and "not valid JSON" in summary["first_errors"][0]["error"]
+        assert summary["new_tokens"] == sum(row["new_tokens"] for row in rows)
+    assert corpus.multiset(rows) == corpus.multiset(corpus.rows_of(tmp_path / "out0"))
+
+
+def test_shards_together_are_the_whole(lines, tmp_path):
+    run(lines, tmp_path / "one")
+    counts = Counter()
+    for index in range(3):
+        summary = run(lines, tmp_path / "three", shard=Shard(index, 3, 10))
+        counts.update(records=summary["records"], parts=summary["parts"])
+    assert counts["records"] == 100 and counts["parts"] == 10
+    assert sorted(os.listdir(tmp_path / "three")) == sorted(os.listdir(tmp_path / "one"))
+    for part in os.listdir(tmp_path / "one"):  # the double's timing is fixed: equal to the byte
+        assert (tmp_path / "three" / part).read_bytes() == (tmp_path / "one" / part).read_bytes()
+
+
+@pytest.mark.parametrize("size", [7, 1000])
+def test_progress_ends_at_the_whole(lines, tmp_path, size):
+    out = tmp_path / "out"
+    with batch(lines, out, Double(after=lambda count: count == 30 and job.stop()), Shard(size=size)) as job:
+        job.run()
+    assert 0.2 < job.tally._share < 0.5 or size == 1000
+    for _ in range(2):  # the second time all is there already
+        with batch(lines, out, shard=Shard(size=size)) as job:
+            job.run()
+        assert job.tally._share == pytest.approx(1)
+
+
+def test_parquet_out_has_the_same_rows(lines, tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
+    run(lines, tmp_path / "jsonl")
+    summary = run(lines, tmp_path / "parquet", format="parquet")
+    sink = open_sink("parquet")
+    rows = [row for part in sorted((tmp_path / "parquet").iterdir()) for row in sink.read(part)]
+    assert rows == [{**row, "id": str(row["id"])} for row in corpus.rows_of(tmp_path / "jsonl")]
+    again = run(lines, tmp_path / "parquet", format="parquet")
+    assert (again["records"], again["errors"], again["new_records"]) == (100, summary["errors"], 0)
+
+
+def test_a_finished_job_needs_no_engine(lines, tmp_path):
+    first = run(lines, tmp_path / "out")
+
+    class Never:
+        def generate(self, requests):
+            raise AssertionError("nothing is left to answer")
+
+    again = run(lines, tmp_path / "out", engine=Never())
+    assert again["new_records"] == 0
+    assert {k: again[k] for k in ("records", "errors", "parts")} == {k: first[k] for k in ("records", "errors", "parts")}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_damaged_part_is_named(lines, tmp_path, format):
+    if format == "parquet":
+        pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
+    run(lines, tmp_path / "out", format=format)
+    part = tmp_path / "out" / f"part-000003.{format}"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"part-000003.*remove it"):
+        run(lines, tmp_path / "out", format=format)
+    part.unlink()
+    assert run(lines, tmp_path / "out", format=format)["new_records"] == 10
+
+
+def test_what_an_engine_answered_before_it_failed_is_kept(lines, tmp_path):
+    out = tmp_path / "out"
+
+    def fail(count):
+        if count == 25:
+            raise MemoryError("the device is full")
+
+    broken = Double(after=fail)
+    with pytest.raises(MemoryError):
+        run(lines, out, engine=broken)
+    second = Double()
+    summary = run(lines, out, engine=second)
+    assert summary["records"] == 100 and len(corpus.rows_of(out)) == 100
+    assert not set(broken.seen) & set(second.seen), "a finished row is not asked for again"
+    assert len(broken.seen) + len(second.seen) == 90
+
+
+def test_an_answer_without_a_token_is_an_error_and_a_space_is_not(lines, tmp_path):
+    class Silent(Double):
+        def answer(self, request):
+            ids = {0: (), 1: (7,)}.get(request.id[1] % 2)
+            reason = "length" if request.id[1] % 4 < 2 else "stop"
+            return Result(request.id, "", None, reason, 5, len(ids), 0, ids, 0.0)
+
+    run(lines, tmp_path / "out", engine=Silent())
+    for place, row in enumerate(corpus.rows_of(tmp_path / "out")):
+        if row["id"] % 10 != 4:
+            silent = place % 10 % 4 == 0
+            assert (row["error"] == EMPTY, row["finish_reason"] == "error", row["text"] is None) == (silent,) * 3
+
+
+def test_stopping_answers_what_is_in_flight_and_no_more(lines, tmp_path):
+    out = tmp_path / "out"
+    stop = lambda count: job.stop() if count == 23 else None
+    with batch(lines, out, Double(after=stop)) as job:
+        summary = job.run()
+    assert not summary["complete"] and summary["answers"] in (23, 24)
+    assert len(list(out.glob("part-*"))) == 2 and len(list(out.glob(".part-*"))) == 1
+    assert run(lines, out)["records"] == 100
+    assert len(corpus.rows_of(out)) == 100 and not list(out.glob(".*"))
+
+
+def test_an_empty_input_is_a_finished_job(tmp_path):
+    (tmp_path / "none.jsonl").write_text("\n \n")
+    assert run(tmp_path / "none.jsonl", tmp_path / "out")["records"] == 0
+
+
+# ---- the command
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`smolvlm-jax batch` in this process with the double for an engine: (exit code, summary or None, stderr)."""
+    monkeypatch.setattr(cli, "_engine", lambda *args: Double())
+    for name in ("JOB_COMPLETION_INDEX", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments):
+        code = main(["batch", *map(str, arguments), "--workers", "0"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else None, err
+
+    return call
+
+
+def test_the_exit_code_tells_of_errors(command, lines, tmp_path):
+    code, summary, err = command(lines, tmp_path / "a", "--shard-size", "10")
+    assert code == 1 and summary["errors"] == 10 and "10 of 100 records have an error" in err
+    code, again, err = command(lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "0.1")
+    assert code == 0 and again["records"] == 100 and again["new_records"] == 0 and err == ""
+    assert json.loads((tmp_path / "a" / "_summary-0-of-1.json").read_text()) == again
+
+
+def test_a_restart_may_have_other_hosts_but_no_other_question(command, lines, tmp_path):
+    flags = (lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "1")
+    assert command(*flags, "--num-shards", "2", "--shard-index", "0")[1]["records"] == 50
+    assert command(*flags)[1]["records"] == 100
+    assert sorted(p.name for p in (tmp_path / "a").glob("_summary*")) == ["_summary-0-of-1.json", "_summary-0-of-2.json"]
+    code, _, err = command(*flags, "--temperature", "0.5", "--do-sample")
+    assert code == 2 and "sampling.do_sample was False, is True" in err and "sampling.temperature was 1.0, is 0.5" in err
+    with open(lines, "a") as file:
+        file.write('{"prompt": "more"}\n')
+    code, _, err = command(*flags)
+    assert code == 2 and "input.files.records.jsonl was" in err
+    code, summary, err = command(*flags, "--force")
+    assert code == 0 and summary["records"] == 101 and "_replaced-1" in err
+    assert len(corpus.rows_of(tmp_path / "a" / "_replaced-1")) == 100
+
+
+def test_parquet_in_and_out(command, tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    names = corpus.pictures(tmp_path, 9)
+    files = [(tmp_path / name).read_bytes() for name in names]
+    pyarrow.parquet.write_table(pa.table({"name": names, "jpg": files, "junk": range(9)}), tmp_path / "in.parquet")
+    flags = ("--column", "id=name", "--column", "image=jpg", "--prompt", "What?", "--format", "parquet", "--shard-size", "4")
+    code, summary, err = command(tmp_path / "in.parquet", tmp_path / "out", *flags)
+    assert code == 0 and summary["parts"] == 3 and summary["tiles"] > 9, err
+    found = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()
+    command(tmp_path, tmp_path / "media", "--prompt", "What?", "--source", "media")
+    by_name = {row["id"]: row["text"].split(", seed")[0] for row in corpus.rows_of(tmp_path / "media")}
+    assert [row["id"] for row in found] == names
+    assert {row["id"]: row["text"].split(", seed")[0] for row in found} == by_name, "bytes and files are the same pictures"
+
+
+def test_launchers_are_asked(command, lines, tmp_path, monkeypatch):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+    code, summary, _ = command(lines, tmp_path / "a", "--shard-size", "10", "--num-shards", "4", "--max-error-rate", "1")
+    assert code == 0 and (summary["shard_index"], summary["num_shards"], summary["records"]) == (2, 4, 20)
+
+
+def test_sampling_reaches_the_requests_and_follows_the_id(command, lines, tmp_path):
+    texts = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        command(lines, tmp_path / name, "--seed", seed, "--max-error-rate", "1")
+        texts.append([row["text"] for row in corpus.rows_of(tmp_path / name)])
+    assert texts[0] == texts[1]
+    assert all(a != c for a, c in zip(texts[0], texts[2], strict=True) if a is not None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["nowhere.jsonl", "out"], "nowhere.jsonl"),
+        (["a.png", "out"], "--prompt"),
+        (["records.jsonl", "a.png"], "a.png"),
+        (["records.jsonl", "out", "--model", "gigantic"], "gigantic"),
+        (["records.jsonl", "out", "--format", "csv"], "csv"),
+        (["records.jsonl", "out", "--source", "csv"], "csv"),
+        (["records.jsonl", "out", "--column", "imge=jpg"], "imge"),
+        (["records.jsonl", "out", "--shard-size", "0"], "shard_size"),
+        (["records.jsonl", "out", "--num-shards", "3"], "--shard-index"),
+        (["records.jsonl", "out", "--max-new-tokens", "0"], "max_new_tokens"),
+        (["records.jsonl", "out", "--temperature", "0"], "temperature"),
+        (["records.jsonl", "out", "--max-error-rate", "2"], "--max-error-rate"),
+        (["a.png", "out", "--prompt", "?", "--max-tiles", "0"], "max_tiles"),
+        (["records.jsonl", "out", "--workers", "-1"], "--workers"),
+        (["records.jsonl", "out", "--record-timeout", "0"], "--record-timeout"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(flags, words, lines, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    assert main(["batch", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err, err
+    assert not Path("out").exists() or not list(Path("out").glob("part-*"))
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(command, lines, tmp_path, monkeypatch):
+    def full(self, path, rows):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("smolvlm_jax.batch.sinks.JsonlSink.write", full)
+        code, summary, err = command(lines, tmp_path / "a", "--shard-size", "10")
+    assert code == 1 and summary is None and "No space left" in err and "Traceback" not in err
+    assert command(lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "1")[1]["records"] == 100
+
+
+def test_doctags_are_kept_for_the_checkpoints_that_write_them(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "<doctag>"}]}')
+    assert is_docling(tmp_path) and not is_docling(TINY)
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_preemption_loses_nothing(tmp_path, number, code):
+    """With the real engine: a signal in the middle, the code of it within 20 seconds, and every row used again."""
+    source, out = tmp_path / "records.jsonl", tmp_path / "out"
+    records = [{"id": n, "prompt": f"{n}?", "max_new_tokens": 40, "ignore_eos": True} for n in range(600)]
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    flags = ("--shard-size", "200", "--workers", "1")
+    process = corpus.start(source, out, *flags)
+    assert corpus.kill_after(process, out, 150, number)
+    begin = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and time.monotonic() - begin < 20
+    assert "run the same command again" in said and "Traceback" not in said
+    kept = corpus.finished_rows(out)
+    assert kept >= 150
+    process = corpus.start(source, out, *flags)
+    printed, said = process.communicate(timeout=300)
+    summary = json.loads(printed)
+    assert process.returncode == 0, said
+    assert summary["records"] == 600 and summary["new_records"] == 600 - kept
+    assert [row["id"] for row in corpus.rows_of(out)] == list(range(600))
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from batch_double import Double
+from test_job import batch
+from smolvlm_jax.batch.signals import stop_on_signals
+
+def stuck(count):
+    if count == 35:
+        print("stuck", flush=True)
+        {hang}
+
+with batch(Path({lines!r}), Path({out!r}), Double(after=stuck)) as job, stop_on_signals(job, grace=1.0):
+    job.run()
+"""
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(1000)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"])
+def test_a_job_that_is_stuck_on_the_device_is_parked(lines, tmp_path, hang):
+    """The second hang computes inside C, where no signal handler of Python's runs, as in a long compilation."""
+    out = tmp_path / "out"
+    code = STUCK.format(tests=str(Path(__file__).parent), lines=str(lines), out=str(out), hang=hang)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=corpus.environment()
+    )
+    assert process.stdout.readline() == "stuck\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=15)
+    assert process.returncode == 143
+    assert corpus.finished_rows(out) >= 35
+    assert run(lines, out)["records"] == 100 and len(corpus.rows_of(out)) == 100
+
+
+def test_a_job_in_a_thread_leaves_signals_alone(lines, tmp_path):
+    from smolvlm_jax.batch.signals import stop_on_signals
+
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with batch(lines, tmp_path / "out") as job, stop_on_signals(job):
+            found.append(signal.getsignal(signal.SIGTERM))
+            found.append(job.run()["records"])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before, 100]
+
+
+def test_signals_are_as_before_when_the_job_is_over(lines, tmp_path):
+    from smolvlm_jax.batch.signals import stop_on_signals
+
+    before, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
+    with batch(lines, tmp_path / "out") as job, stop_on_signals(job) as came:
+        job.run()
+    assert came == [] and signal.getsignal(signal.SIGTERM) is before and threading.active_count() == threads

@@ -1,0 +1,50 @@
+"""The host's picture of the slots."""
+
+import numpy as np
+import pytest
+
+from smolvlm_jax.engine.rings import Active, Ring
+
+
+def filled(rng, slots, lanes):
+    """A ring with some rows, and them."""
+    ring = Ring(256, slots, lanes)
+    rows = []
+    for lane in range(lanes):
+        for _ in range(rng.integers(0, slots // lanes + 1)):
+            rows.append(Active(None, None, int(rng.integers(1, 50))))
+            ring.take(lane, rows[-1])
+    return ring, rows
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_chunk_ends_as_soon_as_enough_rows_have(seed):
+    rng = np.random.default_rng(seed)
+    ring, rows = filled(rng, 24, 4)
+    if not rows:
+        return
+    for wanted in range(len(rows) + 1):
+        steps = ring.steps(16, wanted)
+        ended = lambda steps: sum(row.left <= steps for row in rows)
+        assert 1 <= steps <= 16
+        assert steps == 16 or ended(steps) >= (wanted or len(rows)), "no chunk shorter than it must be"
+        assert ended(steps - 1) < (wanted or len(rows)), "and none longer"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slots_are_given_and_taken_back_once(seed):
+    rng = np.random.default_rng(seed)
+    ring, rows = filled(rng, 24, 4)
+    slots = [row.seat[1] for row in rows]
+    assert len(set(slots)) == len(rows) and [ring.owner[slot] for slot in slots] == rows
+    assert ring.idle == 24 - len(rows) and {active for _, active in ring.live()} == set(rows)
+    gone = [row for row in rows if rng.random() < 0.5]
+    for row in gone * 2:
+        row.leave()
+    assert ring.idle == 24 - len(rows) + len(gone) and not any(active in gone for active in ring.owner if active)
+    taken = [Active(None, None, 1) for _ in gone]
+    for active, row in zip(taken, gone, strict=True):
+        lane = next(lane for lane in range(4) if ring.free(lane))
+        ring.take(lane, active)
+        assert row.seat is None
+    assert ring.idle == 24 - len(rows)

@@ -1,0 +1,302 @@
+"""Records and sources: what a line, row or file asks for; units that depend on the input alone."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from smolvlm_jax.engine import SamplingParams
+from smolvlm_jax.errors import InputError
+from smolvlm_jax.records.record import record_from, request_seed, with_overrides
+from smolvlm_jax.records.sources import jsonl, open_source
+
+
+def everything(source, shard_size: int) -> list[list]:
+    """The records of every unit."""
+    units = list(source.units(shard_size))
+    assert [unit.index for unit in units] == list(range(len(units)))
+    assert not units or sum(unit.share for unit in units) == pytest.approx(1)
+    out = []
+    for unit in source.units(shard_size):
+        rows = list(unit.rows())
+        assert all(a.position < b.position for a, b in itertools.pairwise(rows))
+        assert all(row.position < shard_size for row in rows)
+        out.append([source.parse(row.payload) for row in rows])
+    return out
+
+
+# ---- records
+
+
+def test_a_record_in_the_chat_format():
+    content = [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]
+    record = record_from({"id": "x", "messages": [{"role": "user", "content": content}], "label": 3, "top_k": 2}, 1, "/data")
+    assert record.messages[0]["content"] == [{"type": "image", "path": "/data/a.png"}, {"type": "text", "text": "What?"}]
+    assert (record.id, record.overrides, record.error) == ("x", {"top_k": 2}, None)
+
+
+def test_a_line_of_an_openai_batch():
+    parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    body = {"model": "m", "messages": [{"role": "user", "content": parts}], "max_tokens": 9, "temperature": 0.5, "stop": "\n"}
+    record = record_from({"custom_id": "c-1", "method": "POST", "body": body}, 1, "/data")
+    assert record.id == "c-1"
+    assert record.messages[0]["content"][1] == {"type": "image", "url": "data:image/png;base64,AAAA"}
+    params = with_overrides(SamplingParams(), record)
+    assert (params.max_new_tokens, params.do_sample, params.temperature, params.stop) == (9, True, 0.5, ("\n",))
+    greedy = record_from({"custom_id": "c", "body": {**body, "temperature": 0}}, 1)
+    assert with_overrides(SamplingParams(do_sample=True, temperature=2.0), greedy).do_sample is False
+
+
+def test_a_record_without_messages_takes_the_jobs_prompt():
+    record = record_from({"images": ["a.png", {"bytes": b"png", "path": None}]}, 7, "/data", "Number?")
+    assert record.id == 7
+    assert record.messages[0]["content"] == [
+        {"type": "image", "image": "/data/a.png"},
+        {"type": "image", "image": b"png"},
+        {"type": "text", "text": "Number?"},
+    ]
+    own = record_from({"picture": "a.png", "prompt": "Mine?"}, 7, "", "Number?", (("image", "picture"),))
+    assert own.messages[0]["content"] == [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Mine?"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1], "JSON object"),
+        ({"id": [1]}, "id"),
+        ({"id": True, "prompt": "a"}, "id"),
+        ({}, "--prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"messages": []}, "messages"),
+        ({"messages": "{"}, "messages"),
+        ({"messages": "[" * 100_000}, "messages"),
+        ({"messages": [3]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "Hm."}]}, "assistant"),
+        ({"body": 3}, "body"),
+        ({"body": {"n": 2, "messages": []}}, "n is 2"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "path": 3}]}]}, "path"),
+        ({"image": 3, "prompt": "a"}, "image"),
+    ],
+)
+def test_a_faulty_record_says_so_itself(value, words):
+    record = record_from(value, 5)
+    assert words in record.error and record.messages is None
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
+KEYS = st.sampled_from(
+    ["id", "messages", "prompt", "image", "images", "body", "role", "content", "type", "text", "path", "url", "n"]
+)
+WORDS = st.sampled_from(["image", "image_url", "text", "user", "assistant"])
+ANYTHING = st.recursive(
+    SCALARS | WORDS, lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=5), max_leaves=12
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=ANYTHING)
+def test_no_value_raises(value):
+    record = record_from(value, 5, "/data", "What?")
+    assert (record.error is None) == (record.messages is not None)
+    assert isinstance(record.id, (str, int))
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"temperature": 0}, {"temperature": "hot"}, {"do_sample": "yes"}, {"max_new_tokens": 0.5}, {"stop": [""]}]
+)
+def test_faulty_overrides(overrides):
+    with pytest.raises(InputError):
+        with_overrides(SamplingParams(), record_from({"prompt": "a", **overrides}, 1))
+
+
+def test_seeds_follow_from_the_jobs_seed_and_the_id():
+    seeds = {request_seed(job, key) for job in (0, 1) for key in ("1", 1, "a", "b")}
+    assert len(seeds) == 8 and all(0 <= seed < 2**32 for seed in seeds)
+    assert with_overrides(SamplingParams(seed=3), record_from({"prompt": "a"}, 9)).seed == request_seed(3, 9)
+    assert with_overrides(SamplingParams(seed=3), record_from({"prompt": "a", "seed": 5}, 9)).seed == 5
+
+
+# ---- JSON lines
+
+
+@settings(max_examples=60, deadline=None)
+@given(lines=st.lists(st.sampled_from([b'{"prompt": "a"}', b"", b"   ", b"{", b"[1]"]), max_size=12), size=st.integers(1, 5))
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_lines_keep_their_numbers(tmp_path_factory, lines, size, end):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    joint = end or b"\n"
+    path.write_bytes(joint.join(lines) + (end if lines else b""))
+    found = [record.id for unit in everything(open_source(path), size) for record in unit]
+    assert found == [number for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def test_units_are_the_same_whoever_reads_which(tmp_path, monkeypatch):
+    """A host that reads every third unit finds in them what one that reads all finds, whatever the block size."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"id": n, "prompt": "x" * (n * 37 % 200)}) + "\n" for n in range(100)))
+    want = [list(range(start, min(start + 7, 100))) for start in range(0, 100, 7)]
+    for block in (2, 50, 2**20):
+        monkeypatch.setattr(jsonl, "_BLOCK", block)
+        source = open_source(path)
+        assert [[r.id for r in unit] for unit in everything(source, 7)] == want
+        for host in range(3):
+            mine = {u.index: [source.parse(r.payload).id for r in u.rows()] for u in source.units(7) if u.index % 3 == host}
+            assert mine == {index: want[index] for index in range(host, len(want), 3)}
+
+
+def test_long_lines_marks_and_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_LINE", 100)
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n' + b"x" * 5000 + b'\n{"prompt": "b"}')
+    (tmp_path / "a.ndjson").write_text('{"prompt": "\\ud800"}\n')
+    (tmp_path / "_ignored.jsonl").write_text("{}\n")
+    records = [record for unit in everything(open_source(tmp_path), 2) for record in unit]
+    assert [record.id for record in records] == ["a.ndjson:1", "b.jsonl:1", "b.jsonl:2", "b.jsonl:3"]
+    assert [record.error for record in records] == [None, None, "line 2 is longer than 100 bytes", None]
+    assert open_source(tmp_path).describe()["files"] == {"a.ndjson": 21, "b.jsonl": 5035}
+
+
+# ---- pictures and videos
+
+
+@pytest.fixture
+def album(tmp_path) -> Path:
+    for name in ("b.png", "a.JPG", "deep/er/c.mp4", "deep/d.webp", "notes.txt", ".hidden.png", "deep/.git/e.png", "[x].png"):
+        path = tmp_path / "album" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"?")
+    os.symlink(tmp_path / "album", tmp_path / "album" / "loop")
+    return tmp_path / "album"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", ["[x].png", "a.JPG", "b.png", "deep/d.webp", "deep/er/c.mp4"]),
+        ("/*.png", ["[x].png", "b.png"]),
+        ("/deep/*", ["d.webp"]),
+        ("/**/*.webp", ["deep/d.webp"]),
+        ("/**", ["[x].png", "a.JPG", "b.png", "deep/d.webp", "deep/er/c.mp4", "notes.txt"]),
+        ("/*/*/?.mp4", ["deep/er/c.mp4"]),
+        ("/b.png", ["b.png"]),
+        ("/[[]x].png", ["[x].png"]),
+    ],
+)
+def test_pictures_by_directory_glob_and_name(album, pattern, names):
+    records = [r for unit in everything(open_source(f"{album}{pattern}", prompt="What?"), 2) for r in unit]
+    base = album / "deep" if pattern == "/deep/*" else album
+    assert [record.id for record in records] == names
+    for record in records:
+        kind = "video" if record.id.endswith("mp4") else "image"
+        assert record.messages[0]["content"] == [
+            {"type": kind, "path": str(base / record.id)},
+            {"type": "text", "text": "What?"},
+        ]
+
+
+def test_names_that_are_not_utf8_and_names_that_look_like_patterns(tmp_path):
+    (tmp_path / "[1]").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/[1]/\xff.png")).write_bytes(b"?")
+    (record,) = [r for unit in everything(open_source(tmp_path / "[1]", prompt="What?"), 9) for r in unit]
+    assert record.id == "\\xff.png" and os.path.exists(record.messages[0]["content"][0]["path"])
+    source = open_source(tmp_path / "[1]" / os.fsdecode(b"\xff.png"), prompt="What?")
+    assert source.describe()["count"] == 1
+
+
+def test_a_renamed_or_resized_picture_changes_the_description(album):
+    describe = lambda: open_source(album, prompt="What?").describe()
+    first = describe()
+    assert describe() == first
+    (album / "b.png").write_bytes(b"??")
+    second = describe()
+    (album / "b.png").rename(album / "bb.png")
+    assert len({d["names and sizes"] for d in (first, second, describe())}) == 3
+
+
+# ---- Parquet
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def write(name: str, rows: list[dict], **options) -> Path:
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / name, **options)
+        return tmp_path / name
+
+    return write
+
+
+def test_parquet_rows_across_row_groups_and_units(parquet):
+    rows = [{"id": f"r{n}", "image": bytes([n]), "prompt": None if n % 2 else f"Own {n}?", "junk": "x"} for n in range(50)]
+    path = parquet("a.parquet", rows, row_group_size=8)
+    for size in (1, 5, 8, 20, 100):
+        units = everything(open_source(path, prompt="Job's?"), size)
+        assert [len(unit) for unit in units] == [min(size, 50 - start) for start in range(0, 50, size)]
+        records = [record for unit in units for record in unit]
+        assert [record.id for record in records] == [row["id"] for row in rows]
+        for n, record in enumerate(records):
+            assert record.messages[0]["content"] == [
+                {"type": "image", "image": bytes([n])},
+                {"type": "text", "text": "Job's?" if n % 2 else f"Own {n}?"},
+            ]
+
+
+def test_parquet_messages_structs_and_columns(parquet, tmp_path):
+    messages = [{"role": "user", "content": [{"type": "image", "path": "a.png", "text": None}, {"type": "text", "text": "?"}]}]
+    rows = [{"messages": json.dumps(messages)}, {"messages": json.dumps(messages)}]
+    for path in (parquet("json.parquet", rows), parquet("nested.parquet", [{"messages": messages}] * 2)):
+        for number, record in enumerate(r for unit in everything(open_source(path), 10) for r in unit):
+            assert record.id == number + 1
+            assert record.messages[0]["content"][0] == {"type": "image", "path": str(tmp_path / "a.png")}
+    path = parquet("hf.parquet", [{"key": 5, "jpg": {"bytes": None, "path": "a.png"}}])
+    source = open_source(path, prompt="What?", columns=(("id", "key"), ("image", "jpg")))
+    (record,) = everything(source, 10)[0]
+    assert record.id == 5 and record.messages[0]["content"][0] == {"type": "image", "image": str(tmp_path / "a.png")}
+    with pytest.raises(InputError, match=r"no column 'png'.*key, jpg"):
+        open_source(path, columns=(("image", "png"),))
+    with pytest.raises(InputError, match="--column"):
+        open_source(path)
+
+
+def test_a_damaged_row_group_is_error_rows(parquet):
+    noise = np.random.default_rng(0)
+    rows = [{"prompt": noise.bytes(40).hex()} for _ in range(30)]
+    path = parquet("a.parquet", rows, row_group_size=10, compression="snappy", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 150 : middle + 150] = bytes(300)
+    path.write_bytes(content)
+    records = [r for unit in everything(open_source(path), 30) for r in unit]
+    assert len(records) == 30 and [record.id for record in records] == list(range(1, 31))
+    assert records[0].error is None and any(record.error and "cannot be read" in record.error for record in records)
+
+
+# ---- mistakes
+
+
+def test_mistakes_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.parquet").write_text("no")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for path, options, words in [
+        (tmp_path / "nowhere", {}, "nowhere"),
+        (tmp_path / "empty", {"prompt": "a"}, "no picture and no video"),
+        (tmp_path / "a.png", {}, "--prompt"),
+        (tmp_path / "*.jsonl", {}, "nothing in"),
+        (tmp_path / "none" / "*.png", {"prompt": "a"}, "no directory"),
+        (tmp_path / "a.png", {"name": "csv"}, "jsonl, parquet, media"),
+        (tmp_path / "a.png", {"prompt": "a", "columns": (("id", "x"),)}, "columns"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            open_source(path, **options)
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
+    with pytest.raises(InputError, match="no Parquet file"):
+        open_source(tmp_path / "bad.parquet")
