@@ -72,8 +72,8 @@ class Feed:
 
 
 def _prepared(request: Request, processor) -> Arrival:
-    if request.prepared is not None:
-        return Arrival(request, request.prepared)
+    if request.messages is None:
+        return Arrival(request, request.prepared, request.error)
     try:
         return Arrival(request, prepare(processor, request.messages))
     except SmolVLMError as error:

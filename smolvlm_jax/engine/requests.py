@@ -24,16 +24,26 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt: either chat `messages`, or what `prepare` made of them."""
+    """One prompt. Exactly one of `messages`, `prepared` and `error` is given.
+
+    Attributes:
+        id: comes back in the result.
+        messages: a conversation in chat format, ending with a user's turn.
+        prepared: what `prepare` made of such messages.
+        params: how the prompt is continued.
+        error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that whoever
+            reads the results of a job sees a row for every record.
+    """
 
     id: Any
     messages: list[dict[str, Any]] | None = None
     prepared: Prepared | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
+    error: str | None = None
 
     def __post_init__(self):
-        if (self.messages is None) == (self.prepared is None):
-            raise InputError(f"request {self.id!r} needs exactly one of messages and prepared")
+        if sum(given is not None for given in (self.messages, self.prepared, self.error)) != 1:
+            raise InputError(f"request {self.id!r} needs exactly one of messages, prepared and error")
 
 
 @dataclass(frozen=True)

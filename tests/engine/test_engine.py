@@ -217,6 +217,29 @@ def test_what_is_wrong_with_a_request_is_its_result(tiny, engine):
     assert results["fine"].error is None and results["fits"].error is None
 
 
+def test_a_request_with_an_error_comes_back_in_its_turn(tiny, engine):
+    """Also where nothing but errors, or nothing beside them, is asked; never is one of them run."""
+    good, before = prepare(tiny[2], user(text="one")), engine.stats["errors"]
+    requests = [
+        Request(i, error=f"line {i} is broken") if i % 3 else Request(i, prepared=good, params=SamplingParams(4))
+        for i in range(200)
+    ]
+    results = list(engine.generate(requests))
+    assert sorted(r.id for r in results) == list(range(200)) and engine.stats["errors"] == before + 133
+    for result in results:
+        if result.id % 3:
+            assert (result.error, result.text, result.finish_reason) == (f"line {result.id} is broken", None, "error")
+            assert (result.prompt_tokens, result.new_tokens, result.tiles, result.token_ids) == (0, 0, 0, ())
+        else:
+            assert result.error is None
+    broken = [r.id for r in results if r.id % 3]
+    assert broken == sorted(broken)
+    assert [r.id for r in engine.generate(requests[1:3])] == [1, 2]
+    for wrong in ({}, {"prepared": good, "error": "why"}, {"messages": user(text="one"), "error": "why"}):
+        with pytest.raises(InputError, match="exactly one"):
+            Request(1, **wrong)
+
+
 def test_leaving_early_and_failing_inputs_leave_the_engine_usable(tiny, engine):
     requests = mixed(tiny[2], 30, seed=6)
     want = {r.id: r.token_ids for r in engine.generate(requests)}
