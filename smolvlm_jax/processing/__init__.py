@@ -1,8 +1,8 @@
 """From messages, pictures and videos to arrays: numpy, Pillow, tokenizers and jinja2. Imports no jax."""
 
 from .batch import BatchFeature
-from .fetch import MediaLimits
 from .images import SmolVLMImageProcessor
+from .limits import MediaLimits
 from .metadata import VideoMetadata
 from .processor import SmolVLMProcessor
 from .tokenizer import SmolVLMTokenizer

@@ -11,54 +11,17 @@ import functools
 import io
 import os
 import stat
-from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError, MediaError
+from . import http
+from .limits import MediaLimits, describe_source
 from .pixels import channel_axis, is_array
 
 _ORIENTATION = 0x0112
 # Pillow plug-ins that start programs (Ghostscript) or need a handler somebody else registered.
 _UNSAFE_FORMATS = {"EPS", "WMF", "FPX", "MIC", "GRIB", "BUFR", "HDF5"}
-
-
-@dataclass(frozen=True)
-class MediaLimits:
-    """What may be read for one picture or video.
-
-    urls: http and https may be fetched. files: local paths may be opened. private_addresses: URLs may lead to
-    loopback, private and link-local addresses. timeout: seconds for one URL, redirects and all. max_bytes,
-    max_video_bytes: size of an encoded picture or video, from wherever it comes. max_pixels: width × height of a
-    picture or frame, checked before a pixel of it is decoded. max_frames: decoded from one video file.
-    max_redirects: hops of one URL, each checked like the first. isolate: decode videos in a helper process, which a
-    damaged file may crash (isolation.py). decode_seconds: how long the helper may take for one answer, and a second
-    more for every two megabytes of the file.
-    """
-
-    urls: bool = True
-    files: bool = True
-    private_addresses: bool = False
-    timeout: float = 20.0
-    max_bytes: int = 256 * 2**20
-    max_video_bytes: int = 4 * 2**30
-    max_pixels: int = 2**27
-    max_frames: int = 4096
-    max_redirects: int = 5
-    isolate: bool = True
-    decode_seconds: float = 4.5
-
-
-def describe_source(source) -> str:
-    """`source` in a few words for a message: long base64 is cut, bytes are counted, objects are named."""
-    if isinstance(source, (bytes, bytearray)):
-        return f"{len(source)} bytes"
-    if isinstance(source, (str, os.PathLike)):
-        text = os.fspath(source)
-        text = text if isinstance(text, str) else os.fsdecode(text)
-        return repr(text if len(text) <= 200 else f"{text[:80]}…({len(text)} characters)")
-    size = getattr(source, "size", None) if isinstance(source, Image.Image) else getattr(source, "shape", None)
-    return f"a {type(source).__name__}" + (f" of {size}" if size is not None else "")
 
 
 def is_source(value) -> bool:
@@ -90,16 +53,14 @@ def open_regular(path, limit: int, kind: str):
         raise
 
 
-def open_source(source, limits: MediaLimits):
+def open_media(source, limits: MediaLimits):
     """A readable binary file for an encoded picture: from bytes, a URL, a path, a `data:` URL or bare base64."""
     if isinstance(source, (bytes, bytearray)):
         if len(source) > limits.max_bytes:
             raise MediaError(f"the picture has {len(source)} bytes, above the limit of {limits.max_bytes}")
         return io.BytesIO(bytes(source))
     if is_url(source):
-        from .http import fetch_url
-
-        return io.BytesIO(fetch_url(source, limits, limits.max_bytes))
+        return io.BytesIO(http.fetch_url(source, limits, limits.max_bytes))
     text = os.fspath(source)
     if isinstance(text, str) and text[:5].lower() == "data:":
         return io.BytesIO(_decode_base64(text.partition(",")[2], text, limits))
@@ -160,7 +121,7 @@ def image_size(value, limits: MediaLimits | None = None, exif_transpose: bool = 
 def _opened(source, limits: MediaLimits):
     """The picture at `source`, header read and size checked. What goes wrong inside becomes a MediaError."""
     try:
-        with open_source(source, limits) as file, Image.open(file, formats=_safe_formats()) as image:
+        with open_media(source, limits) as file, Image.open(file, formats=_safe_formats()) as image:
             width, height = image.size
             if width * height > limits.max_pixels:
                 raise MediaError(

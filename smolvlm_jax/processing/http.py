@@ -14,7 +14,7 @@ import time
 import urllib.parse
 
 from ..errors import MediaError
-from .fetch import MediaLimits, describe_source
+from .limits import MediaLimits, describe_source
 
 _CHUNK = 1 << 16
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

@@ -6,9 +6,10 @@ from ..errors import InputError
 from .assemble import STANDARD_MEAN, STANDARD_STD, check_return_tensors, flat_uint8, reference_layout
 from .batch import BatchFeature
 from .configured import Configured
-from .fetch import MediaLimits, is_source, load_image
+from .fetch import is_source, load_image
 from .geometry import TilePlan, plan_tiles
 from .layout import nest_images
+from .limits import MediaLimits
 from .pixels import Picture, to_picture
 from .threads import map_threads
 from .tiles import Tiles, cut_tiles

@@ -10,9 +10,10 @@ from . import chat, checkpoint_files
 from .arguments import ALL, sort_arguments
 from .assemble import check_return_tensors
 from .batch import BatchFeature
-from .fetch import MediaLimits, image_size
+from .fetch import image_size
 from .images import SmolVLMImageProcessor
 from .layout import nest_images
+from .limits import MediaLimits
 from .prompts import MediaTokens
 from .protect import Guard, encode_marked
 from .tokenizer import SmolVLMTokenizer

@@ -12,8 +12,9 @@ from .assemble import STANDARD_MEAN, STANDARD_STD, check_return_tensors, check_s
 from .batch import BatchFeature
 from .configured import Configured
 from .decode import decode_video
-from .fetch import MediaLimits, load_image
+from .fetch import load_image
 from .geometry import MAX_IMAGE_SIZE, longest_edge_size, normalize_size, tile_edge
+from .limits import MediaLimits
 from .metadata import VideoMetadata, to_metadata
 from .pixels import is_array
 from .threads import map_threads
