@@ -11,7 +11,6 @@ import shutil
 import warnings
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from .errors import CheckpointError, MissingExtraError
 from .generation_config import GenerationConfig
 from .model import SmolVLMForConditionalGeneration
 from .parameters import abstract_params, flatten_params, logical_axes, unflatten_params
+from .precision import default_dtype
 from .sharding import parameter_shardings
 
 __all__ = ["COMPANIONS", "bundled_models", "default_dtype", "load", "resolve", "save", "save_hf"]
@@ -81,11 +81,6 @@ def _download(name: str, revision: str | None) -> Path:
         return found
     except Exception as error:
         raise CheckpointError(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-
-
-def default_dtype() -> Any:
-    """What to compute in: bfloat16 on TPU and GPU, float32 on CPU, whose bf16 matrix products are 5 to 10 times slower."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def load(

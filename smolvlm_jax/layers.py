@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from .errors import ConfigError
+from .precision import matmul_precision
 from .sharding import constrain, parameter
 
 __all__ = [
@@ -22,17 +23,11 @@ __all__ = [
     "RMSNorm",
     "activation",
     "apply_rotary",
-    "matmul_precision",
     "rematerialized",
     "rotary_tables",
     "scan_layers",
     "stackable",
 ]
-
-
-def matmul_precision(dtype) -> jax.lax.Precision | None:
-    """Float32 means float32: without this, TPUs multiply f32 in one bf16 pass and GPUs in TF32."""
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def _remat_policy(remat: bool | str):

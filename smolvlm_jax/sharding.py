@@ -1,7 +1,7 @@
 """Logical axis names, the rules that map them to a mesh, and shardings for parameters, batches and activations.
 
 A mesh has the axes `data`, `fsdp` and `tensor`. Parameters and activations name their dimensions (`embed`, `heads`, …);
-`RULES` says which mesh axes a name may use. A dimension that its mesh axes do not divide is replicated instead, and the
+`AXIS_RULES` says which mesh axes a name may use. A dimension that its mesh axes do not divide is replicated instead, and the
 program says so once, by name: SmolVLM's 9 and 15 query heads divide by neither 2, 4 nor 8, and data parallelism does not mind.
 
 Activations are constrained only inside `jax.set_mesh(mesh)` (or `activate(mesh)`, which is the same thing): with no mesh in
@@ -22,7 +22,7 @@ from .errors import InputError
 
 __all__ = [
     "AXES",
-    "RULES",
+    "AXIS_RULES",
     "activate",
     "attention_axes",
     "batch_sharding",
@@ -37,7 +37,7 @@ __all__ = [
 AXES = ("data", "fsdp", "tensor")
 
 # logical name -> mesh axes, most important first. Names that are absent are replicated.
-RULES: Mapping[str, tuple[str, ...]] = {
+AXIS_RULES: Mapping[str, tuple[str, ...]] = {
     # parameters
     "embed": ("fsdp",),
     "vocab": ("tensor",),
@@ -102,7 +102,7 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, q
     used: set[str] = set()
     entries = []
     for name, size in zip(names, shape, strict=True):
-        wanted = [a for a in RULES.get(name, ()) if sizes.get(a, 1) > 1 and a not in used]
+        wanted = [a for a in AXIS_RULES.get(name, ()) if sizes.get(a, 1) > 1 and a not in used]
         chosen = list(wanted)
         while chosen and size % math.prod(sizes[a] for a in chosen):
             chosen.pop()  # the later axes are the less important

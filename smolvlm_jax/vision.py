@@ -10,7 +10,8 @@ from flax import linen as nn
 from .attention.dispatch import attention
 from .config import SmolVLMVisionConfig
 from .errors import ConfigError
-from .layers import Embedding, LayerNorm, Projection, activation, matmul_precision, rematerialized, scan_layers, stackable
+from .layers import Embedding, LayerNorm, Projection, activation, rematerialized, scan_layers, stackable
+from .precision import matmul_precision
 from .sharding import constrain, parameter
 
 __all__ = ["POSITION_RULES", "SmolVLMVisionTransformer", "normalize_tiles", "patch_mask", "position_buckets"]

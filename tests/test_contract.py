@@ -11,7 +11,7 @@ from smolvlm_jax import SmolVLMForConditionalGeneration, abstract_params, init_p
 from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restore, torch_name, torch_shape
 from smolvlm_jax.errors import CheckpointError
 from smolvlm_jax.parameters import flatten_params, unflatten_params
-from smolvlm_jax.sharding import RULES as MESH_RULES
+from smolvlm_jax.sharding import AXIS_RULES
 
 # Every parameter of one layer and of the frame: shape in symbols, logical axes.
 FRAME = {
@@ -70,7 +70,7 @@ def test_paths_shapes_and_axes(name):
     for path, (symbolic, names) in expected.items():
         assert shapes[path].shape == tuple(symbols[s] for s in symbolic.split()), path
         assert tuple(axes[path]) == names, path
-        assert all(a is None or a in MESH_RULES for a in names), f"{path}: an axis without a rule is a typing error"
+        assert all(a is None or a in AXIS_RULES for a in names), f"{path}: an axis without a rule is a typing error"
     assert len(shapes) == tensors
     if total:
         assert sum(math.prod(s.shape) for s in shapes.values()) == total

@@ -107,7 +107,7 @@ def test_parameters_are_really_split(case, shape):
         ways = 1
         used: set[str] = set()
         for name, size in zip(axes[path], leaf.shape, strict=True):
-            for axis in sharding_module.RULES.get(name, ()):
+            for axis in sharding_module.AXIS_RULES.get(name, ()):
                 if axis not in used and size % mesh.shape[axis] == 0:
                     ways *= mesh.shape[axis]
                     used.add(axis)

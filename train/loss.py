@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ..layers import matmul_precision
+from ..precision import matmul_precision
 
 __all__ = ["IGNORE", "chunked_loss", "next_token_targets"]
 

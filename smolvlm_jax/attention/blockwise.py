@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..layers import matmul_precision
+from ..precision import matmul_precision
 
 __all__ = ["blockwise_attention"]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..cache import KVCache
-from ..layers import matmul_precision
+from ..precision import matmul_precision
 from .blockwise import blockwise_attention
 from .decode import decode_attention
 from .splash import splash_attention
