@@ -1,7 +1,6 @@
 """The `convert` command as a function: open the source, write the destination whole, say what was odd."""
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..io import check_free_space, copy_companions, say, temporary_directory, whole_directory
 from .leaves import total_bytes
 from .manifest import Checksums, write_manifest
 from .progress import Progress
 from .source import Source, open_source
 from .tensors import DTYPES
 from .to_hf import parse_size, write_hf
-from .whole import check_free_space, say, whole_directory
 
 __all__ = ["Conversion", "convert", "parse_dtype"]
 
@@ -116,8 +115,7 @@ class _Options:
 def _describe(source: Source, target: Path, dtype: np.dtype) -> None:
     """The small files: config.json with the dtype of the weights, and what came with them, as it was."""
     source.config.replace(dtype=dtype.name).save_pretrained(target)
-    for name, path in source.companions.items():
-        shutil.copyfile(path, target / name)
+    copy_companions(source.root, target)
 
 
 def _to_hf(source: Source, destination: Path, options: _Options) -> Mapping[str, int]:
@@ -152,7 +150,7 @@ def _to_orbax(source: Source, destination: Path, options: _Options) -> Mapping[s
         writer = OrbaxWriter(options.dtype, mesh, process_index(), progress)
         if not first:
             barrier("the destination is claimed")
-            write_orbax(_temporary(destination) / "params", source.leaves, axes, writer)
+            write_orbax(temporary_directory(destination) / "params", source.leaves, axes, writer)
             barrier("the destination is whole")
             return writer.nonfinite
         checksums = Checksums(source.root, source.files)
@@ -173,10 +171,6 @@ def _to_orbax(source: Source, destination: Path, options: _Options) -> Mapping[s
             )
         barrier("the destination is whole")
     return writer.nonfinite
-
-
-def _temporary(destination: Path) -> Path:
-    return Path(os.path.abspath(destination)).with_name(f".{destination.name}.part")
 
 
 def _commit(place: Path) -> str | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError
+from ..io import read_json
 from .blocks import copy_into
 from .chunks import chunk_regions
 from .leaves import Leaf, own, whole
 from .rules import Region
-from .tensors import read_json
 
 __all__ = ["OrbaxLeaf", "find_checkpoint", "is_orbax", "open_orbax"]
 
@@ -84,7 +84,7 @@ def find_checkpoint(directory: Path) -> Found:
 
 def _tree(item: Path) -> list[tuple[tuple[str, ...], bool]]:
     """Key paths of the leaves that are arrays, and whether each is in zarr 3."""
-    data = read_json(item / _TREE, "an orbax checkpoint's tree")
+    data = read_json(item / _TREE, what="an orbax checkpoint's tree", unique_keys=True)
     tree = data.get("tree_metadata")
     try:
         return [

@@ -1,7 +1,6 @@
 """The manifest of an orbax directory: what it was made from, by which version, and the checksum of every source file."""
 
 import hashlib
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import CheckpointError
-from .tensors import read_json
+from ..io import read_json, write_json
 
 __all__ = ["MANIFEST", "Checksums", "read_manifest", "write_manifest"]
 
@@ -48,10 +47,10 @@ class Checksums(threading.Thread):
 def write_manifest(directory: Path, **facts: Any) -> None:
     """Write manifest.json: the facts, the format's number and our version."""
     data = {"format": FORMAT, "kind": "model", "smolvlm_jax": __version__, **facts}
-    (directory / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / MANIFEST, data)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a directory, empty if it has none."""
     path = directory / MANIFEST
-    return read_json(path, "a manifest of this library") if path.is_file() else {}
+    return read_json(path, what="a manifest of this library", unique_keys=True) if path.is_file() else {}

@@ -9,28 +9,14 @@ import numpy as np
 
 from ..config import SmolVLMConfig
 from ..errors import CheckpointError, ConfigError
+from ..io import companion_files
 from .from_orbax import find_checkpoint, is_orbax, open_orbax
 from .leaves import Leaf, TorchLeaf
 from .manifest import MANIFEST, read_manifest
 from .rules import match_parameters
 from .tensors import SafetensorsReader, TensorReader, checked_path, open_tensors
 
-__all__ = ["COMPANIONS", "Source", "open_source"]
-
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
+__all__ = ["Source", "open_source"]
 
 
 @dataclass
@@ -185,7 +171,7 @@ def _read_config(path: Path) -> tuple[Path, SmolVLMConfig]:
 
 
 def _companions(directory: Path) -> dict[str, Path]:
-    return {name: checked_path(directory, name) for name in COMPANIONS if (directory / name).exists()}
+    return {name: checked_path(directory, name) for name in companion_files(directory)}
 
 
 def _check_size(config: SmolVLMConfig, names, position, where: Path, text: str, vision: str) -> None:

@@ -4,7 +4,6 @@ Our own reader rather than the library's, for two reasons: the library maps whol
 shows as 9 GB resident; and a header from the outside is checked here in one place before a byte of data is believed.
 """
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,12 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError
+from ..io import MAX_TEXT, parse_json, read_json
 from .rules import Region
 
 __all__ = ["DTYPES", "INDEX", "SafetensorsReader", "TensorReader", "checked_path", "open_tensors", "read_header"]
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 # safetensors name -> numpy dtype, for the dtypes that weights come in
 DTYPES: Mapping[str, np.dtype] = {
@@ -70,25 +69,6 @@ def checked_path(directory: Path, name: str, root: Path | None = None) -> Path:
     return path
 
 
-def _no_duplicates(pairs):
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [k for k, _ in pairs]
-        raise ValueError(f"the key {next(k for k in names if names.count(k) > 1)!r} stands there twice")
-    return found
-
-
-def read_json(path: Path, what: str) -> dict:
-    """A JSON object from a file somebody else wrote."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not {what}: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not {what}: it holds a {type(data).__name__}, not an object")
-    return data
-
-
 def read_header(path: Path) -> dict[str, Entry]:
     """Names, dtypes, shapes and places of the tensors of a safetensors file, in the order in which they lie there.
 
@@ -101,21 +81,19 @@ def read_header(path: Path) -> dict[str, Entry]:
             length = int.from_bytes(start, "little")
             if len(start) < 8:
                 raise CheckpointError(f"{path} is not a safetensors file: it has {size} bytes")
-            if length > MAX_HEADER or length > size - 8:
+            if length > MAX_TEXT or length > size - 8:
                 raise CheckpointError(
                     f"{path} is not a safetensors file: it announces a header of {length:,} bytes "
-                    f"(the file has {size:,}, the limit is {MAX_HEADER:,})"
+                    f"(the file has {size:,}, the limit is {MAX_TEXT:,})"
                 )
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-        if not isinstance(header, dict):
-            raise ValueError("it is not an object")
+        header = parse_json(text, unique_keys=True)
         header.pop("__metadata__", None)
         entries = [_entry(path, name, item, 8 + length) for name, item in header.items()]
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} has a broken safetensors header: {error}") from error
     entries.sort(key=lambda item: (item[1].start, item[1].nbytes))
     end = 8 + length
@@ -269,9 +247,10 @@ def open_tensors(directory: Path) -> TensorReader:
 
 def index_files(directory: Path, index: Path) -> tuple[dict[str, str], list[Path]]:
     """The weight map of an index file and the files it names, all inside the directory."""
-    weight_map = read_json(checked_path(directory, index.name), "an index of checkpoint shards").get("weight_map")
+    what = "an index of checkpoint shards"
+    weight_map = read_json(checked_path(directory, index.name), what=what, unique_keys=True).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index} is not an index of checkpoint shards: it has no weight_map from names to files")
+        raise CheckpointError(f"{index} is not {what}: it has no weight_map from names to files")
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..io import write_json
 from .blocks import count_nonfinite
 from .leaves import Leaf
 from .progress import Progress
@@ -148,5 +149,5 @@ def write_hf(
             "metadata": {"total_size": sum(tensor.nbytes for tensors in shards.values() for tensor in tensors)},
             "weight_map": {tensor.name: name for name, tensors in shards.items() for tensor in tensors},
         }
-        (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(directory / INDEX, index, sort_keys=True)
     return writer

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ..io import say
 from .chunks import chunk_regions
 from .leaves import Leaf, own
 from .progress import Progress
 from .rules import torch_name
 from .source import Source, open_source
-from .whole import say
 
 __all__ = ["Report", "TensorRow", "compare_tensors", "verify"]
 

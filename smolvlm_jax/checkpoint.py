@@ -7,7 +7,6 @@ each host reading only the slices its devices hold.
 """
 
 import os
-import shutil
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -19,11 +18,11 @@ from jax.sharding import Mesh
 
 from .convert.hosts import concrete
 from .convert.leaves import ArrayLeaf, Leaf
-from .convert.source import COMPANIONS, Source, open_source
+from .convert.source import Source, open_source
 from .convert.to_hf import parse_size, write_hf
-from .convert.whole import whole_directory
 from .errors import CheckpointError, MissingExtraError
 from .generation_config import GenerationConfig
+from .io import COMPANIONS, copy_companions, whole_directory
 from .model import SmolVLMForConditionalGeneration
 from .parameters import abstract_params, flatten_params, logical_axes, unflatten_params
 from .precision import default_dtype
@@ -140,14 +139,6 @@ def _sharded(leaf: Leaf, sharding, dtype: np.dtype | None) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, part)
 
 
-def _carry(companions: str | os.PathLike | None, target: Path) -> None:
-    """Copy tokenizer, processor and generation files from another checkpoint directory."""
-    for name in COMPANIONS if companions is not None else ():
-        source = Path(companions) / name
-        if source.is_file():
-            shutil.copyfile(source, target / name)
-
-
 def save(
     directory: str | os.PathLike, model, params, *, companions: str | os.PathLike | None = None, force: bool = False
 ) -> None:
@@ -164,7 +155,8 @@ def save(
         dtypes = {np.dtype(leaf.dtype) for leaf in jax.tree.leaves(params)}
         dtype = max(dtypes, key=lambda d: (d.itemsize, d.name)).name
         model.config.replace(dtype=dtype).save_pretrained(target)
-        _carry(companions, target)
+        if companions is not None:
+            copy_companions(companions, target)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(target / "params", params)
         write_manifest(target, source=None, layout="full", dtype=dtype, files={})
@@ -185,5 +177,6 @@ def save_hf(
         leaves = {path: ArrayLeaf(path, array) for path, array in flatten_params(params).items()}
         dtype = max({leaf.dtype for leaf in leaves.values()}, key=lambda d: (d.itemsize, d.name))
         model.config.replace(dtype=dtype.name).save_pretrained(target)
-        _carry(companions, target)
+        if companions is not None:
+            copy_companions(companions, target)
         write_hf(target, leaves, max_shard_bytes=limit)

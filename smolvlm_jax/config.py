@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .io import read_json, write_json
 
 __all__ = ["SmolVLMConfig", "SmolVLMTextConfig", "SmolVLMVisionConfig"]
 
@@ -270,12 +271,7 @@ class SmolVLMConfig(_Serializable):
         """Read `config.json` from a directory, or the file itself."""
         path = Path(source)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        data = read_json(path, error=ConfigError)
         try:
             return cls.from_dict(data)
         except ConfigError as error:
@@ -283,8 +279,4 @@ class SmolVLMConfig(_Serializable):
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write `config.json` into a directory, whole or not at all."""
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        temporary = target / ".config.json.part"
-        temporary.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(target / "config.json")
+        write_json(Path(directory) / "config.json", self.to_dict(), sort_keys=True)

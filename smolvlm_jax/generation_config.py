@@ -1,12 +1,12 @@
 """`GenerationConfig`: how to continue a prompt. transformers' names and defaults, frozen and hashable."""
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConfigError, InputError
+from .io import read_json, write_json
 
 __all__ = ["GenerationConfig", "SamplingParams"]
 
@@ -61,13 +61,7 @@ class GenerationConfig:
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "GenerationConfig":
         """Read `generation_config.json`; keys that mean nothing here are ignored, an absent file gives the defaults."""
-        path = Path(directory) / "generation_config.json"
-        if not path.exists():
-            return cls()
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from error
+        data = read_json(Path(directory) / "generation_config.json", error=ConfigError, missing_ok=True)
         known = {f.name for f in dataclasses.fields(cls)}
         data = {k: v for k, v in data.items() if k in known and v is not None}
         if isinstance(data.get("eos_token_id"), list):
@@ -75,14 +69,10 @@ class GenerationConfig:
         return cls(**data)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
         data = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         stops = list(self.eos_token_id)
         data["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
-        temporary = target / ".generation_config.json.part"
-        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(target / "generation_config.json")
+        write_json(Path(directory) / "generation_config.json", data, sort_keys=True)
 
 
 @dataclass(frozen=True)

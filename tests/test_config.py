@@ -193,5 +193,5 @@ def test_unreadable_files_are_config_errors(tmp_path):
     with pytest.raises(ConfigError, match="not valid JSON"):
         SmolVLMConfig.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ConfigError, match="mapping"):
+    with pytest.raises(ConfigError, match="holds a list, not an object"):
         SmolVLMConfig.from_pretrained(tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..generation import generate
+from ..io import write_text
 from ..processing import SmolVLMProcessor
 from ..processing.chat import collect_media, normalize_conversations
 from ..processing.fetch import load_image
@@ -106,9 +107,7 @@ img {{ max-width: 12rem; max-height: 12rem; margin-right: .3rem; image-rendering
 </table>
 </html>
 """
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _row(answer: Answer) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ..checkpoint import COMPANIONS, resolve_file
+from ..checkpoint import resolve_file
 from ..convert.leaves import ArrayLeaf, Leaf
 from ..convert.source import open_source
 from ..convert.to_hf import parse_size, write_hf
-from ..convert.whole import whole_directory
 from ..errors import CheckpointError
+from ..io import copy_companions, whole_directory
 from ..parameters import flatten_params
 from .lora import product
 
@@ -67,9 +67,7 @@ def export(
         with whole_directory(destination, force) as target:
             dtype = max({leaf.dtype for leaf in leaves.values()}, key=lambda d: (d.itemsize, d.name))
             source.config.replace(dtype=dtype.name).save_pretrained(target)
-            for name in COMPANIONS:
-                if name in source.companions:
-                    (target / name).write_bytes(source.companions[name].read_bytes())
+            copy_companions(source.root, target)
             write_hf(target, leaves, max_shard_bytes=parse_size(max_shard_size), base=source.layout == "base")
     finally:
         source.close()

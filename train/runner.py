@@ -1,6 +1,5 @@
 """A run from its config to its results: model, data, mesh, training, evaluation, curves, and the checkpoint that goes home."""
 
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from ..checkpoint import default_dtype, load, resolve
 from ..errors import CheckpointError, ConfigError
+from ..io import read_json, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, logical_axes, unflatten_params
 from ..processing import SmolVLMProcessor
@@ -167,10 +167,7 @@ def _record(config: TrainConfig, directory: Path, main: bool) -> None:
     """Write run.json; refuse to go on with a run of another model or other trained parts."""
     path, now = directory / "run.json", to_dict(config)
     if path.is_file() and (directory / "checkpoints").is_dir():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        before = read_json(path)
         for name in _FIXED:
             if before.get(name) != now[name]:
                 raise CheckpointError(
@@ -178,9 +175,7 @@ def _record(config: TrainConfig, directory: Path, main: bool) -> None:
                     "continue with the same, or choose another output"
                 )
     if main:
-        temporary = path.with_name(".run.json.part")
-        temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, now)
 
 
 class _FromRecords:
@@ -248,8 +243,4 @@ class _Evaluator:
         name = Path(self._config.evaluation.path).name
         write_page(answers, self._directory / "samples.html", f"{name} at step {step}", self._config.evaluation.show)
         rows = [{"wanted": a.wanted, "got": a.got} for a in answers]
-        text = json.dumps({"step": step, "exact_match": share, "answers": rows}, indent=1, ensure_ascii=False)
-        temporary = self._directory / ".evaluation.json.part"
-        temporary.unlink(missing_ok=True)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(self._directory / "evaluation.json")
+        write_json(self._directory / "evaluation.json", {"step": step, "exact_match": share, "answers": rows})

@@ -9,8 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
-from ..io import sync_directory, unique_name, write_json
-from ..processing.files import read_json
+from ..io import create_json, read_json, sync_directory
 
 __all__ = ["MANIFEST", "agree", "differences", "model_digest"]
 
@@ -66,14 +65,14 @@ def agree(folder: Path, facts: dict[str, Any], force: bool, notify: Callable[[st
                 raise InputError(f"{claim} is older than {_CLAIM_SECONDS} seconds: if no other job is starting, remove it")
             time.sleep(0.1)
             continue
-        old = read_json(str(path), missing_ok=True)
+        old = read_json(path, missing_ok=True)
         found = differences(old, facts) if old else []
         if not old and (strangers := _outputs(folder)) and not path.exists():
             found = [f"there is no {MANIFEST}, but there is {strangers[0].name}"]
         if old and not found:
             return
         if not found:
-            if _create(path, facts):
+            if create_json(path, facts):
                 return
             continue  # somebody was faster: compare with theirs
         if not force:
@@ -86,9 +85,9 @@ def agree(folder: Path, facts: dict[str, Any], force: bool, notify: Callable[[st
         except FileExistsError:
             continue
         try:
-            if read_json(str(path), missing_ok=True) == old:
+            if read_json(path, missing_ok=True) == old:
                 notify(f"moved the other job's output to {_set_aside(folder)}")
-                _create(path, facts)
+                create_json(path, facts)
         finally:
             claim.rmdir()
 
@@ -109,22 +108,6 @@ def _set_aside(folder: Path) -> Path:
         (folder / MANIFEST).rename(aside / MANIFEST)
     sync_directory(folder)
     return aside
-
-
-def _create(path: Path, facts: dict[str, Any]) -> bool:
-    """Write the manifest unless there is one; False if there is."""
-    draft = path.with_name(f".manifest.{unique_name()}.tmp")
-    write_json(draft, facts)
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return False
-    except OSError:  # no hard links here (a mounted bucket): equal jobs write equal manifests
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_directory(path.parent)
-    return True
 
 
 def _short(value: Any) -> str:

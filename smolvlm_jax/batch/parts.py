@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..io import remove_dead, try_lock, unique_name
-from .sinks import Sink, row_line
+from ..io import remove_dead, to_json, try_lock, unique_name
+from .sinks import Sink
 
 __all__ = ["Part", "clean_up", "part_name"]
 
@@ -64,7 +64,7 @@ class Part:
             if position in self._offsets or self._file.closed:
                 return False
             self._offsets[position] = self._file.tell()
-            self._file.write(row_line([position, row]))
+            self._file.write(to_json([position, row]))
             return True
 
     def flush(self) -> None:

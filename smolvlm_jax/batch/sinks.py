@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from ..errors import InputError
-from ..io import whole_file
+from ..io import to_json, whole_file
 from ..records.sources.parquet import import_pyarrow
 
-__all__ = ["COLUMNS", "SINKS", "Sink", "open_sink", "row_line"]
+__all__ = ["COLUMNS", "SINKS", "Sink", "open_sink"]
 
 # The schema of a row; `id` is a string in Parquet, and as it was given in JSONL.
 COLUMNS = ("id", "text", "error", "finish_reason", "prompt_tokens", "new_tokens", "tiles", "seconds")
@@ -41,7 +41,7 @@ class JsonlSink(Sink):
 
     def _write(self, file, rows):
         for row in rows:
-            file.write(row_line(row))
+            file.write(to_json(row))
 
     def read(self, path):
         with open(path, "rb") as file:
@@ -77,14 +77,6 @@ def open_sink(name: str) -> Sink:
     if name not in SINKS:
         raise InputError(f"no output format {name!r}; it is one of {', '.join(SINKS)}")
     return SINKS[name]()
-
-
-def row_line(row: Any) -> bytes:
-    """A value as one line of JSON in UTF-8; half a surrogate pair, which JSON allows and UTF-8 does not, is escaped."""
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
 
 
 def _utf8(value: Any) -> str | None:

@@ -9,7 +9,7 @@ import os
 import re
 
 from ..errors import CheckpointError, InputError
-from .files import read_json, read_text, write_json, write_text
+from ..io import read_json, read_text, write_json, write_text
 from .images import SmolVLMImageProcessor
 from .tokenizer import SmolVLMTokenizer
 from .videos import SmolVLMVideoProcessor
@@ -61,7 +61,7 @@ def find_template(directory: str, own: dict) -> str | dict[str, str] | None:
 
 def save_parts(processor, directory) -> list[str]:
     """Write `processor` in the v5 form; returns the paths."""
-    paths = [write_json(directory, "processor_config.json", processor.to_dict())]
+    paths = [write_json(os.path.join(directory, "processor_config.json"), processor.to_dict(), sort_keys=True)]
     template = processor.chat_template
     for name, text in (template if isinstance(template, dict) else {"default": template}).items():
         if text is None:
@@ -69,7 +69,7 @@ def save_parts(processor, directory) -> list[str]:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(f"the chat template's name {name!r} does not make a file name")
         if name == "default":
-            paths.append(write_text(directory, "chat_template.jinja", text))
+            paths.append(write_text(os.path.join(directory, "chat_template.jinja"), text))
         else:
-            paths.append(write_text(os.path.join(directory, _TEMPLATE_FOLDER), f"{name}.jinja", text))
+            paths.append(write_text(os.path.join(directory, _TEMPLATE_FOLDER, f"{name}.jinja"), text))
     return paths + processor.tokenizer.save_pretrained(directory)

@@ -6,7 +6,7 @@ import os
 from typing import ClassVar
 
 from ..errors import CheckpointError, InputError
-from .files import read_json, write_json
+from ..io import read_json, write_json
 
 
 class Configured:
@@ -105,7 +105,7 @@ class Configured:
 
     def save_pretrained(self, save_directory) -> list[str]:
         """Write the arguments to this class's own file in `save_directory`; returns the paths written."""
-        return [write_json(save_directory, self.FILES[0], self.to_dict())]
+        return [write_json(os.path.join(save_directory, self.FILES[0]), self.to_dict(), sort_keys=True)]
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"

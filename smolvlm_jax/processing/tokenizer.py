@@ -8,8 +8,8 @@ import threading
 import numpy as np
 
 from ..errors import CheckpointError, InputError
+from ..io import read_json, write_json, write_text
 from .batch import BatchFeature
-from .files import read_json, write_json, write_text
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # A document checkpoint (docling) writes its markup with special tokens; those are text to whoever reads the answer.
@@ -127,8 +127,8 @@ class SmolVLMTokenizer:
     def save_pretrained(self, save_directory) -> list[str]:
         """Write tokenizer.json and tokenizer_config.json; returns their paths."""
         return [
-            write_text(save_directory, "tokenizer.json", self.backend.to_str(pretty=True)),
-            write_json(save_directory, "tokenizer_config.json", self.config),
+            write_text(os.path.join(save_directory, "tokenizer.json"), self.backend.to_str(pretty=True)),
+            write_json(os.path.join(save_directory, "tokenizer_config.json"), self.config, sort_keys=True),
         ]
 
     # ---- numbers of the vocabulary

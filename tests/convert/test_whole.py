@@ -15,8 +15,8 @@ import pytest
 
 from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert.conversion import convert
-from smolvlm_jax.convert.whole import check_free_space, whole_directory
 from smolvlm_jax.errors import CheckpointError
+from smolvlm_jax.io import check_free_space, whole_directory
 
 pytest.importorskip("transformers")
 
@@ -83,7 +83,7 @@ def test_force_keeps_the_old_one_when_the_new_one_fails(original, tmp_path):
 def test_two_at_once_and_what_a_dead_one_left(tmp_path):
     """A living writer is respected, a dead one's leftovers are removed, and it is said."""
     script = (
-        "import sys, time; from pathlib import Path; from smolvlm_jax.convert.whole import whole_directory\n"
+        "import sys, time; from pathlib import Path; from smolvlm_jax.io import whole_directory\n"
         "with whole_directory(Path(sys.argv[1])) as target:\n"
         "    (target / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)"
     )

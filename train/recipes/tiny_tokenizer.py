@@ -1,8 +1,8 @@
 """The tokenizer and processor files of the bundled checkpoint: our own small vocabulary, SmolVLM's special tokens."""
 
-import json
 from pathlib import Path
 
+from ...io import write_json
 from .numbers import COMPARISONS, QUESTIONS
 
 __all__ = ["VOCAB_SIZE", "write_processor_files"]
@@ -97,5 +97,5 @@ def write_processor_files(directory: Path, tile: int, image_seq_len: int, chat_t
         },
     }
     for name, content in files.items():
-        (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / name, content)
     return vocabulary

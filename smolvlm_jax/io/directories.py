@@ -1,8 +1,7 @@
-"""A directory appears whole or not at all: it is filled under another name beside the destination, then renamed.
+"""Atomic directories: filled under a temporary name beside the destination, then renamed.
 
-The temporary name is `.NAME.part`, locked while its writer lives. A run that was killed leaves it behind, and the next one to
-the same destination says so, removes it and starts over: resuming would have to trust half-written files, and a conversion
-takes little longer than a copy.
+The temporary name is `.NAME.part`, locked while its writer runs. A process that was killed leaves it behind; the next one
+with the same destination removes it and starts over, because resuming would mean trusting half-written files.
 """
 
 import errno
@@ -14,33 +13,48 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError
+from .files import lock, sync_directory
 
-__all__ = ["check_free_space", "whole_directory"]
+__all__ = ["check_free_space", "say", "temporary_directory", "whole_directory"]
 
-# What a directory must contain before --force replaces it: a mistyped path must not cost somebody's home.
+# `force` replaces only a directory with one of these files, so that a mistyped path does not delete somebody's data.
 _OURS = ("config.json", "manifest.json")
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal."""
+    """Print a line for the person at the terminal."""
     print(f"smolvlm-jax: {message}", file=sys.stderr)
+
+
+def temporary_directory(destination: Path) -> Path:
+    """The absolute name under which `whole_directory` fills `destination`."""
+    destination = Path(os.path.abspath(destination))
+    return destination.with_name(f".{destination.name}.part")
 
 
 @contextmanager
 def whole_directory(destination: Path, force: bool = False, notify: Callable[[str], None] = say) -> Iterator[Path]:
-    """Yield an empty temporary directory; when the block ends without an exception, it becomes `destination`.
+    """Write a directory atomically.
 
-    Raises CheckpointError if the destination exists and `force` is not given, if it exists and is not a checkpoint, if another
-    process is writing it, or if the disk is full. On an exception everything written is removed.
+    Yields an empty temporary directory. It becomes `destination` when the block ends, and is removed if the block raises.
+
+    Args:
+        destination: the directory to make; missing parents are made too.
+        force: replace an existing checkpoint.
+        notify: called with a line when something of an interrupted run is cleaned up.
+
+    Raises:
+        CheckpointError: the destination exists and `force` is not given, or it is not a checkpoint; another process is writing
+            it; it cannot be written, or the disk is full.
     """
     destination = Path(os.path.abspath(destination))
-    temporary = destination.with_name(f".{destination.name}.part")
+    temporary = temporary_directory(destination)
     replaced = destination.with_name(f".{destination.name}.old")
     _check_destination(destination, force)
-    lock = None
+    handle = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        lock = _claim(temporary, destination, notify)
+        handle = _claim(temporary, destination, notify)
         _recover(destination, replaced, notify)
         _check_destination(destination, force)
         yield temporary
@@ -48,10 +62,10 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
         if destination.exists():
             destination.rename(replaced)
         temporary.rename(destination)
-        _sync_directory(destination.parent)
+        sync_directory(destination.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException as error:
-        if lock is not None:
+        if handle is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         if _disk_full(error):
             raise CheckpointError(
@@ -61,8 +75,8 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
             raise CheckpointError(f"cannot write {destination}: {error.strerror or error}") from error
         raise
     finally:
-        if lock is not None:
-            os.close(lock)
+        if handle is not None:
+            os.close(handle)
 
 
 def _check_destination(destination: Path, force: bool) -> None:
@@ -76,7 +90,7 @@ def _check_destination(destination: Path, force: bool) -> None:
 
 
 def _claim(temporary: Path, destination: Path, notify: Callable[[str], None]) -> int:
-    """Make the temporary directory and lock it, removing one whose writer is dead."""
+    """Make the temporary directory and lock it, removing one whose writer has ended."""
     for _ in range(100):
         try:
             temporary.mkdir()
@@ -84,39 +98,26 @@ def _claim(temporary: Path, destination: Path, notify: Callable[[str], None]) ->
         except FileExistsError:
             fresh = False
         try:
-            lock = os.open(temporary, os.O_RDONLY)
+            handle = os.open(temporary, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        if not _lock(lock):
-            os.close(lock)
+        if not lock(handle):
+            os.close(handle)
             raise CheckpointError(f"another process is writing {destination}: wait for it, or choose another name")
         if not fresh:
             notify(f"an interrupted run left {temporary}: it is removed, starting over")
             shutil.rmtree(temporary, ignore_errors=True)
-            os.close(lock)
+            os.close(handle)
             continue
-        # Somebody may have taken the directory for an abandoned one before it was locked.
-        if temporary.exists() and os.fstat(lock).st_ino == temporary.stat().st_ino:
-            return lock
-        os.close(lock)
+        # Another process may have removed the directory as abandoned before it was locked.
+        if temporary.exists() and os.fstat(handle).st_ino == temporary.stat().st_ino:
+            return handle
+        os.close(handle)
     raise CheckpointError(f"cannot create {temporary}: other processes keep removing it")
 
 
-def _lock(handle: int) -> bool:
-    """Lock an open directory until it is closed or its process dies; False if somebody else holds it."""
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        raise
-    return True
-
-
 def _recover(destination: Path, replaced: Path, notify: Callable[[str], None]) -> None:
-    """A run that was killed between the two renames of --force left the old directory under its other name."""
+    """Restore the old directory if a run was killed between the two renames that replace it."""
     if not replaced.exists():
         return
     if destination.exists():
@@ -127,7 +128,7 @@ def _recover(destination: Path, replaced: Path, notify: Callable[[str], None]) -
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether an exception or its cause says so: tensorstore reports the system's message inside its own."""
+    """Whether an exception or one of its causes means so; tensorstore quotes the system's message in its own."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -138,24 +139,16 @@ def _disk_full(error: BaseException | None) -> bool:
 
 
 def _sync(directory: Path) -> None:
-    """What is about to get its final name shall survive a power cut under it."""
+    """Flush everything in a directory to the disk before it gets its final name."""
     for folder, _, files in os.walk(directory):
         for name in files:
             with open(os.path.join(folder, name), "rb") as file:
                 os.fsync(file.fileno())
-        _sync_directory(Path(folder))
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_directory(Path(folder))
 
 
 def check_free_space(directory: Path, needed: int) -> None:
-    """Raise CheckpointError now rather than after an hour of writing. `directory` or its nearest existing parent is asked."""
+    """Raise CheckpointError unless the file system of `directory`, which need not exist yet, has `needed` bytes free."""
     folder = Path(os.path.abspath(directory))
     while not folder.exists():
         folder = folder.parent
