@@ -219,7 +219,7 @@ def messages_of(record: Any, folder: str = "") -> list[dict[str, Any]]:
         given = _with_pictures(given, record.get("images") or [])
         # The batch job's reader refuses records whose last turn is the assistant's: there, nothing would be left to answer.
         record = {"messages": [*given, _NEXT]}
-    read = record_from(record, "", folder)
+    read = record_from(record, "", folder=folder)
     if read.error is not None:
         raise InputError(read.error)
     messages = read.messages if given is None else read.messages[:-1]

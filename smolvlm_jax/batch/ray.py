@@ -39,7 +39,7 @@ class SmolVLMPreprocessor:
         pictures = {name: options.pop(name) for name in _PICTURES if name in options}
         self._columns = tuple((columns or {}).items())
         self._prompt = prompt
-        parse = lambda row: record_from(row, "", "", self._prompt, self._columns)
+        parse = lambda row: record_from(row, "", prompt=self._prompt, columns=self._columns)
         self._prepare = Preparer(Setup(str(resolve(model)), parse, SamplingParams(**options), pictures))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import IO, Any, ClassVar
 
 from ..errors import InputError
 from ..io import to_json, whole_file
-from ..records.sources.parquet import import_pyarrow
+from ..records.arrow import import_pyarrow
 
 __all__ = ["COLUMNS", "SINKS", "Sink", "open_sink"]
 

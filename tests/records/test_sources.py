@@ -13,6 +13,7 @@ from PIL import Image
 
 from smolvlm_jax.engine import SamplingParams
 from smolvlm_jax.errors import InputError
+from smolvlm_jax.records.conversations import conversation_of
 from smolvlm_jax.records.record import record_from, request_seed, with_overrides
 from smolvlm_jax.records.sources import jsonl, open_source
 
@@ -36,7 +37,9 @@ def everything(source, shard_size: int) -> list[list]:
 
 def test_a_record_in_the_chat_format():
     content = [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]
-    record = record_from({"id": "x", "messages": [{"role": "user", "content": content}], "label": 3, "top_k": 2}, 1, "/data")
+    record = record_from(
+        {"id": "x", "messages": [{"role": "user", "content": content}], "label": 3, "top_k": 2}, 1, folder="/data"
+    )
     assert record.messages[0]["content"] == [{"type": "image", "path": "/data/a.png"}, {"type": "text", "text": "What?"}]
     assert (record.id, record.overrides, record.error) == ("x", {"top_k": 2}, None)
 
@@ -44,7 +47,7 @@ def test_a_record_in_the_chat_format():
 def test_a_line_of_an_openai_batch():
     parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
     body = {"model": "m", "messages": [{"role": "user", "content": parts}], "max_tokens": 9, "temperature": 0.5, "stop": "\n"}
-    record = record_from({"custom_id": "c-1", "method": "POST", "body": body}, 1, "/data")
+    record = record_from({"custom_id": "c-1", "method": "POST", "body": body}, 1, folder="/data")
     assert record.id == "c-1"
     assert record.messages[0]["content"][1] == {"type": "image", "url": "data:image/png;base64,AAAA"}
     params = with_overrides(SamplingParams(), record)
@@ -54,14 +57,14 @@ def test_a_line_of_an_openai_batch():
 
 
 def test_a_record_without_messages_takes_the_jobs_prompt():
-    record = record_from({"images": ["a.png", {"bytes": b"png", "path": None}]}, 7, "/data", "Number?")
+    record = record_from({"images": ["a.png", {"bytes": b"png", "path": None}]}, 7, folder="/data", prompt="Number?")
     assert record.id == 7
     assert record.messages[0]["content"] == [
         {"type": "image", "image": "/data/a.png"},
         {"type": "image", "image": b"png"},
         {"type": "text", "text": "Number?"},
     ]
-    own = record_from({"picture": "a.png", "prompt": "Mine?"}, 7, "", "Number?", (("image", "picture"),))
+    own = record_from({"picture": "a.png", "prompt": "Mine?"}, 7, prompt="Number?", columns=(("image", "picture"),))
     assert own.messages[0]["content"] == [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Mine?"}]
 
 
@@ -89,6 +92,59 @@ def test_a_faulty_record_says_so_itself(value, words):
     assert words in record.error and record.messages is None
 
 
+def turn(role: str, content) -> dict:
+    return {"role": role, "content": content}
+
+
+def test_training_reads_conversations_that_end_with_the_assistants_turn():
+    chat = [turn("user", [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]), turn("assistant", "A cat.")]
+    resolved = [turn("user", [{"type": "image", "path": "/data/a.png"}, {"type": "text", "text": "What?"}]), chat[1]]
+    for record in (
+        {"messages": chat, "id": [1], "body": "of a letter"},
+        {"body": {"messages": chat}},
+        {"messages": json.dumps(chat)},
+    ):
+        assert conversation_of(record, folder="/data", last="assistant") == resolved
+    answered = [turn("user", [{"type": "text", "text": "12 and 7?"}]), turn("assistant", [{"type": "text", "text": "12."}])]
+    assert conversation_of({"prompt": "12 and 7?", "answer": "12."}, last="assistant") == answered
+    assert conversation_of({"messages": answered[:1], "answer": "12."}, last="assistant") == answered
+    assert record_from({"messages": answered[:1], "answer": "12."}, 1).messages == answered[:1], "a job's own column"
+
+
+def test_training_gives_bare_picture_items_the_records_pictures_in_order():
+    bare = {"type": "image", "text": None}
+    chat = [
+        turn("user", [bare, {"type": "text", "text": "?"}, {"type": "image", "path": "x.png"}, bare]),
+        turn("assistant", "1"),
+    ]
+    (question, _) = conversation_of({"messages": chat, "images": ["a.png", b"png"]}, folder="/data", last="assistant")
+    assert question["content"] == [
+        {"type": "image", "image": "/data/a.png"},
+        {"type": "text", "text": "?"},
+        {"type": "image", "path": "/data/x.png"},
+        {"type": "image", "image": b"png"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1], "JSON object"),
+        ({"messages": []}, "messages"),
+        ({"messages": "{"}, "messages"),
+        ({"messages": [turn("user", "Hm?")]}, "nothing to learn"),
+        ({"prompt": "Hm?"}, "nothing to learn"),
+        ({"prompt": "Hm?", "answer": 7}, "answer is a int"),
+        ({"answer": "7"}, "neither messages nor a prompt"),
+        ({"messages": [turn("user", [{"type": "image"}]), turn("assistant", "7")]}, "no images left"),
+        ({"messages": [turn("user", "?"), turn("assistant", "7")], "images": 7}, "images is a int"),
+    ],
+)
+def test_what_training_cannot_learn_is_refused(value, words):
+    with pytest.raises(InputError, match=words):
+        conversation_of(value, last="assistant")
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
 KEYS = st.sampled_from(
     ["id", "messages", "prompt", "image", "images", "body", "role", "content", "type", "text", "path", "url", "n"]
@@ -102,7 +158,7 @@ ANYTHING = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(value=ANYTHING)
 def test_no_value_raises(value):
-    record = record_from(value, 5, "/data", "What?")
+    record = record_from(value, 5, folder="/data", prompt="What?")
     assert (record.error is None) == (record.messages is not None)
     assert isinstance(record.id, (str, int))
 

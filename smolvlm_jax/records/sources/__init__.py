@@ -1,8 +1,8 @@
 """Where records come from, one module per source.
 
-A source cuts its input into units of `shard_size` rows, in an order that depends on nothing but the input, and hands out
-each row as a payload: as little work as possible, since one process reads for many workers. `parse`, which makes a Record
-of a payload, runs in the workers.
+A source cuts its input into units of `shard_size` rows, in an order that depends on nothing but the input, and yields each
+row as a payload with as little work as possible, since one process reads for many workers. `parse`, which makes a Record of
+a payload, runs in the workers.
 
 To add a source, write a module with a subclass of Source and name it in SOURCES.
 """
@@ -23,11 +23,23 @@ SOURCES = {
 }
 
 
-def open_source(path: str, name: str | None = None, **options) -> Source:
-    """The input at `path`, a file, directory or glob. name: one of SOURCES, by default the first that claims the path.
+def open_source(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    prompt: str | None = None,
+    columns: tuple[tuple[str, str], ...] = (),
+) -> Source:
+    """Open the input at `path`.
 
-    options: prompt (for records without one) and columns ((name, the input's name for it), …).
-    Raises InputError if there is no such input, or nothing in it.
+    Args:
+        path: A file, directory or glob.
+        name: One of SOURCES, by default the first that claims the path.
+        prompt: For records without a prompt of their own.
+        columns: Pairs (our name of a key, its name in the input).
+
+    Raises:
+        InputError: if there is no such input, nothing in it, or no source of that name.
     """
     if name is not None and name not in SOURCES:
         raise InputError(f"no source {name!r}; it is one of {', '.join(SOURCES)}")
@@ -36,7 +48,7 @@ def open_source(path: str, name: str | None = None, **options) -> Source:
         raise InputError(f"no input {path!r}: no such file or directory; a glob has one of * ? [ in it")
     for key in [name] if name else SOURCES:
         module, cls = SOURCES[key]
-        source = getattr(importlib.import_module(f".{module}", __name__), cls)
+        source: type[Source] = getattr(importlib.import_module(f".{module}", __name__), cls)
         if name or source.claims(path):
-            return source(path, **options)
+            return source(path, prompt, columns)
     raise InputError(f"{path!r} is no input that can be read: it takes JSONL, Parquet, or a directory or glob of pictures")

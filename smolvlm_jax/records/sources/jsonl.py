@@ -1,69 +1,51 @@
-"""JSON lines: one record a line, found again by its byte offset. Several files are read one after the other by name."""
+"""JSON lines: one record a line, found again by its byte offset."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
-from ..record import Record
-from .base import FileParser, Row, Source, Unit, data_files, holds
+from ...errors import InputError
+from .base import Row, Unit
+from .files import FileSource
 
 __all__ = ["JsonlSource"]
 
-_ENDINGS = (".jsonl", ".ndjson")
-# A line beyond this is no record but a file without line ends; it becomes one error row and is not held in memory.
+# A longer line is taken for a file without line ends: it becomes one error row and is not held in memory.
 MAX_LINE = 256 * 2**20
 _BLOCK = 2**20
 
 
-class _Parse(FileParser):
-    """(file number, line number, line) to a record."""
-
-    def __call__(self, payload: tuple[int, int, bytes | None]) -> Record:
-        file, number, line = payload
-        default = self.default_id(file, number)
-        if line is None:
-            return Record(default, error=f"line {number} is longer than {MAX_LINE} bytes")
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            return Record(default, error=f"line {number} is not valid JSON: {error}")
-        return self.record(value, file, number)
+def _decode(number: int, line: bytes | None) -> Any:
+    if line is None:
+        raise InputError(f"line {number} is longer than {MAX_LINE} bytes")
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"line {number} is not valid JSON: {error}") from error
 
 
-class JsonlSource(Source):
-    """A file, or the *.jsonl and *.ndjson files of a directory or glob. Blank lines are no records but keep their number."""
+class JsonlSource(FileSource):
+    """Files *.jsonl and *.ndjson. Blank lines are no records but count in the numbers of lines."""
 
     name = "jsonl"
-
-    def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
-        found = data_files(path, _ENDINGS)
-        self._paths = [p for _, p in found]
-        self._sizes = [os.path.getsize(p) for p in self._paths]
-        self.parse = _Parse.of(found, prompt, columns)
-
-    @classmethod
-    def claims(cls, path: str) -> bool:
-        return holds(path, _ENDINGS)
-
-    def describe(self) -> dict[str, Any]:
-        return {"source": self.name, "files": dict(zip(self.parse.names, self._sizes, strict=True))}
+    endings = (".jsonl", ".ndjson")
+    decode = _decode
 
     def units(self, shard_size: int) -> Iterator[Unit]:
-        index, total = 0, max(1, sum(self._sizes))
-        for number, (path, size) in enumerate(zip(self._paths, self._sizes, strict=True)):
+        index, total = 0, max(1, sum(self._sizes.values()))
+        for number, (path, size) in enumerate(zip(self._paths, self._sizes.values(), strict=True)):
             offset, line = 0, 1
             with open(path, "rb", buffering=0) as file:
                 while offset < size:
-                    end = _skip(file, offset, size, shard_size)
-                    yield Unit(index, (end - offset) / total, _Rows(path, number, offset, end, line))
+                    end = _skip(file, offset=offset, size=size, lines=shard_size)
+                    yield Unit(index, (end - offset) / total, _Rows(path, number, start=offset, end=end, line=line))
                     index, offset, line = index + 1, end, line + shard_size
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The lines between two offsets."""
+    """The lines of a file between two byte offsets. line: number of the first, from 1."""
 
     path: str
     file: int
@@ -76,7 +58,7 @@ class _Rows:
             file.seek(self.start)
             position = 0
             while file.tell() < self.end:
-                text = file.readline(MAX_LINE)
+                text: bytes | None = file.readline(MAX_LINE)
                 whole = text.endswith(b"\n") or file.tell() >= self.end
                 while not whole:
                     more = file.readline(_BLOCK)
@@ -89,8 +71,8 @@ class _Rows:
                 position += 1
 
 
-def _skip(file, offset: int, size: int, lines: int) -> int:
-    """The offset after `lines` more line ends, or the end of the file, in blocks: a line end is all that is looked for."""
+def _skip(file: IO[bytes], *, offset: int, size: int, lines: int) -> int:
+    """The offset after `lines` more line ends, or the end of the file. Reads in blocks and looks for nothing but line ends."""
     file.seek(offset)
     while offset < size:
         block = file.read(min(_BLOCK, size - offset))

@@ -1,6 +1,6 @@
 """A directory, glob or file of pictures and videos, each a record with the job's prompt; its name is its id.
 
-A million names need not fit in memory: they are sorted in a temporary database on disk, which goes when the job does.
+A million names need not fit in memory: they are sorted in a temporary database on disk, which is removed with its connection.
 """
 
 import fnmatch
@@ -25,7 +25,7 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wm
 
 @dataclass(frozen=True)
 class _Parse:
-    """The bytes of a name to a record. The kind is taken from the ending; what a glob names otherwise is a picture."""
+    """The bytes of a name to a record. The ending tells videos; any other file that a glob matches is a picture."""
 
     folder: str
     prompt: str
@@ -39,8 +39,10 @@ class _Parse:
 
 
 class MediaSource(Source):
-    """Of a directory the pictures and videos below it, by their endings; of a glob every file it matches. Names that begin
-    with a dot are left out, and links to directories are not followed."""
+    """Of a directory, the pictures and videos below it, by their endings; of a glob, every file that it matches.
+
+    Names that begin with a dot are left out, and links to directories are not followed.
+    """
 
     name = "media"
 
