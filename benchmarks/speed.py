@@ -26,6 +26,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
+from multiprocessing.connection import Client
 
 import numpy as np
 
@@ -313,9 +314,13 @@ def main():
     parser.add_argument("--one-core", action="store_true")
     parser.add_argument("--skip-reference", action="store_true")
     parser.add_argument("--checkpoint", help="keep the random weights here, or find them here")
+    parser.add_argument("--serve", metavar="ADDRESS", help=argparse.SUPPRESS)  # our side alone, for compare.py
     options = parser.parse_args()
     if not 1 <= options.steps <= 24:
         parser.error("--steps: 1 to 24, the columns that the caches have left")
+    if options.serve:
+        serve(Client(options.serve), Ours, (options.checkpoint, options.steps))
+        return
     if options.one_core:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the children inherit it
     # Read by jax in every child.

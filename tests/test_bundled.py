@@ -84,8 +84,8 @@ def test_the_examples_are_held_out_and_read_right(tiny):
 
 def test_transformers_reads_it_and_says_the_same(tiny):
     """The bundled files are a Hugging Face checkpoint like any other."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch", reason="the reference: pip install 'smolvlm-jax[test]'")
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     model, params, processor = tiny
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(resolve("tiny"), dtype=torch.float32).eval()
     rng = np.random.default_rng(5)

@@ -125,14 +125,14 @@ def test_both_spellings_are_one_config_and_share_a_compilation():
 
 
 def test_the_spelling_transformers_5_writes(tmp_path, published):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     for name in ("SmolVLM-256M-Instruct", "SmolVLM2-500M-Video-Instruct", "granite-docling-258M"):
         transformers.AutoConfig.from_pretrained(published / name).save_pretrained(tmp_path / name)
         assert SmolVLMConfig.from_pretrained(tmp_path / name) == SmolVLMConfig.from_pretrained(published / name)
 
 
 def test_what_we_write_transformers_reads(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     for name in PUBLISHED:
         config = published_config(name)
         config.save_pretrained(tmp_path / name)

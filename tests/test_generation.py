@@ -224,8 +224,10 @@ def test_processors_against_the_reference(golden, golden_arrays):
 
 
 def test_processors_against_transformers_on_random_scores():
-    torch = pytest.importorskip("torch")
-    process = pytest.importorskip("transformers").generation.logits_process
+    torch = pytest.importorskip("torch", reason="the reference: pip install 'smolvlm-jax[test]'")
+    process = pytest.importorskip(
+        "transformers", reason="the reference: pip install 'smolvlm-jax[test]'"
+    ).generation.logits_process
     rng = np.random.default_rng(0)
     for _ in range(40):
         scores = (rng.standard_normal((3, 50)) * rng.uniform(0.5, 5)).astype(np.float32)

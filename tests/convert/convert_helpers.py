@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 TEXT = dict(
     hidden_size=48,
@@ -29,8 +30,8 @@ LAYOUTS = ("smolvlm", "idefics3", "base", "tied")
 
 def make(directory: Path, layout: str = "smolvlm", dtype: str = "float32", shards: int = 1, seed: int = 0) -> Path:
     """A checkpoint written by transformers: random weights in `dtype`, in about `shards` files."""
-    import torch
-    import transformers
+    reason = "makes its checkpoints with transformers: pip install 'smolvlm-jax[test]'"
+    torch, transformers = (pytest.importorskip(name, reason=reason) for name in ("torch", "transformers"))
 
     family = transformers.Idefics3Config if layout == "idefics3" else transformers.SmolVLMConfig
     config = family(

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import convert_helpers as helpers
-import pytest
 
-pytest.importorskip("transformers")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "convert.md"
 
 

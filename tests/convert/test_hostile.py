@@ -18,8 +18,6 @@ from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.tensors import SafetensorsReader, read_header
 from smolvlm_jax.errors import CheckpointError, ConfigError
 
-pytest.importorskip("transformers")
-
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:

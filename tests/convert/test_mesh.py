@@ -16,8 +16,6 @@ from smolvlm_jax.convert.chunks import DEFAULT_MESH, MAX_BYTES, MeshShape, chunk
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.from_orbax import find_checkpoint, open_orbax
 
-pytest.importorskip("transformers")
-
 LOAD = """
 import json, sys
 import jax, numpy as np

@@ -16,8 +16,6 @@ from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.errors import CheckpointError, InputError
 from smolvlm_jax.parameters import flatten_params
 
-pytest.importorskip("transformers")
-
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):

@@ -18,8 +18,6 @@ from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.errors import CheckpointError, MissingExtraError
 
-pytest.importorskip("transformers")
-
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
@@ -106,7 +104,7 @@ def offline(home: Path, *arguments) -> subprocess.CompletedProcess:
 
 
 def test_a_hub_id_is_read_from_the_cache_and_its_commit_is_recorded(cache, original, tmp_path):
-    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub", reason="needs the hub: pip install 'smolvlm-jax[hub]'")
     home, commit = cache
     done = offline(home, "convert", "somebody/tiny", tmp_path / "out", "--revision", "v1")
     assert done.returncode == 0, done.stderr
@@ -122,7 +120,7 @@ def test_a_hub_id_is_read_from_the_cache_and_its_commit_is_recorded(cache, origi
 
 
 def test_what_is_not_in_the_cache_is_one_line(cache, tmp_path):
-    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub", reason="needs the hub: pip install 'smolvlm-jax[hub]'")
     home, _ = cache
     for arguments in (("somebody/tiny", "--revision", "v2"), ("somebody/else",)):
         done = offline(home, "convert", arguments[0], tmp_path / "out", *arguments[1:])
@@ -132,7 +130,7 @@ def test_what_is_not_in_the_cache_is_one_line(cache, tmp_path):
 
 
 def test_pickles_are_downloaded_only_where_there_is_nothing_else(original, tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
+    hub = pytest.importorskip("huggingface_hub", reason="needs the hub: pip install 'smolvlm-jax[hub]'")
     asked = []
 
     def download(name, revision=None, allow_patterns=None):

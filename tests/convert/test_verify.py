@@ -18,8 +18,6 @@ from smolvlm_jax.convert.report import to_html, to_text
 from smolvlm_jax.convert.verify import verify
 from smolvlm_jax.errors import CheckpointError, InputError
 
-pytest.importorskip("transformers")
-
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:

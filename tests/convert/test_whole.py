@@ -18,8 +18,6 @@ from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.errors import CheckpointError
 from smolvlm_jax.io import check_free_space, whole_directory
 
-pytest.importorskip("transformers")
-
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:

@@ -198,7 +198,7 @@ def test_do_not_pad(small):
 
 
 def test_tensors_of_others(small):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the reference: pip install 'smolvlm-jax[test]'")
     picture = hash_img(20, 30)
     for tensor in (torch.from_numpy(picture), torch.from_numpy(picture.transpose(2, 0, 1).copy())):
         assert np.array_equal(small(tensor)["pixel_values"], small(picture)["pixel_values"])
@@ -210,7 +210,7 @@ def test_premultiplied_alpha(small):
 
 
 def test_a_tokenizer_of_transformers(processor, checkpoint):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
     own = SmolVLMProcessor(processor.image_processor, theirs, processor.video_processor, 4)
     picture = Image.fromarray(hash_img(20, 30))

@@ -107,7 +107,7 @@ def test_published_files(checkpoint):
 
 def test_save_is_what_transformers_reads(checkpoint, tmp_path):
     """What we save, transformers reads as the same processor, and we read what it saves."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     processor = SmolVLMProcessor.from_pretrained(checkpoint)
     processor.save_pretrained(tmp_path)
     nested = json.loads((tmp_path / "processor_config.json").read_text())

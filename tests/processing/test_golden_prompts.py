@@ -219,7 +219,7 @@ def test_published_tokenizer_is_the_rebuilt_one(golden, checkpoint):
 
 def test_split_of_digits(tokenizer, checkpoint):
     """transformers 5 drops the digit split of tokenizer.json; the file is right, and a switch follows transformers."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
     switched = SmolVLMTokenizer.from_pretrained(checkpoint, pre_tokenizer="transformers-5")
     rng = random.Random(0)

@@ -204,7 +204,7 @@ def test_no_upscale_never_costs(width, height):
 
 
 def test_number_words():
-    num2words = pytest.importorskip("num2words").num2words
+    num2words = pytest.importorskip("num2words", reason="the reference: pip install 'smolvlm-jax[test]'").num2words
     for number in (*range(10_001), 99_999, 100_000, 100_100, 1_000_000, 1_000_001, 12_345_678_901):
         assert number_to_words(number) == num2words(number)
     for outside in (-1, 10**15):
