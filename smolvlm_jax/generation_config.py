@@ -1,58 +1,122 @@
-"""`GenerationConfig`: how to continue a prompt. transformers' names and defaults, frozen and hashable."""
+"""How a prompt is continued: `Sampling`, `GenerationConfig` for `generate`, `SamplingParams` for requests to the engine."""
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError, InputError
 from .io import read_json, write_json
 
-__all__ = ["GenerationConfig", "SamplingParams"]
+__all__ = ["GenerationConfig", "Sampling", "SamplingParams"]
 
 
-@dataclass(frozen=True)
-class GenerationConfig:
-    """Sampling and stopping.
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
-    eos_token_id: one id, several, or None for no stop token. With `do_sample=False` the sampling arguments are ignored,
-    except `repetition_penalty`, which applies to greedy decoding too.
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+# What each setting must be: a test, and the words of the message for a value that fails it.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (lambda x: _whole(x, 1), "a positive integer"),
+    "do_sample": (lambda x: isinstance(x, bool), "true or false"),
+    "temperature": (lambda x: _number(x) and x > 0, "a number greater than 0 (use do_sample=False for greedy decoding)"),
+    "top_k": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
+    "top_p": (lambda x: _number(x) and 0 < x <= 1, "a number in (0, 1]"),
+    "min_p": (lambda x: _number(x) and 0 <= x <= 1, "a number in [0, 1]"),
+    "repetition_penalty": (lambda x: _number(x) and x > 0, "a number greater than 0"),
+    "seed": (lambda x: _whole(x, 0) and x < 2**32, "an integer from 0 to 2**32 - 1"),
+    "ignore_eos": (lambda x: isinstance(x, bool), "true or false"),
+    "repetition_window": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
+}
+
+
+def _check(settings: Any) -> None:
+    """Raise InputError for the first field that breaks its rule. None is allowed where it is the field's default."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in _RULES or (value is None and field.default is None):
+            continue
+        fits, wants = _RULES[field.name]
+        if not fits(value):
+            raise InputError(f"{field.name} must be {wants}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn, with the names and defaults of transformers.
+
+    Attributes:
+        do_sample: draw at random; otherwise the best token is taken, and of the other settings only `repetition_penalty`
+            has an effect.
+        temperature: scores are divided by it.
+        top_k: keep the so many best tokens; 0 keeps all.
+        top_p: keep the smallest set of best tokens whose probability reaches it; 1 keeps all.
+        min_p: drop tokens less probable than this times the most probable one; 0 keeps all.
+        repetition_penalty: tokens of the prompt and of the answer so far score lower by this factor; 1 is none.
     """
 
-    max_new_tokens: int = 20
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        _check(self)
+
+    @property
+    def sampling(self) -> "Sampling":
+        """These settings without those of a subclass."""
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the token that the model scores best is taken."""
+        return not self.do_sample and self.repetition_penalty == 1
+
+
+@dataclass(frozen=True)
+class GenerationConfig(Sampling):
+    """Sampling and stopping of `generate` and `stream`, with the names and defaults of transformers.
+
+    Attributes:
+        max_new_tokens: the limit on new tokens.
+        eos_token_id: one id, several, or None for no stop token; stored as a tuple.
+        pad_token_id: what rows that have ended are filled with.
+    """
+
+    max_new_tokens: int = 20
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "eos_token_id", self.stop_tokens)
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple."""
         stops = self.eos_token_id
-        stops = () if stops is None else (stops,) if isinstance(stops, int) else tuple(stops)
-        object.__setattr__(self, "eos_token_id", stops)
-        for name, ok, wants in (
-            ("max_new_tokens", isinstance(self.max_new_tokens, int) and self.max_new_tokens > 0, "a positive integer"),
-            ("temperature", self.temperature > 0, "greater than 0 (use do_sample=False for greedy decoding)"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", self.repetition_penalty > 0, "greater than 0"),
-        ):
-            if not ok:
-                raise InputError(f"{name} must be {wants}, got {getattr(self, name)!r}")
+        return () if stops is None else (stops,) if isinstance(stops, int) else tuple(stops)
 
     @property
     def fill_token_id(self) -> int:
         """What finished rows are filled with: the pad token, else the first stop token, else 0."""
         if self.pad_token_id is not None:
             return self.pad_token_id
-        return self.eos_token_id[0] if self.eos_token_id else 0
+        return self.stop_tokens[0] if self.stop_tokens else 0
 
     def replace(self, **changes) -> "GenerationConfig":
-        known = {f.name for f in dataclasses.fields(self)}
+        """A copy with other values. Raises InputError for names that do not exist and values out of range."""
+        known = {f.name for f in fields(self)}
         unknown = sorted(set(changes) - known)
         if unknown:
             raise InputError(f"unknown generation arguments {', '.join(unknown)}; known are {', '.join(sorted(known))}")
@@ -60,38 +124,56 @@ class GenerationConfig:
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "GenerationConfig":
-        """Read `generation_config.json`; keys that mean nothing here are ignored, an absent file gives the defaults."""
+        """Read `generation_config.json`.
+
+        Args:
+            directory: of the checkpoint.
+
+        Returns:
+            What the file says. Keys without a meaning here are ignored; an absent file gives the defaults.
+
+        Raises:
+            ConfigError: the file cannot be read.
+            InputError: a value is out of range.
+        """
         data = read_json(Path(directory) / "generation_config.json", error=ConfigError, missing_ok=True)
-        known = {f.name for f in dataclasses.fields(cls)}
-        data = {k: v for k, v in data.items() if k in known and v is not None}
-        if isinstance(data.get("eos_token_id"), list):
-            data["eos_token_id"] = tuple(data["eos_token_id"])
-        return cls(**data)
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in known and v is not None})
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write `generation_config.json` into the directory, which is created if need be."""
         data = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        stops = list(self.eos_token_id)
+        stops = list(self.stop_tokens)
         data["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
         write_json(Path(directory) / "generation_config.json", data, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is continued.
+    """How one request to the engine is continued.
 
-    max_new_tokens: the limit. do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `generate`, per
-    request. seed: the request's own; the same seed draws the same tokens whatever stands beside it. stop: strings that end
-    the answer and are not part of it. ignore_eos: go on to the limit. repetition_window: end the answer, with finish reason
-    "repetition", once its last so many tokens repeat a pattern of at most a quarter of them; 0 switches this off.
+    Attributes:
+        max_new_tokens: the limit on new tokens.
+        do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `Sampling`. Those left out are what the
+            checkpoint's `generation_config.json` says, as in `generate`.
+        seed: the same seed draws the same tokens whatever other requests are answered at the time, below 2**32. They are
+            those of `generate(seed=[seed])`.
+        stop: strings that end the answer and are not part of it.
+        ignore_eos: go on to the limit.
+        repetition_window: end the answer, with finish reason "repetition", once its last so many tokens repeat a pattern
+            of at most a quarter of them; 0 switches this off.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     max_new_tokens: int = 256
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -101,24 +183,9 @@ class SamplingParams:
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise InputError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(self.stop))
-        whole = {"max_new_tokens": 1, "top_k": 0, "seed": 0, "repetition_window": 0}
-        for name, least in whole.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be a whole number from {least} on, got {value!r}")
-        if self.seed >= 2**32:
-            raise InputError(f"seed must be below 2**32, got {self.seed}")
-        bounds = {
-            "temperature": self.temperature > 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
-        }
-        for name, fine in bounds.items():
-            if not fine:
-                raise InputError(f"{name} is out of range: {getattr(self, name)!r}")
+        _check(self)
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the best token is taken as the model has it."""
-        return not self.do_sample and self.repetition_penalty == 1
+    def sampling(self, defaults: Sampling | None) -> Sampling:
+        """The sampling settings, those left out taken from the checkpoint's."""
+        given = {f.name: value for f in fields(Sampling) if (value := getattr(self, f.name)) is not None}
+        return dataclasses.replace((defaults or Sampling()).sampling, **given)

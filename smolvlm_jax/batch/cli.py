@@ -142,10 +142,12 @@ def add_parser(commands) -> None:
     )
     command.add_argument("--prompt", help="the question for records that bring none")
 
-    answers = command.add_argument_group("answers", "a record may set any of these for itself")
+    answers = command.add_argument_group(
+        "answers", "a record may set any of these for itself; those without a default are as the checkpoint says"
+    )
     answers.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: %(default)s)")
     answers.add_argument(
-        "--do-sample", action="store_true", default=None, help="draw tokens, by default the likeliest is taken"
+        "--do-sample", action=argparse.BooleanOptionalAction, default=None, help="draw tokens (default: as the checkpoint says)"
     )
     answers.add_argument("--temperature", type=float)
     answers.add_argument("--top-k", type=int)

@@ -243,7 +243,12 @@ class Engine:
     def _activate(self, arrival: Arrival) -> Active:
         params = arrival.request.params
         decode = lambda ids: self.processor.decode(ids, skip_special_tokens=not self.config.keep_special_tokens)
-        return Active(arrival, Ending(params.stop, params.repetition_window, decode), params.max_new_tokens - 1)
+        return Active(
+            arrival,
+            params.sampling(self.model.generation_config),
+            Ending(params.stop, params.repetition_window, decode),
+            params.max_new_tokens - 1,
+        )
 
     def _hold(self, arrival: Arrival, tiles: dict[bytes, np.ndarray], spare: int = 0) -> bool:
         """Hold a place for each of the request's tiles, noting in `tiles` what must be encoded; False, and nothing held, if
@@ -323,7 +328,7 @@ class Engine:
             # At least one: there may be slots enough already, and what did not fit into the last prefill waits for the next.
             missing = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
             steps, begin = ring.steps(self.config.chunk, missing), self._clock()
-            greedy = all(active.arrival.request.params.greedy for _, active in live)
+            greedy = all(active.sampling.greedy for _, active in live)
             program = self.programs.get("decode", ring.length, greedy)
             ring.state, report = program(self.params, ring.state, np.asarray(steps, np.int32))
             self._start(_Event(False, report, live, begin))

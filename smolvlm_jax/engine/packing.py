@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..generation_config import SamplingParams
+from ..generation_config import Sampling, SamplingParams
 from ..sampling import RowSampling
 from .programs import Rows
 from .rings import Active, Ring
@@ -72,7 +72,7 @@ class Pack:
         ids = np.zeros((lanes, self.length), np.int32)
         segment_ids = np.zeros_like(ids)
         last = np.zeros((lanes, segments), np.int32)
-        params = [[SamplingParams(max_new_tokens=1)] * segments for _ in range(lanes)]
+        rows = [[(SamplingParams(max_new_tokens=1), Sampling())] * segments for _ in range(lanes)]
         wanted: list[int] = []
         for p in sorted(self.placed, key=lambda p: (p.lane, p.segment)):
             prepared = p.active.arrival.prepared
@@ -80,11 +80,11 @@ class Pack:
             ids[p.lane, columns] = prepared.input_ids
             segment_ids[p.lane, columns] = p.segment + 1
             last[p.lane, p.segment] = p.start + p.length - 1
-            params[p.lane][p.segment] = p.active.arrival.request.params
+            rows[p.lane][p.segment] = p.active.arrival.request.params, p.active.sampling
             wanted += [place_of(digest) for digest in prepared.digests]
         at = np.zeros((places,), np.int32)
         at[: len(wanted)] = wanted
-        return ids, segment_ids, at, np.asarray(len(wanted), np.int32), last, rows(params)
+        return ids, segment_ids, at, np.asarray(len(wanted), np.int32), last, _rows(rows)
 
     def rounds(self, ring: Ring) -> list[tuple[np.ndarray, ...]]:
         """Arguments (row, segment, start, length), each (lanes,), of `programs.insert`: one prompt per lane at a time."""
@@ -97,11 +97,11 @@ class Pack:
         return out
 
 
-def rows(params: Sequence[Sequence[SamplingParams]]) -> Rows:
+def _rows(settings: Sequence[Sequence[tuple[SamplingParams, Sampling]]]) -> Rows:
     """`Rows` of host arrays with the shape of the nested sequence."""
 
-    def column(name, dtype):
-        return np.asarray([[getattr(p, name) for p in row] for row in params], dtype)
+    def column(name, dtype, which=1):
+        return np.asarray([[getattr(pair[which], name) for pair in row] for row in settings], dtype)
 
     sampling = RowSampling(
         do_sample=column("do_sample", bool),
@@ -110,6 +110,6 @@ def rows(params: Sequence[Sequence[SamplingParams]]) -> Rows:
         top_p=column("top_p", np.float32),
         min_p=column("min_p", np.float32),
         repetition_penalty=column("repetition_penalty", np.float32),
-        seed=column("seed", np.uint32),
+        seed=column("seed", np.uint32, 0),
     )
-    return Rows(sampling, column("max_new_tokens", np.int32), column("ignore_eos", bool))
+    return Rows(sampling, column("max_new_tokens", np.int32, 0), column("ignore_eos", bool, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from ..generation_config import Sampling
 from .feed import Arrival
 from .finish import Ending
 
@@ -17,6 +18,7 @@ class Active:
     ring and the slot that it has, None when it needs none any more."""
 
     arrival: Arrival
+    sampling: Sampling
     ending: Ending
     left: int
     seat: tuple[Ring, int] | None = None

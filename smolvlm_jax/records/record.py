@@ -98,9 +98,6 @@ def with_overrides(sampling: SamplingParams, record: Record) -> SamplingParams:
     stop = overrides.get("stop")
     if isinstance(stop, str):
         overrides["stop"] = (stop,)
-    for name in ("do_sample", "ignore_eos"):
-        if not isinstance(overrides.get(name, False), bool):
-            raise InputError(f"{name} is {overrides[name]!r}; it needs true or false")
     try:
         return replace(sampling, **overrides)
     except TypeError as error:

@@ -1,8 +1,10 @@
 """The engine against `generate`: an answer depends on its request alone."""
 
 import dataclasses
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -66,7 +68,8 @@ def alone(tiny, request: Request) -> list[int]:
     """What `generate` answers to this request, without what follows its stop token."""
     model, params, _ = tiny
     p, prepared = request.params, request.prepared
-    sampling = {f: getattr(p, f) for f in ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = {name: value for name in names if (value := getattr(p, name)) is not None}
     stops = model.generation_config.eos_token_id
     config = model.generation_config.replace(max_new_tokens=p.max_new_tokens, **sampling)
     if p.ignore_eos:
@@ -132,11 +135,46 @@ def test_a_request_draws_by_its_seed_whatever_stands_beside_it(tiny, engine):
         SamplingParams(12, do_sample=True, seed=5, top_p=0.8, ignore_eos=True),
         SamplingParams(12, do_sample=True, seed=2**32 - 1, min_p=0.1, temperature=2.0, ignore_eos=True),
         SamplingParams(12, repetition_penalty=1.7, ignore_eos=True),
+        SamplingParams(12, do_sample=True, seed=6, top_k=0, ignore_eos=True),
         SamplingParams(12, ignore_eos=True),
     ]
     requests = [dataclasses.replace(r, params=kinds[i % len(kinds)]) for i, r in enumerate(base)]
     for result in engine.generate(requests):
         assert list(result.token_ids) == alone(tiny, requests[result.id]), requests[result.id].params
+
+
+DEFAULTS = [
+    {},
+    {"do_sample": True, "top_k": 3, "temperature": 5.0},
+    {"do_sample": True, "top_p": 0.9, "min_p": 0.05, "temperature": 5.0},
+    {"repetition_penalty": 1.6},
+]
+
+
+@pytest.mark.parametrize("defaults", DEFAULTS)
+def test_the_checkpoints_defaults_count_in_generate_and_in_the_engine(tiny, tmp_path, defaults):
+    """The same sampled request is answered alike, whether a setting comes from the request, the checkpoint, or from neither."""
+    shutil.copytree(resolve("tiny"), tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **defaults}))
+    engine = Engine.from_pretrained(tmp_path / "model", ring_lengths=(256,), slots=(4,))
+    model, params = engine.model, engine.params
+    hot = {"do_sample": True, "temperature": 5.0}
+    own = [{}, hot, {"do_sample": True}, {"do_sample": True, "top_k": 7}, {"do_sample": False, "repetition_penalty": 1.0}]
+    prepared = [prepare(tiny[2], user(p)) for p in pictures(2, 3)]
+    answers = {}
+    for given in own:
+        for seed, prompt in enumerate(prepared):
+            settings = SamplingParams(16, seed=seed, ignore_eos=True, **given)
+            (result,) = engine.generate([Request(0, prepared=prompt, params=settings)])
+            ids = prompt.input_ids[None]
+            options = {"max_new_tokens": 16, "eos_token_id": None, **given}
+            tokens = generate(model, params, ids, np.ones_like(ids), prompt.tiles, seed=[seed], **options)
+            assert list(result.token_ids) == tokens[0, ids.shape[1] :].tolist(), (given, seed)
+            answers[str(given), seed] = result.token_ids
+    greedy = answers[str(own[-1]), 0]
+    assert (answers[str({}), 0] == greedy) == (not defaults), "the checkpoint's defaults change the answer"
+    assert answers[str(hot), 0] != greedy
 
 
 def test_nothing_is_compiled_after_warm_up(tiny, engine):
@@ -299,7 +337,14 @@ def test_settings_that_contradict_the_model_are_refused(tiny):
     ]:
         with pytest.raises(InputError):
             Engine(*tiny, wrong)
-    for wrong in [{"max_new_tokens": 0}, {"temperature": 0.0}, {"stop": "word"}, {"top_p": 1.5}, {"seed": 2**32}]:
+    for wrong in [
+        {"max_new_tokens": 0},
+        {"temperature": 0.0},
+        {"stop": "word"},
+        {"top_p": 1.5},
+        {"seed": 2**32},
+        {"do_sample": 1},
+    ]:
         with pytest.raises(InputError):
             SamplingParams(**wrong)
     with pytest.raises(InputError):

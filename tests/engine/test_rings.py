@@ -12,7 +12,7 @@ def filled(rng, slots, lanes):
     rows = []
     for lane in range(lanes):
         for _ in range(rng.integers(0, slots // lanes + 1)):
-            rows.append(Active(None, None, int(rng.integers(1, 50))))
+            rows.append(Active(None, None, None, int(rng.integers(1, 50))))
             ring.take(lane, rows[-1])
     return ring, rows
 
@@ -42,7 +42,7 @@ def test_slots_are_given_and_taken_back_once(seed):
     for row in gone * 2:
         row.leave()
     assert ring.idle == 24 - len(rows) + len(gone) and not any(active in gone for active in ring.owner if active)
-    taken = [Active(None, None, 1) for _ in gone]
+    taken = [Active(None, None, None, 1) for _ in gone]
     for active, row in zip(taken, gone, strict=True):
         lane = next(lane for lane in range(4) if ring.free(lane))
         ring.take(lane, active)
