@@ -30,6 +30,7 @@ def ask(tiny, conversations, **options):
     return [answer.strip() for answer in answers]
 
 
+@pytest.mark.thorough
 def test_held_out_accuracy():
     """The README's figures, on all 1,000 numbers and 500 comparisons, by the README's command."""
     result = tiny_numbers.evaluate("tiny", progress=False)
@@ -55,6 +56,7 @@ def test_swapping_pictures_swaps_answers(tiny):
     assert a == "12 and 845. The second." and b == "845 and 12. The first."
 
 
+@pytest.mark.thorough
 def test_batched_equals_alone_whatever_the_padding_and_the_layout(tiny):
     """13 conversations of one picture, two pictures and none: alone, together, padded left and right, uint8 and float32."""
     rng = np.random.default_rng(4)

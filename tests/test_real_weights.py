@@ -69,6 +69,7 @@ def english(tmp_path_factory):
     return directory, llama, tokenizer
 
 
+@pytest.mark.thorough
 def test_sixty_greedy_tokens_on_ten_prompts(english):
     import torch
 

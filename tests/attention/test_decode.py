@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import fast_first
 
 from smolvlm_jax import decoder, make_mesh
 from smolvlm_jax.attention import decode as module
@@ -46,8 +47,8 @@ def error(out, inputs) -> float:
     return float(jnp.linalg.norm(out.astype(jnp.float32) - exact) / jnp.linalg.norm(exact))
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("block", [module._BLOCK, 1])
+@pytest.mark.parametrize("name", fast_first(1, SHAPES))
+@pytest.mark.parametrize("block", fast_first(1, [module._BLOCK, 1]))
 def test_as_near_to_float32_as_the_einsums(name, block, monkeypatch):
     """At every kind of place: the ends of the ring, of a tile, in the middle. In one block, and a head of a row at a time."""
     monkeypatch.setattr(module, "_BLOCK", block)
@@ -64,6 +65,7 @@ def test_as_near_to_float32_as_the_einsums(name, block, monkeypatch):
             np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
 
 
+@pytest.mark.thorough
 def test_as_a_chip_would_run_it(monkeypatch):
     """The interpreter that copies blocks as a chip does, late, into memory that holds NaN before, and watches the bounds."""
     from jax.experimental.pallas import tpu
@@ -93,7 +95,7 @@ def test_what_is_hidden_does_not_matter():
     assert np.isfinite(np.asarray(other, np.float32)).all()
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("shape", fast_first(1, [(2, 2, 2), (8, 1, 1), (1, 2, 4)]))
 def test_on_a_mesh(shape):
     """Rows and heads that divide and ones that do not: what one device computes."""
     if len(jax.devices()) < 8:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import fast_first
 
 from smolvlm_jax import decoder, make_mesh
 from smolvlm_jax.attention import splash
@@ -46,7 +47,7 @@ def distance(ours, wanted) -> list[float]:
     return [float(jnp.linalg.norm(jnp.ravel(x - y)) / jnp.linalg.norm(jnp.ravel(y))) for x, y in zip(ours, wanted, strict=True)]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", fast_first(1, SHAPES))
 def test_as_near_to_float32_as_the_einsums(name):
     """Values and gradients in bfloat16, measured against the einsums in float32."""
     inputs, mask, weigh = make(name)
@@ -62,7 +63,7 @@ def test_as_near_to_float32_as_the_einsums(name):
     assert kernel(*inputs).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("shape", fast_first(1, [(2, 2, 2), (8, 1, 1), (1, 2, 4)]))
 def test_on_a_mesh(shape):
     """Rows and heads that divide and ones that do not: what one device computes."""
     if len(jax.devices()) < 8:
@@ -106,8 +107,8 @@ def test_it_can_be_switched_off(monkeypatch):
     assert "tpu_custom_call" not in lowered("tpu", jnp.bfloat16, 512, mask)
 
 
-@pytest.mark.parametrize("segments", [False, True])
-@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("segments", fast_first(1, [True, False]))
+@pytest.mark.parametrize("padding", fast_first(1, [True, False]))
 def test_the_decoder_says_the_same_twice(tiny_a, monkeypatch, segments, padding):
     """The array it gives attention is what the segments say, for every query that is no padding."""
     masks = []

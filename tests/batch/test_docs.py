@@ -45,6 +45,7 @@ def test_every_command_and_snippet_of_the_page_runs(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_the_readmes_numbers(tmp_path):
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Batch")[1].split("\n## ")[0]
     commands = [line.split("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", section, re.M)]

@@ -80,5 +80,6 @@ def check(records: int, tmp_path: Path, seed: int) -> None:
         assert not {path for path in set(Path("/dev/shm").iterdir()) - shared if path.owner() == Path.home().owner()}
 
 
+@pytest.mark.thorough
 def test_two_thousand_records_survive_kill_9(tmp_path):
     check(2000, tmp_path, random.randrange(10**6))

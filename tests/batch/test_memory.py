@@ -12,6 +12,7 @@ psutil = pytest.importorskip("psutil", reason="watches processes with psutil: pi
 import batch_corpus as corpus
 
 
+@pytest.mark.thorough
 def test_a_hundred_thousand_records_in_the_memory_of_a_thousand(tmp_path):
     """Text only, one new token: resident memory grows by at most 50 MB from record 1,000 to record 100,000."""
     source, out = tmp_path / "records.jsonl", tmp_path / "out"

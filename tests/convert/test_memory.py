@@ -51,6 +51,7 @@ def peak(source: Path, target: Path) -> float:
     return int(done.stdout) / 1024
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_six_times_the_weights_take_no_more_memory(tmp_path):
     peaks = {}

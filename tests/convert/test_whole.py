@@ -116,6 +116,7 @@ def test_killed_between_the_two_renames(original, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("to", ["orbax", "hf"])
 def test_killed_at_any_moment(original, tmp_path, to):
     """Kill -9 at random moments of the writing, five for each direction: the destination is absent or whole, every time."""

@@ -22,7 +22,11 @@ SECONDS = 5
 MEGABYTES = 1024
 
 
-@pytest.mark.parametrize(("kind", "backend", "count"), CASES, ids=[f"{kind}-{backend}" for kind, backend, _ in CASES])
+@pytest.mark.parametrize(
+    ("kind", "backend", "count"),
+    [case if case[0] == "png" else pytest.param(*case, marks=pytest.mark.thorough) for case in CASES],
+    ids=[f"{kind}-{backend}" for kind, backend, _ in CASES],
+)
 def test_damaged(kind, backend, count, tmp_path, data):
     if backend != "none":
         need(backend)

@@ -42,7 +42,7 @@ def theirs_as_ours(named: dict, params) -> dict[str, np.ndarray]:
     return out
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.thorough), True], ids=["full", "masked"])
 def test_loss_and_gradients(tiny, masked):
     torch.set_num_threads(1)
     labels = labels_of(tiny, masked)

@@ -93,6 +93,7 @@ def test_what_a_run_leaves(undisturbed):
     load(undisturbed)  # the run itself too: its newest checkpoint
 
 
+@pytest.mark.thorough
 def test_killed_at_five_random_steps(home, undisturbed, tmp_path):
     """kill -9, five times, resumed each time: the losses seen and the final weights are those of the undisturbed run."""
     chosen = sorted(random.Random(time.time_ns()).sample(range(3, STEPS - 1), 5))
@@ -129,6 +130,7 @@ def test_sigterm_saves_first_and_leaves_nothing_behind(home, undisturbed, tmp_pa
     assert weights(tmp_path / "run") == weights(undisturbed)
 
 
+@pytest.mark.thorough
 def test_eight_devices_then_four(home, tmp_path):
     """The state is spread over eight devices, taken up on four, and goes on as it would have on eight."""
     runs = {}
@@ -175,6 +177,7 @@ def start_pair(recipe: Path, *words: str):
     ]
 
 
+@pytest.mark.thorough
 def test_two_processes_equal_one(home, tmp_path):
     """Two processes of four fake devices each, as two hosts, have the loss curve of one process of eight; both resume."""
     common = dict(
@@ -208,6 +211,7 @@ def test_two_processes_equal_one(home, tmp_path):
     assert all(abs(ours[p] - theirs[p]).max() <= 2e-3 for p in ours)
 
 
+@pytest.mark.thorough
 def test_sigterm_to_one_process_of_two(home, tmp_path):
     """Both stop at the same step, with a checkpoint, and exit code 143; started again they go on from there."""
     path = recipe(
