@@ -9,7 +9,12 @@ import sys
 from collections.abc import Iterator
 
 from . import __version__
+from .arguments import add_command, add_machine, add_model, add_sampling, given
+from .batch.cli import add_parser as add_batch
+from .convert.cli import add_parsers as add_converter
 from .errors import SmolVLMError
+from .generation_config import SamplingParams
+from .train.cli import add_parser as add_train
 
 __all__ = ["main"]
 
@@ -19,39 +24,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"smolvlm-jax {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_generate(commands)
-
-    from .batch.cli import add_parser
-    from .convert.cli import add_parsers
-    from .train.cli import add_parser as add_train
-
-    add_parser(commands)
-    add_parsers(commands)
-    add_train(commands)
+    for add in (_add_generate, add_batch, add_converter, add_train):
+        add(commands)
     return parser
 
 
-def _add_generate(commands) -> None:
-    command = commands.add_parser("generate", help="answer a question about pictures", description="Stream an answer.")
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    command = add_command(
+        commands, "generate", _generate, help="answer a question about pictures", description="Stream an answer."
+    )
     command.add_argument("prompt", metavar="PROMPT", help="the question, or - to read it from standard input")
     command.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
-    command.add_argument(
-        "--model", default="tiny", metavar="NAME|DIR", help="bundled name, directory or Hub id (default: tiny)"
-    )
-    command.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    command.add_argument("--do-sample", action="store_true", help="draw tokens instead of taking the most likely one")
-    command.add_argument("--temperature", type=float, default=None)
-    command.add_argument("--top-k", type=int, default=None)
-    command.add_argument("--top-p", type=float, default=None)
-    command.add_argument("--min-p", type=float, default=None)
-    command.add_argument("--repetition-penalty", type=float, default=None)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="default: bfloat16, on CPU float32")
-    command.set_defaults(run=_generate)
+    add_model(command)
+    add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
+    add_machine(command)
 
 
 def _text_pieces(processor, tokens: Iterator[int]) -> Iterator[str]:
-    """Decoded text as it grows. A character of several tokens appears when it is whole."""
+    """Decoded text as it grows. A character of several tokens appears once all of them are here."""
     ids: list[int] = []
     shown = ""
     for token in tokens:
@@ -80,18 +70,9 @@ def _generate(options: argparse.Namespace) -> int:
         return_tensors="np",
         pixel_format="uint8",
     )
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    sampling = {name: value for name in names if (value := getattr(options, name)) is not None}
+    sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
     model, params = load(directory, dtype=options.dtype)
-    steps = stream(
-        model,
-        params,
-        **inputs,
-        max_new_tokens=options.max_new_tokens,
-        do_sample=options.do_sample,
-        seed=options.seed,
-        **sampling,
-    )
+    steps = stream(model, params, **inputs, **sampling)
     blank = True  # the space that separates an answer from "Assistant:" is not part of it
     for piece in _text_pieces(processor, (int(step[0]) for step in steps)):
         piece = piece.lstrip() if blank else piece
@@ -112,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"smolvlm-jax: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader went away (`| head`); what is left must not raise again when the interpreter closes stdout.
+        # The reader of our output has closed it (`| head`). Closing stdout must not raise again at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:

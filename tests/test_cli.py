@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smolvlm_jax.cli import main
+from smolvlm_jax.cli import _parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = ROOT / "examples" / "number.png"
@@ -66,6 +67,18 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path, monke
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1 and error.startswith("smolvlm-jax: "), error
     assert all(word in error for word in words), error
+
+
+def test_the_help_of_every_option_shows_its_default():
+    (commands,) = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert list(commands) == ["generate", "batch", "convert", "verify", "train"]
+    for name, command in commands.items():
+        text = " ".join(command.format_help().split())
+        options = [action for action in command._actions if action.option_strings and action.dest != "help"]
+        assert text.count("(default: ") == len(options), name
+    assert "logits before drawing (default: as the checkpoint says)" in commands["batch"].format_help().replace(
+        "\n" + " " * 24, " "
+    )
 
 
 def test_no_command_is_a_usage_error():

@@ -2,6 +2,8 @@
 
 import argparse
 
+from ..arguments import add_command, add_quiet
+
 __all__ = ["add_parser"]
 
 
@@ -36,18 +38,19 @@ def run_train(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_parser(subparsers) -> None:
-    """Register the command; it sets `run`, a function from the parsed arguments to an exit code."""
-    command = subparsers.add_parser(
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    command = add_command(
+        commands,
         "train",
+        run_train,
         help="fine-tune a checkpoint",
-        description="Train as a recipe says: a YAML file, or the name of a built-in one. A run that was cut off is taken up "
-        "where its newest checkpoint stands.",
+        description="Train as a recipe says: a YAML file, or the name of a built-in one. An interrupted run resumes from its "
+        "newest checkpoint.",
     )
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a built-in recipe such as lora-256m")
     command.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe: steps=100 data.length=1024 lora.rank=8"
     )
     command.add_argument("--print", action="store_true", help="print the recipe as it would be run, and stop")
-    command.add_argument("--quiet", action="store_true", help="no bar, no summary")
-    command.set_defaults(run=run_train)
+    add_quiet(command, "no bar, no summary")

@@ -1,1 +1,28 @@
-"""The batch job: files of records in, one row for each record out, on one machine or on many hosts."""
+"""The batch job: files of records in, one row for each record out, on one machine or on many hosts.
+
+    from smolvlm_jax.batch import BatchConfig, run_batch
+
+    summary = run_batch(BatchConfig(input="photos", output="answers", prompt="What is this?"))
+
+config.py, run.py    the job from Python; cli.py: from the command line
+job.py               records to requests, results to rows; signals.py: stopping it; hosts.py: its share of the input
+pool.py, workers.py  processes that prepare records
+parts.py, sinks.py   rows on disk; manifest.py: what they depend on; progress.py: figures of a running job
+ray.py               the same under Ray Data
+
+Importing this package imports no jax.
+"""
+
+from typing import Any
+
+from .config import BatchConfig, PictureOptions
+
+__all__ = ["BatchConfig", "PictureOptions", "run_batch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "run_batch":
+        from .run import run_batch
+
+        return run_batch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

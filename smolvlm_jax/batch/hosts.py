@@ -1,4 +1,4 @@
-"""Which part of the work is this process's, where the command line does not say."""
+"""Which shard a process works on: as it was told, or as the launcher's environment says."""
 
 import os
 import sys
@@ -8,13 +8,26 @@ from ..errors import InputError
 
 __all__ = ["shard_of"]
 
-# (index, count) as launchers name them. Kubernetes gives an indexed job its index only; the manifest passes the count.
+# Environment variables (index, count) of launchers. Kubernetes gives an indexed job its index only; the count is for manifests
+# that set it.
 _LAUNCHERS = (("JOB_COMPLETION_INDEX", "JOB_COMPLETION_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def shard_of(index: int | None, count: int | None, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """(shard index, number of shards): as given, else from JOB_COMPLETION_INDEX and JOB_COMPLETION_COUNT, SLURM_PROCID and
-    SLURM_NTASKS, or an initialised jax.distributed; else (0, 1). Raises InputError for half an answer."""
+    """The shard of this process.
+
+    Args:
+        index: As the user gave it, or None.
+        count: As the user gave it, or None.
+        environment: By default the process's own.
+
+    Returns:
+        (shard index, number of shards): as given, else from JOB_COMPLETION_INDEX and JOB_COMPLETION_COUNT, SLURM_PROCID and
+        SLURM_NTASKS, or an initialised jax.distributed; else (0, 1).
+
+    Raises:
+        InputError: if only one of the two is known, or the index is not below the number.
+    """
     environment = os.environ if environment is None else environment
     for index_name, count_name in _LAUNCHERS:
         if index is not None and count is not None:

@@ -1,15 +1,18 @@
-"""The batch job: records in, one row for each out, in parts that are whole or not there.
+"""The batch job: records to requests, results to rows, rows to parts that are complete or absent.
 
 The input is cut into units, of which this shard has every `num_shards`-th. Worker processes prepare records, the engine
-answers them, rows are appended to the part's working file; a part whose rows are all there gets its name. Nothing is drained
-between parts: the engine sees one long stream of requests.
+answers them, and rows are appended to the working file of the unit's part; a part whose rows are all there gets its name. The
+engine sees one long stream of requests, across parts.
+
+Two threads work here. The engine's feeding thread reads units and asks for requests; the thread that runs the job reads
+results and writes all rows. A record that could not be prepared is a request with an error, so its row comes as a result too.
 """
 
 import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from ..records.sources import Source, Unit
 from .parts import Part, clean_up
 from .pool import WorkerPool
 from .progress import Tally
-from .sinks import COLUMNS, Sink
+from .sinks import Sink
 
 __all__ = ["BatchJob", "Shard"]
 
@@ -30,7 +33,13 @@ EMPTY = "the answer is empty, and no stop token ended it"
 
 @dataclass(frozen=True)
 class Shard:
-    """Which units this runner works on: those whose number modulo `count` is `index`."""
+    """The units that this process works on.
+
+    Attributes:
+        index: Units are its own whose number modulo `count` is this.
+        count: Number of shards.
+        size: Rows of a unit.
+    """
 
     index: int = 0
     count: int = 1
@@ -39,27 +48,30 @@ class Shard:
     def __post_init__(self):
         if self.size < 1:
             raise InputError(f"shard_size must be at least 1, got {self.size}")
-        if not 0 <= self.index < self.count:
-            raise InputError(f"shard index {self.index} is not below the number of shards, {self.count}")
 
 
 @dataclass
 class _Open:
-    """A part under way. row_share: which part of the job one of its rows is, an estimate until all are read. expected: number
-    of its rows, known then."""
+    """A part in progress. row_share: the share of the job that one of its rows is, an estimate until all are read. expected:
+    number of its rows, None until all are read."""
 
     part: Part
     row_share: float
     expected: int | None = None
-    finishing: bool = False
 
 
 class BatchJob:
-    """One shard of a job. make_engine: called once the first record is prepared; makes an Engine, or what has its
-    generate(), stats, summary() and processor.
+    """One shard of a job.
 
-    stop(), from any thread, ends admission: `run` then returns as soon as what is in flight has its rows. `park` leaves at
-    once. Either way finished rows are in working files, from which another run goes on.
+    Args:
+        source: Of the records.
+        folder: For the parts; it exists.
+        sink: Writes a part.
+        shard: The units to work on.
+        pool: Prepares records.
+        make_engine: Called once the first record is prepared; makes an Engine, or an object with its generate(), stats,
+            summary() and processor.
+        quiet: Show no progress.
     """
 
     def __init__(
@@ -73,32 +85,33 @@ class BatchJob:
         quiet: bool = False,
     ):
         self._source, self._folder, self._sink, self._shard = source, Path(folder), sink, shard
-        self._pool, self._make_engine, self._engine = pool, make_engine, None
+        self._pool, self._make_engine = pool, make_engine
+        self._engine: Any = None
         self._open: dict[int, _Open] = {}
-        self._lock = threading.Lock()  # guards _open and the decision to finish a part
+        self._lock = threading.Lock()  # guards _open, which a unit that is read, a part that is whole and park() change or read
         self._stopping, self._all_read = threading.Event(), False
         self._flushed = time.monotonic()
         self._began = 0.0
+        self._found, self._finished = 0, 0  # parts that earlier runs and this one finished
         self.tally = Tally(self._statistics, quiet)
-        self.parts = 0
-
-    @property
-    def stopping(self) -> bool:
-        return self._stopping.is_set()
 
     def stop(self) -> None:
+        """From any thread: ask for no more requests. `run` returns as soon as those under way have their rows."""
         self._stopping.set()
 
     def park(self) -> None:
-        """Stop, and put all finished rows on the disk now. Rows that come later are dropped."""
+        """From any thread: stop, and write all finished rows to the disk now, from which another run goes on. Later rows are
+        dropped."""
         self._stopping.set()
-        with self._lock:
-            parts = [entry.part for entry in self._open.values() if not entry.finishing]
-        for part in parts:
-            part.close()
+        for entry in self._parts():
+            entry.part.close()
 
     def run(self) -> dict[str, Any]:
-        """Work until every record of the shard has its row, or until stopped. Returns the summary."""
+        """Work until every record of the shard has its row, or until stopped.
+
+        Returns:
+            The summary.
+        """
         requests = self._requests()
         clean_up(self._folder, self._sink)
         try:
@@ -109,6 +122,8 @@ class BatchJob:
                 with contextlib.closing(self._engine.generate(chain([first], requests))) as results:
                     for result in results:
                         self._answered(result)
+                        self._finish_parts()
+            self._finish_parts()
         finally:
             if self._open:
                 self.park()
@@ -116,10 +131,16 @@ class BatchJob:
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
-        complete = self._all_read and not self._open
-        place = {"shard_index": self._shard.index, "num_shards": self._shard.count, "complete": complete, "parts": self.parts}
-        engine = {} if self._engine is None else self._engine.summary()
-        return {**place, **self.tally.summary(), "worker_deaths": self._pool.deaths, "engine": engine}
+        """Figures of the job so far, as JSON."""
+        return {
+            "shard_index": self._shard.index,
+            "num_shards": self._shard.count,
+            "complete": self._all_read and not self._open,
+            "parts": self._found + self._finished,
+            **self.tally.summary(),
+            "worker_deaths": self._pool.deaths,
+            "engine": {} if self._engine is None else self._engine.summary(),
+        }
 
     def _statistics(self) -> dict[str, float]:
         """The engine's counters so far; it adds up its seconds only in the end."""
@@ -131,17 +152,14 @@ class BatchJob:
     # ---- records to requests
 
     def _requests(self) -> Iterator[Request]:
-        """Prepared records. Those that could not be prepared get their row here."""
-        for (unit, position), made in self._pool.map(self._tasks(), self._stopping):
-            if made.error is not None:
-                self._write(unit, position, _row(made.id, error=made.error))
-            else:
-                yield Request((unit, position, made.id), prepared=made.prepared, params=made.params)
+        """Prepared records, and in their place records that could not be prepared."""
+        for (unit, position), request in self._pool.map(self._tasks(), self._stopping):
+            yield replace(request, id=(unit, position, request.id))
 
     def _tasks(self) -> Iterator[tuple[tuple[int, int], Any]]:
         """((unit, position), payload) of every row that has no answer yet."""
         for unit in self._source.units(self._shard.size):
-            if self.stopping:
+            if self._stopping.is_set():
                 return
             if unit.index % self._shard.count != self._shard.index:
                 continue
@@ -153,8 +171,8 @@ class BatchJob:
             entry = _Open(part, share / self._shard.size)
             with self._lock:
                 self._open[unit.index] = entry
-            for row in part.taken_over:
-                self.tally.add(row, entry.row_share, reused=True)
+            for answer in part.taken_over:
+                self.tally.add(answer, entry.row_share, reused=True)
             part.taken_over.clear()
             count, done = 0, set(part.done)
             for row in unit.rows():
@@ -162,14 +180,13 @@ class BatchJob:
                 if row.position not in done:
                     yield (unit.index, row.position), row.payload
             with self._lock:
-                entry.expected, exact = count, share / max(count, 1)
+                exact = share / max(count, 1)
                 self.tally.advance((exact - entry.row_share) * len(part.done))
-                entry.row_share = exact
-            self._finish_if_whole(unit.index)
+                entry.row_share, entry.expected = exact, count
         self._all_read = True
 
     def _count_finished(self, unit: Unit) -> None:
-        self.parts += 1
+        self._found += 1
         path = Part.path_of(self._folder, unit.index, self._sink)
         try:
             for row in self._sink.read(path):
@@ -181,59 +198,45 @@ class BatchJob:
     # ---- results to rows
 
     def _answered(self, result: Result) -> None:
+        """Write the row of a result."""
         unit, position, key = result.id
-        error, reason, text = result.error, result.finish_reason, result.text
-        if error is None and not text and reason != "stop" and self._says_nothing(result):
+        error = result.error
+        if error is None and not result.text and result.finish_reason != "stop" and self._says_nothing(result):
             error = EMPTY
-        if error is not None:
-            text, reason = None, "error"
-        self._write(
-            unit,
-            position,
-            _row(
-                key,
-                text=text,
-                error=error,
-                finish_reason=reason,
-                prompt_tokens=result.prompt_tokens,
-                new_tokens=result.new_tokens,
-                tiles=result.tiles,
-                seconds=round(result.seconds, 6),
-            ),
-        )
+        row = {
+            "id": key,
+            "text": result.text if error is None else None,
+            "error": error,
+            "finish_reason": result.finish_reason if error is None else "error",
+            "prompt_tokens": result.prompt_tokens,
+            "new_tokens": result.new_tokens,
+            "tiles": result.tiles,
+            "seconds": round(result.seconds, 6),
+        }
+        entry = self._open[unit]
+        with self._lock:  # together: the estimate of a row's share is corrected for the rows that the part has by then
+            added, share = entry.part.add(position, row), entry.row_share
+        if added:
+            self.tally.add(row, share)
+        now = time.monotonic()
+        if now - self._flushed > _FLUSH_SECONDS:
+            self._flushed = now
+            for entry in self._parts():
+                entry.part.flush()
 
     def _says_nothing(self, result: Result) -> bool:
         """Whether there is no token in the answer but special ones: a sign of a broken model rather than of a short limit."""
         return not self._engine.processor.decode(list(result.token_ids), skip_special_tokens=True)
 
-    def _write(self, unit: int, position: int, row: dict[str, Any]) -> None:
-        entry = self._open[unit]
-        if entry.part.add(position, row):
-            self.tally.add(row, entry.row_share)
-        self._finish_if_whole(unit)
-        now = time.monotonic()
-        if now - self._flushed > _FLUSH_SECONDS:
-            self._flushed = now
-            with self._lock:
-                parts = [entry.part for entry in self._open.values()]
-            for part in parts:
-                part.flush()
-
-    def _finish_if_whole(self, unit: int) -> None:
-        """Rows come from two threads; the one that brings the last of a unit finishes it."""
+    def _parts(self) -> list[_Open]:
         with self._lock:
-            entry = self._open.get(unit)
-            if entry is None or entry.finishing or entry.expected is None or len(entry.part.done) < entry.expected:
-                return
-            entry.finishing = True
-        entry.part.finish()
-        with self._lock:
-            del self._open[unit]
-            self.parts += 1
+            return list(self._open.values())
 
-
-def _row(key: str | int, **values: Any) -> dict[str, Any]:
-    blank = dict(text=None, error=None, finish_reason="error", prompt_tokens=0, new_tokens=0, tiles=0, seconds=0.0)
-    row = {"id": key, **blank, **values}
-    assert tuple(row) == COLUMNS
-    return row
+    def _finish_parts(self) -> None:
+        """Give parts whose rows are all there their names."""
+        for entry in self._parts():
+            if entry.expected is not None and len(entry.part.done) >= entry.expected:
+                with self._lock:  # park() leaves a part alone that is being finished
+                    del self._open[entry.part.index]
+                entry.part.finish()
+                self._finished += 1

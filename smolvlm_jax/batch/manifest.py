@@ -1,4 +1,4 @@
-"""What a job's rows depend on, written beside them: a restart that would answer differently is told so."""
+"""What a job's rows depend on, written beside them, so that a restart that would answer differently is refused."""
 
 import hashlib
 import os
@@ -21,8 +21,10 @@ _CLAIM_SECONDS = 60
 
 
 def model_digest(directory: str | os.PathLike) -> str:
-    """A hash of a checkpoint's files: names, sizes, and contents, of which large ones count with their first megabyte, where
-    safetensors lists its tensors, and their last."""
+    """A hash of a checkpoint's files: their names, sizes and contents.
+
+    Of files above 64 MiB only the first megabyte, where safetensors lists its tensors, and the last one are read.
+    """
     directory, digest = Path(directory), hashlib.blake2b(digest_size=16)
     for path in sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".")):
         size = path.stat().st_size
@@ -50,17 +52,23 @@ def differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> lis
 
 
 def agree(folder: Path, facts: dict[str, Any], force: bool, notify: Callable[[str], None]) -> None:
-    """Make sure that everything in `folder` belongs to a job with these facts, and write them down if nobody has.
+    """Make sure that everything in `folder` belongs to a job with these facts, and write them if the folder is new.
 
-    force: what an other job has left is moved into a directory `_replaced-…`, and this one starts afresh.
-    Raises InputError that names every difference.
+    Args:
+        folder: Of the output; made if need be.
+        facts: What rows depend on, as JSON.
+        force: Move the output of another job into a directory `_replaced-…` and start afresh.
+        notify: Called with a line when something is moved.
+
+    Raises:
+        InputError: if the folder holds the output of another job; it names every difference.
     """
     facts = {"format": FORMAT, "smolvlm_jax": __version__, **facts}
     path, claim = folder / MANIFEST, folder / _CLAIM
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + _CLAIM_SECONDS
     while True:
-        if claim.exists():  # another runner with --force is moving things away
+        if claim.exists():  # another process with --force is moving files
             if time.monotonic() > deadline:
                 raise InputError(f"{claim} is older than {_CLAIM_SECONDS} seconds: if no other job is starting, remove it")
             time.sleep(0.1)
@@ -74,7 +82,7 @@ def agree(folder: Path, facts: dict[str, Any], force: bool, notify: Callable[[st
         if not found:
             if create_json(path, facts):
                 return
-            continue  # somebody was faster: compare with theirs
+            continue  # another process has just created one: compare with it
         if not force:
             raise InputError(
                 f"{folder} holds the output of another job: {'; '.join(found)}. Choose another directory, or have the old "
@@ -93,7 +101,7 @@ def agree(folder: Path, facts: dict[str, Any], force: bool, notify: Callable[[st
 
 
 def _outputs(folder: Path) -> list[Path]:
-    """Whatever a job leaves behind, apart from the manifest."""
+    """All files that a job writes, apart from the manifest."""
     return sorted(p for pattern in ("part-*", ".part-*", "_summary-*") for p in folder.glob(pattern))
 
 

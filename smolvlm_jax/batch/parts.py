@@ -1,14 +1,14 @@
-"""The rows of a part while it is in progress, in a working file of this runner's own.
+"""The rows of a part in progress, in a working file that belongs to this process alone.
 
-Rows are appended in the order they finish. A runner that begins a part first takes over the finished rows of whoever worked
-on it before; a torn last line is nobody's row. Two runners on one part do no harm: each has its own file, both arrive at the
-same rows, and the one that finishes first gives the part its name.
+Rows are appended in the order in which they finish. A process that begins a part first copies the finished rows from working
+files that earlier runs left; an incomplete last line is ignored. Two processes on one part do no harm: each has its own file,
+both compute the same rows, and the one that finishes first names the part.
 """
 
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,26 @@ def part_name(index: int) -> str:
 
 
 class Part:
-    """One unit's output in progress. done: positions that have their row."""
+    """The output of one unit, in progress.
+
+    Args:
+        folder: Of the output.
+        index: Number of the unit.
+        sink: Writes the part when it is complete.
+
+    Attributes:
+        path: Of the complete part.
+        taken_over: Rows of earlier runs that were copied.
+    """
 
     @staticmethod
     def path_of(folder: Path, index: int, sink: Sink) -> Path:
-        """The name of the whole part."""
+        """Where the complete part is written."""
         return folder / f"{part_name(index)}{sink.ending}"
 
     @classmethod
     def open(cls, folder: Path, index: int, sink: Sink) -> "Part | None":
-        """The part, to be worked on; None if it is whole already."""
+        """The part, to be worked on; None if it is complete already."""
         return None if cls.path_of(folder, index, sink).exists() else cls(folder, index, sink)
 
     def __init__(self, folder: Path, index: int, sink: Sink):
@@ -55,11 +65,12 @@ class Part:
             remove_dead(others)
 
     @property
-    def done(self):
+    def done(self) -> KeysView[int]:
+        """Positions that have their row."""
         return self._offsets.keys()
 
     def add(self, position: int, row: dict[str, Any]) -> bool:
-        """Append a row; False if the position has one already."""
+        """Append a row. False, and nothing is done, if the position has one already or the part is closed."""
         with self._lock:
             if position in self._offsets or self._file.closed:
                 return False
@@ -68,19 +79,19 @@ class Part:
             return True
 
     def flush(self) -> None:
-        """Hand what was appended to the system, which keeps it if this process is killed."""
+        """Pass appended rows to the operating system, which keeps them if this process is killed."""
         with self._lock:
             if not self._file.closed:
                 self._file.flush()
 
     def finish(self) -> None:
-        """All rows are here: write the part in the order of its input, and remove the working files."""
+        """Write the part, whose rows are all here, in the order of its input, and remove the working files."""
         with self._lock:
             self._file.flush()
             try:
                 self._sink.write(self.path, self._rows())
             except OSError:
-                # Another runner may have finished the part and removed our file from under us.
+                # Another process may have finished the part and removed our working file.
                 if not self.path.exists():
                     raise
             self._file.close()
@@ -88,7 +99,7 @@ class Part:
         remove_dead(list(self._folder.glob(f".{part_name(self.index)}.*.*")), foreign=True)
 
     def close(self) -> None:
-        """Leave the part as it is, for another run."""
+        """Write finished rows to the disk and stop, for another run to continue."""
         with self._lock:
             if not self._file.closed:
                 self._file.flush()
@@ -101,7 +112,7 @@ class Part:
             yield json.loads(self._file.readline())[1]
 
     def _take_over(self, path: Path) -> None:
-        with suppress(FileNotFoundError), open(path, "rb") as file:  # gone: its owner has finished meanwhile
+        with suppress(FileNotFoundError), open(path, "rb") as file:  # its owner may have finished and removed it
             for line in file:
                 try:
                     position, row = json.loads(line)
@@ -113,6 +124,6 @@ class Part:
 
 
 def clean_up(folder: Path, sink: Sink) -> None:
-    """Remove what dead runners left of parts that are whole by now."""
+    """Remove working files that ended processes left of parts that are complete by now."""
     names = (path for path in folder.iterdir() if path.name.startswith(".part-"))
     remove_dead([path for path in names if (folder / f"{path.name.split('.')[1]}{sink.ending}").exists()], foreign=True)

@@ -1,4 +1,4 @@
-"""Figures of a running job: a line on a terminal, a summary for a file."""
+"""Figures of a running job: a progress line on a terminal, and the summary."""
 
 import sys
 import threading
@@ -14,9 +14,18 @@ _SHOW_SECONDS = 0.5
 
 
 class Tally:
-    """Counts rows of this run and of runs before it, and shows how far the job is. Rows may come from any thread.
+    """Counts rows of this run and of earlier runs, and shows the progress of the job.
 
-    statistics: gives the engine's counters, {} while there is no engine. quiet: no line, even on a terminal.
+    Rows of earlier runs are counted by the thread that reads the input, new rows by the one that reads results.
+
+    Args:
+        statistics: Gives "seconds" and "device_idle_seconds" of the engine, {} while there is no engine.
+        quiet: Show no line, even on a terminal.
+
+    Attributes:
+        reasons: How many rows ended for which finish reason.
+        new: Records, tiles and tokens of this run alone.
+        errors: The first ten errors.
     """
 
     def __init__(self, statistics: Callable[[], dict[str, float]], quiet: bool = False):
@@ -26,7 +35,7 @@ class Tally:
         self.new: Counter = Counter()  # of this run alone
         self.errors: list[dict[str, Any]] = []
         self._share, self._reused, self._shown = 0.0, 0.0, 0.0
-        self._bar = None
+        self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -35,10 +44,17 @@ class Tally:
 
     @property
     def records(self) -> int:
+        """Number of rows."""
         return sum(self.reasons.values())
 
     def add(self, row: dict[str, Any], share: float, reused: bool = False) -> None:
-        """A row, which stands for this share of the job. reused: it is there from an earlier run."""
+        """Count a row.
+
+        Args:
+            row: As it is written.
+            share: The share of the job that it is.
+            reused: Whether an earlier run wrote it.
+        """
         with self._lock:
             self.reasons[row["finish_reason"]] += 1
             if row["error"] is not None and len(self.errors) < _SHOWN_ERRORS:
@@ -51,7 +67,7 @@ class Tally:
                 self._show()
 
     def advance(self, share: float, reused: bool = False) -> None:
-        """So much more of the job is done than the rows said, or less."""
+        """Correct the share of the job that is done, by a positive or negative amount."""
         with self._lock:
             self._advance(share, reused)
 
@@ -61,7 +77,7 @@ class Tally:
             self._reused += share
 
     def _show(self) -> None:
-        # What an earlier run did says nothing about the speed of this one.
+        # The speed of this run is that of its own rows.
         self._bar.initial = min(1.0, self._reused)
         self._bar.n = self._share
         rates = self.rates()
@@ -74,7 +90,7 @@ class Tally:
         self._bar.set_postfix_str(", ".join(words))
 
     def rates(self) -> dict[str, float | None]:
-        """Of this run, since its first row was asked for; idle share as the engine counts it."""
+        """Figures of this run a second, and the share of the engine's time in which the device was idle."""
         seconds = time.perf_counter() - self._begin
         statistics = self._statistics()
         busy = statistics.get("seconds", 0.0)
@@ -85,8 +101,7 @@ class Tally:
         }
 
     def summary(self) -> dict[str, Any]:
-        """records: all of this shard's that have a row; answers and errors: how many of which kind; the rest is about this
-        run alone."""
+        """The figures of docs/batch.md: records, answers, errors and finish reasons of all rows, the rest of this run alone."""
         records, errors = self.records, self.reasons["error"]
         return {
             "records": records,
@@ -103,6 +118,7 @@ class Tally:
         }
 
     def close(self) -> None:
+        """End the line."""
         if self._bar is not None:
             self._show()
             self._bar.close()

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT while a job runs: finish what is in flight if that is quick, set it aside if not, and go.
+"""SIGTERM and SIGINT while a job runs: answer the requests in flight if that is quick, and end.
 
-Python runs a signal handler only between two steps of the main thread, which may be inside a compilation for minutes. The
-interpreter's wake-up descriptor is written at once, so a thread of ours reads that and acts.
+Python runs a signal handler only between two instructions of the main thread, which may be inside a compilation for minutes.
+The interpreter's wake-up descriptor is written at once, so a thread reads that and acts.
 """
 
 import os
@@ -15,24 +15,32 @@ from .job import BatchJob
 
 __all__ = ["GRACE_SECONDS", "stop_on_signals"]
 
-# Preemption leaves 30 seconds on most platforms; half of that for answers under way.
+# Preemption leaves 30 seconds on most platforms; less than half of them are for answers in flight.
 GRACE_SECONDS = 12.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
 def stop_on_signals(job: BatchJob, grace: float = GRACE_SECONDS) -> Iterator[list[int]]:
-    """Inside, a signal stops `job`; the list yielded holds the signals that came. If the job has not returned after `grace`
-    seconds, or a second signal comes, its finished rows are written and the process ends with 128 + the signal's number."""
+    """Within the block, a signal stops `job`.
+
+    Args:
+        job: Runs within the block.
+        grace: Seconds after which, if the job has not returned, its finished rows are written to the disk and the process ends
+            with 128 + the signal's number. A second signal does the same at once.
+
+    Yields:
+        The list of signals that came. Outside of the main thread, which alone may handle signals, it stays empty.
+    """
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+    if threading.current_thread() is not threading.main_thread():
         yield came
         return
     ours, wake = socket.socketpair()
     wake.setblocking(False)
     ours.setblocking(True)
 
-    def watch():
+    def watch() -> None:
         first = _next_signal(ours)
         if first is None:
             return
@@ -63,7 +71,7 @@ def stop_on_signals(job: BatchJob, grace: float = GRACE_SECONDS) -> Iterator[lis
 
 
 def _next_signal(end: socket.socket) -> int | None:
-    """The next of our signals; None once the other end is closed. Raises TimeoutError."""
+    """The next of `_SIGNALS`; None once the other end is closed. Raises TimeoutError."""
     while True:
         number = end.recv(1)
         if not number:

@@ -1,4 +1,4 @@
-"""What the output looks like: one row per record, as JSONL or Parquet. A part appears under its name only when it is whole."""
+"""The formats of the output: one row per record, as JSONL or Parquet."""
 
 import json
 from abc import ABC, abstractmethod
@@ -13,18 +13,18 @@ from ..records.arrow import import_pyarrow
 
 __all__ = ["COLUMNS", "SINKS", "Sink", "open_sink"]
 
-# The schema of a row; `id` is a string in Parquet, and as it was given in JSONL.
+# Keys of a row. An id that is a number is a string in Parquet.
 COLUMNS = ("id", "text", "error", "finish_reason", "prompt_tokens", "new_tokens", "tiles", "seconds")
 _GROUP = 1000
 
 
 class Sink(ABC):
-    """Rows to a file."""
+    """Writes and reads the rows of a part. ending: of its file name."""
 
     ending: ClassVar[str]
 
     def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
-        """All rows of a part, in one atomic step."""
+        """Write all rows of a part atomically."""
         with whole_file(path) as file:
             self._write(file, rows)
 
@@ -33,10 +33,12 @@ class Sink(ABC):
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[dict[str, Any]]:
-        """The rows of a finished part."""
+        """The rows of a complete part."""
 
 
 class JsonlSink(Sink):
+    """A line of JSON for each row."""
+
     ending = ".jsonl"
 
     def _write(self, file, rows):
@@ -49,6 +51,8 @@ class JsonlSink(Sink):
 
 
 class ParquetSink(Sink):
+    """A Parquet file with row groups of 1,000 rows."""
+
     ending = ".parquet"
 
     def __init__(self):
@@ -73,7 +77,12 @@ SINKS: dict[str, type[Sink]] = {"jsonl": JsonlSink, "parquet": ParquetSink}
 
 
 def open_sink(name: str) -> Sink:
-    """The sink of that name. Raises InputError for an unknown one, MissingExtraError for Parquet without pyarrow."""
+    """The sink of a format.
+
+    Raises:
+        InputError: if there is no such format.
+        MissingExtraError: for Parquet without pyarrow.
+    """
     if name not in SINKS:
         raise InputError(f"no output format {name!r}; it is one of {', '.join(SINKS)}")
     return SINKS[name]()

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from ..arguments import parse_mesh
+
 __all__ = ["is_docling", "load_engine"]
 
 
@@ -29,7 +31,6 @@ def load_engine(
     import jax
 
     from ..checkpoint import load, resolve
-    from ..convert.cli import parse_mesh
     from ..processing import SmolVLMProcessor
     from ..sharding import make_mesh
     from .engine import Engine, EngineConfig

@@ -43,13 +43,12 @@ def conversation_of(
         raise InputError(f"a record is a JSON object, this is a {type(record).__name__}")
     training = last == "assistant"
     value = record if training and not isinstance(record.get("body"), Mapping) else request_of(record)
-    messages = _given(value)
-    if messages is None:
+    given = _given(value)
+    if given is None:
         messages = [{"role": "user", "content": _content(value, folder, prompt)}]
     else:
-        if training:
-            messages = _with_pictures(messages, record.get("images"))
-        messages = [_resolved(message, folder) for message in messages]
+        given = _with_pictures(given, record.get("images")) if training else given
+        messages = [_resolved(message, folder) for message in given]
     if training and (answer := record.get("answer")) is not None:
         if not isinstance(answer, str):
             raise InputError(f"answer is a {type(answer).__name__}; it needs a string")

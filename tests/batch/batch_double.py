@@ -13,7 +13,7 @@ class Decoder:
 
 
 class Double:
-    """pause: seconds per answer. after: called with the number of answers so far."""
+    """pause: seconds per answer. after: called with the number of answers so far, errors aside."""
 
     def __init__(self, pause: float = 0.0, after=lambda count: None):
         self.stats = {"seconds": 1.0, "device_idle_seconds": 0.25}
@@ -33,10 +33,13 @@ class Double:
 
     def generate(self, requests):
         try:
-            for count, request in enumerate(requests, 1):
+            for request in requests:
+                if request.error is not None:
+                    yield Result(request.id, None, request.error, "error", 0, 0, 0)
+                    continue
                 self.seen.append(request.id)
                 time.sleep(self._pause)
                 yield self.answer(request)
-                self._after(count)
+                self._after(len(self.seen))
         finally:
             self.closed = True

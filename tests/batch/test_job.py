@@ -1,6 +1,8 @@
 """The job around the engine: what it asks, what it writes, how it stops, what it returns."""
 
+import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -16,13 +18,14 @@ import pytest
 from batch_double import Double
 from PIL import Image
 
-from smolvlm_jax.batch import cli
+from smolvlm_jax.batch import BatchConfig, PictureOptions, run_batch
+from smolvlm_jax.batch import run as batch_run
 from smolvlm_jax.batch.job import EMPTY, BatchJob, Shard
 from smolvlm_jax.batch.pool import WorkerPool
 from smolvlm_jax.batch.sinks import open_sink
 from smolvlm_jax.batch.workers import Setup
 from smolvlm_jax.checkpoint import resolve
-from smolvlm_jax.cli import main
+from smolvlm_jax.cli import _parser, main
 from smolvlm_jax.engine import Result, SamplingParams
 from smolvlm_jax.engine.loading import is_docling
 from smolvlm_jax.errors import InputError
@@ -194,7 +197,7 @@ def test_an_empty_input_is_a_finished_job(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`smolvlm-jax batch` in this process with the double for an engine: (exit code, summary or None, stderr)."""
-    monkeypatch.setattr(cli, "_engine", lambda *args: Double())
+    monkeypatch.setattr(batch_run, "_engine", lambda *args: Double())
     for name in ("JOB_COMPLETION_INDEX", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
 
@@ -290,6 +293,26 @@ def test_mistakes_are_one_line_and_exit_code_2(flags, words, lines, tmp_path, mo
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err, err
     assert not Path("out").exists() or not list(Path("out").glob("part-*"))
+
+
+def test_the_python_interface_has_every_switch_and_answers_as_the_command(command, lines, tmp_path):
+    (commands,) = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    switches = {action.dest for action in commands["batch"]._actions} - {"help", "column"} | {"columns"}
+    names = lambda settings: {field.name for field in dataclasses.fields(settings)}
+    own = names(BatchConfig) - {"sampling", "pictures"}
+    assert switches == own | names(SamplingParams) | names(PictureOptions)
+    config = BatchConfig(
+        input=lines, output=tmp_path / "a", shard_size=10, sampling=SamplingParams(seed=5), workers=0, quiet=True
+    )
+    summary = run_batch(config)
+    code, again, _ = command(lines, tmp_path / "a", "--shard-size", "10", "--seed", "5", "--max-error-rate", "0.1")
+    assert code == 0 and again["new_records"] == 0 and summary["new_records"] == 100
+    command(lines, tmp_path / "b", "--shard-size", "10", "--seed", "5", "--max-error-rate", "0.1")
+    assert corpus.rows_of(tmp_path / "a") == corpus.rows_of(tmp_path / "b")
+    with pytest.raises(InputError, match=r"prompt was None, is 'Why\?'"):
+        run_batch(dataclasses.replace(config, prompt="Why?"))
+    with pytest.raises(InputError, match="max-error-rate"):
+        dataclasses.replace(config, max_error_rate=2)
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(command, lines, tmp_path, monkeypatch):

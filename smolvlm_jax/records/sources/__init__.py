@@ -7,20 +7,18 @@ a payload, runs in the workers.
 To add a source, write a module with a subclass of Source and name it in SOURCES.
 """
 
-import importlib
 import os
 
 from ...errors import InputError
 from .base import Row, Source, Unit
+from .jsonl import JsonlSource
+from .media import MediaSource
+from .parquet import ParquetSource
 
 __all__ = ["SOURCES", "Row", "Source", "Unit", "open_source"]
 
-# name -> module and class. The first that claims an input gets it.
-SOURCES = {
-    "jsonl": ("jsonl", "JsonlSource"),
-    "parquet": ("parquet", "ParquetSource"),
-    "media": ("media", "MediaSource"),
-}
+# The first that claims an input gets it.
+SOURCES: dict[str, type[Source]] = {source.name: source for source in (JsonlSource, ParquetSource, MediaSource)}
 
 
 def open_source(
@@ -47,8 +45,6 @@ def open_source(
     if not os.path.exists(path) and not any(c in path for c in "*?["):
         raise InputError(f"no input {path!r}: no such file or directory; a glob has one of * ? [ in it")
     for key in [name] if name else SOURCES:
-        module, cls = SOURCES[key]
-        source: type[Source] = getattr(importlib.import_module(f".{module}", __name__), cls)
-        if name or source.claims(path):
-            return source(path, prompt, columns)
+        if name or SOURCES[key].claims(path):
+            return SOURCES[key](path, prompt, columns)
     raise InputError(f"{path!r} is no input that can be read: it takes JSONL, Parquet, or a directory or glob of pictures")

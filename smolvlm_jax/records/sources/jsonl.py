@@ -58,16 +58,15 @@ class _Rows:
             file.seek(self.start)
             position = 0
             while file.tell() < self.end:
-                text: bytes | None = file.readline(MAX_LINE)
-                whole = text.endswith(b"\n") or file.tell() >= self.end
-                while not whole:
+                line = file.readline(MAX_LINE)
+                whole = complete = line.endswith(b"\n") or file.tell() >= self.end
+                while not complete:
                     more = file.readline(_BLOCK)
-                    whole = not more or more.endswith(b"\n")
-                    text = None
-                if text is not None and self.start == 0 and position == 0:
-                    text = text.removeprefix(b"\xef\xbb\xbf")
-                if text is None or text.strip():
-                    yield Row(position, (self.file, self.line + position, text))
+                    complete = not more or more.endswith(b"\n")
+                if self.start == 0 and position == 0:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip() or not whole:
+                    yield Row(position, (self.file, self.line + position, line if whole else None))
                 position += 1
 
 

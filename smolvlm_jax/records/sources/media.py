@@ -4,7 +4,10 @@ A million names need not fit in memory: they are sorted in a temporary database 
 """
 
 import fnmatch
+import functools
+import glob
 import hashlib
+import math
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -76,9 +79,9 @@ class MediaSource(Source):
     def units(self, shard_size: int) -> Iterator[Unit]:
         for index, start in enumerate(range(0, self._count, shard_size)):
             share = min(shard_size, self._count - start) / self._count
-            yield Unit(index, share, lambda start=start: self._rows(start, shard_size))
+            yield Unit(index, share, functools.partial(self._rows, start=start, count=shard_size))
 
-    def _rows(self, start: int, count: int) -> Iterator[Row]:
+    def _rows(self, *, start: int, count: int) -> Iterator[Row]:
         query = "SELECT name FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
         names = self._database.execute(query, (start, start + count)).fetchall()
         for position, (name,) in enumerate(names):
@@ -90,7 +93,7 @@ def _split(path: str) -> tuple[str, tuple[str, ...] | None]:
     if os.path.isdir(path):
         return path, None
     if os.path.isfile(path):
-        return os.path.dirname(path) or ".", (_literal(os.path.basename(path)),)
+        return os.path.dirname(path) or ".", (glob.escape(os.path.basename(path)),)
     parts = path.split("/")
     first = next(number for number, part in enumerate(parts) if any(c in part for c in "*?["))
     folder = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
@@ -99,14 +102,10 @@ def _split(path: str) -> tuple[str, tuple[str, ...] | None]:
     return folder, tuple(parts[first:])
 
 
-def _literal(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
 def _walk(folder: str, pattern: tuple[str, ...] | None) -> Iterator[tuple[bytes, int]]:
     """(name below `folder`, size) of what matches, in no order; one directory entry at a time."""
-    waiting = [()]
-    deep = pattern is None or "**" in pattern
+    waiting: list[tuple[str, ...]] = [()]
+    deepest = math.inf if pattern is None or "**" in pattern else len(pattern)
     while waiting:
         parts = waiting.pop()
         with os.scandir(os.path.join(folder, *parts)) as entries:
@@ -115,7 +114,7 @@ def _walk(folder: str, pattern: tuple[str, ...] | None) -> Iterator[tuple[bytes,
                     continue
                 here = (*parts, entry.name)
                 if entry.is_dir(follow_symlinks=False):
-                    if deep or len(here) < len(pattern):
+                    if len(here) < deepest:
                         waiting.append(here)
                 elif entry.is_file() and _wanted(here, pattern):
                     yield os.fsencode("/".join(here)), entry.stat().st_size

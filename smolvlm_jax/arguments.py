@@ -1,0 +1,143 @@
+"""Arguments that several commands share, and help texts that show every default. Imports nothing heavy.
+
+Options for the fields of a settings dataclass carry the fields' names, so that `given` can collect what the user set.
+"""
+
+import argparse
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+from .errors import InputError
+
+__all__ = ["add_command", "add_machine", "add_model", "add_pictures", "add_quiet", "add_sampling", "given", "parse_mesh"]
+
+_AXES = ("data", "fsdp", "tensor")
+_SAMPLING: dict[str, dict[str, Any]] = {
+    "max_new_tokens": dict(type=int, metavar="N", help="largest number of tokens of an answer"),
+    "do_sample": dict(action=argparse.BooleanOptionalAction, help="draw tokens instead of taking the most likely one"),
+    "temperature": dict(type=float, help="divides the logits before drawing"),
+    "top_k": dict(type=int, metavar="K", help="draw from the K most likely tokens; 0: from all"),
+    "top_p": dict(type=float, metavar="P", help="draw from the most likely tokens that together reach probability P"),
+    "min_p": dict(type=float, metavar="P", help="draw from tokens at least P times as likely as the most likely one"),
+    "repetition_penalty": dict(type=float, help="divides the scores of tokens that are in the text already"),
+    "repetition_window": dict(type=int, metavar="N", help="end an answer whose last N tokens repeat a pattern; 0: never"),
+    "seed": dict(type=int, help="of the random draws"),
+    "stop": dict(action="append", metavar="TEXT", help="end an answer before this text; may be repeated"),
+    "ignore_eos": dict(action="store_true", help="go on to the limit, past stop tokens"),
+}
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help texts with the default of every option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if not action.option_strings or action.default is argparse.SUPPRESS or "(default: " in text:
+            return text
+        return f"{text} (default: {_shown(action.default)})"
+
+
+def _shown(default: Any) -> str:
+    """A default in words. None stands for what the checkpoint says."""
+    words = {None: "as the checkpoint says", False: "off", True: "on"}
+    if default is None or isinstance(default, bool):
+        return words[default]
+    return "none" if default in ([], ()) else str(default)
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], *, help: str, description: str
+) -> argparse.ArgumentParser:
+    """Register a command.
+
+    Args:
+        commands: What `add_subparsers` returned.
+        name: Of the command.
+        run: From the parsed arguments to the exit code.
+        help: One line for the list of commands.
+        description: For the command's own help.
+    """
+    command = commands.add_parser(name, help=help, description=description, formatter_class=_Formatter)
+    command.set_defaults(run=run)
+    return command
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model"""
+    parser.add_argument("--model", default="tiny", metavar="NAME|DIR", help="bundled name, directory or Hub id")
+
+
+def add_sampling(parser: argparse.ArgumentParser, settings: type, *, without: Collection[str] = ()) -> None:
+    """An option for each field of `settings`, a dataclass, whose defaults the help shows. What is not given is None."""
+    group = parser.add_argument_group("sampling")
+    for field in dataclasses.fields(settings):
+        if field.name in _SAMPLING and field.name not in without:
+            option = dict(_SAMPLING[field.name])
+            option["help"] += f" (default: {_shown(field.default)})"
+            group.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=None, **option)
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """--max-tiles, --no-upscale and --no-image-splitting. What is not given is None."""
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--max-tiles", type=int, metavar="N", help="shrink pictures that would take more tiles")
+    group.add_argument("--no-upscale", dest="do_upscale", action="store_false", default=None, help="leave small pictures small")
+    group.add_argument(
+        "--no-image-splitting", dest="do_image_splitting", action="store_false", default=None, help="one tile per picture"
+    )
+
+
+def add_machine(
+    parser: argparse.ArgumentParser,
+    *,
+    dtype: str = "bfloat16, on CPU float32",
+    dtypes: Collection[str] | None = ("float32", "bfloat16"),
+    mesh: str | None = None,
+) -> argparse._ArgumentGroup:
+    """--dtype and --mesh.
+
+    Args:
+        parser: Of the command.
+        dtype: The default of --dtype, in words.
+        dtypes: What --dtype may be; None leaves the check to the command.
+        mesh: What the mesh is for and its default, in words; None: there is no --mesh.
+
+    Returns:
+        The group, for options that only this command has.
+    """
+    group = parser.add_argument_group("machine")
+    names = "dtype of the weights" if dtypes else "float32, bfloat16 or float16"
+    group.add_argument("--dtype", choices=dtypes, help=f"{names} (default: {dtype})")
+    if mesh is not None:
+        group.add_argument("--mesh", metavar="AXIS=N,…", help=mesh)
+    return group
+
+
+def add_quiet(parser: argparse.ArgumentParser, what: str) -> None:
+    """--quiet; `what` says what is left out."""
+    parser.add_argument("--quiet", action="store_true", help=what)
+
+
+def given(options: argparse.Namespace, target: Callable) -> dict[str, Any]:
+    """The arguments of `target`, a function or a dataclass, that the command line sets."""
+    found = {name: getattr(options, name, None) for name in inspect.signature(target).parameters}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def parse_mesh(text: str | None) -> dict[str, int] | None:
+    """Sizes of the axes of a mesh from text like "data=1,fsdp=8,tensor=1"; axes left out are 1.
+
+    Raises:
+        InputError: if the text has another form.
+    """
+    if text is None:
+        return None
+    sizes = dict.fromkeys(_AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis.strip() not in sizes or not size.strip().isdecimal() or int(size) < 1:
+            raise InputError(f"{part!r} in --mesh {text} is not AXIS=SIZE with an axis of {', '.join(_AXES)} and a size from 1")
+        sizes[axis.strip()] = int(size)
+    return sizes

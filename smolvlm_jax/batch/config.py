@@ -1,0 +1,93 @@
+"""`BatchConfig`: everything that a batch job is told. Imports no jax."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+from ..generation_config import SamplingParams
+from ..records.record import FIELDS
+
+__all__ = ["BatchConfig", "PictureOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """How pictures become tiles. None leaves the choice to the checkpoint's processor.
+
+    Attributes:
+        max_tiles: Shrink pictures that would take more tiles.
+        do_upscale: Whether small pictures are enlarged.
+        do_image_splitting: Whether a picture may take several tiles.
+    """
+
+    max_tiles: int | None = None
+    do_upscale: bool | None = None
+    do_image_splitting: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """A batch job, as `run_batch` takes it.
+
+    Attributes:
+        input: JSONL, Parquet, or a directory or glob of pictures and videos.
+        output: Directory for the answers.
+        model: Bundled name, directory or Hub id.
+        prompt: The question for records that bring none.
+        sampling: How answers are continued. A record may set any of it for itself, and draws by a seed made of this one and
+            its id.
+        pictures: How pictures become tiles.
+        source: Kind of the input; by default told by its names.
+        columns: Pairs (name of a record's key, its name in the input).
+        format: "jsonl" or "parquet".
+        shard_size: Records of a part of the output.
+        num_shards: Number of hosts; by default as the launcher says, else 1.
+        shard_index: Which of them this is, from 0.
+        max_error_rate: Share of records with an error, from 0 to 1, up to which the job counts as successful.
+        force: Move the output of another job aside and start afresh.
+        quiet: Show no progress and no remarks.
+        keep_special_tokens: Whether special tokens stay in the text; by default for checkpoints that write doctags.
+        workers: Processes that prepare records, by default one per core, less one; 0 prepares in the calling process.
+        record_timeout: Seconds to prepare one record.
+        dtype: Of the computation; by default bfloat16, on CPU float32.
+        mesh: Of this host's devices, such as "data=2,tensor=2"; by default every device is data parallel.
+        slots: Rows decoded at once, for each ring.
+        ring_lengths: Columns of the caches, ascending.
+    """
+
+    input: str | os.PathLike[str]
+    output: str | os.PathLike[str]
+    model: str | os.PathLike[str] = "tiny"
+    prompt: str | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    pictures: PictureOptions = field(default_factory=PictureOptions)
+    source: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    format: str = "jsonl"
+    shard_size: int = 1000
+    num_shards: int | None = None
+    shard_index: int | None = None
+    max_error_rate: float = 0.05
+    force: bool = False
+    quiet: bool = False
+    keep_special_tokens: bool | None = None
+    workers: int | None = None
+    record_timeout: float = 120.0
+    dtype: str | None = None
+    mesh: str | None = None
+    slots: tuple[int, ...] | None = None
+    ring_lengths: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.max_error_rate <= 1:
+            raise InputError(f"--max-error-rate is a share from 0 to 1, got {self.max_error_rate}")
+        if (self.workers or 0) < 0 or self.record_timeout <= 0:
+            raise InputError("--workers and --record-timeout cannot be negative, nor the time limit 0")
+        for name, column in self.columns:
+            if name not in FIELDS or not column:
+                raise InputError(f"--column {name}={column} is not NAME=COLUMN with a name of {', '.join(FIELDS)}")

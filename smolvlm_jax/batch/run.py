@@ -1,0 +1,94 @@
+"""`run_batch`: a batch job from its configuration, with workers, engine, manifest and summary."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import resolve
+from ..engine.loading import is_docling, load_engine
+from ..errors import InputError
+from ..generation_config import GenerationConfig
+from ..io import say, write_json
+from ..records.sources import Source, open_source
+from .config import BatchConfig
+from .hosts import shard_of
+from .job import BatchJob, Shard
+from .manifest import agree, model_digest
+from .pool import WorkerPool, default_workers
+from .signals import stop_on_signals
+from .sinks import open_sink
+from .workers import Setup
+
+__all__ = ["run_batch"]
+
+
+def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[str, Any]:
+    """Answer every record of this process's shard that has no row yet. Run again, it goes on where it stopped.
+
+    SIGTERM and SIGINT stop the job if this is called from the main thread; finished rows are kept.
+
+    Args:
+        config: The job.
+        notify: Called with remarks for the user, unless `config.quiet`.
+
+    Returns:
+        The summary that is also written to the output directory: "complete" (whether every record of the shard has a row),
+        "records", "answers", "errors", "error_share", "finish_reasons" and the figures of docs/batch.md. Of a job that was
+        stopped by a signal, which is no reason to write it, "signal" holds the number.
+
+    Raises:
+        SmolVLMError: for what is wrong with the configuration, the input, the model, or an output that another job wrote.
+        OSError: if the output cannot be written; finished rows are kept.
+    """
+    notify = (lambda line: None) if config.quiet else notify
+    index, count = shard_of(config.shard_index, config.num_shards)
+    if config.shard_index is None and count > 1:
+        notify(f"this is shard {index} of {count}, as the launcher's environment says")
+    shard, sink, folder = Shard(index, count, config.shard_size), open_sink(config.format), Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; OUTPUT is a directory")
+    directory = Path(resolve(config.model))
+    source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
+    setup = Setup(str(directory), source.parse, config.sampling, config.pictures)
+    setup.processor().count_tokens(512, 512)  # a mistake in the picture options would be an error of every record
+    keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
+    agree(folder, _facts(config, directory, source, keep), config.force, notify)
+    engine = functools.partial(_engine, config, directory, keep)
+    workers = default_workers() if config.workers is None else config.workers
+    with WorkerPool(setup, workers, config.record_timeout) as pool:
+        job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet)
+        with stop_on_signals(job) as signals:
+            summary = job.run()
+    if not summary["complete"] and signals:
+        notify(f"stopped after {summary['records']} records; run the same command again to go on")
+        return {**summary, "signal": signals[0]}
+    write_json(folder / f"_summary-{index}-of-{count}.json", summary)
+    return summary
+
+
+def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> dict[str, Any]:
+    """What rows depend on. The number of shards is not among it: a restart may have more hosts or fewer."""
+    sampling = config.sampling.sampling(GenerationConfig.from_pretrained(directory))
+    return {
+        "input": source.describe(),
+        "model": model_digest(directory),
+        "prompt": config.prompt,
+        "columns": [f"{name}={column}" for name, column in config.columns],
+        "sampling": {**asdict(config.sampling), **asdict(sampling), "stop": list(config.sampling.stop)},
+        "pictures": config.pictures.given(),
+        "keep_special_tokens": keep,
+        "dtype": config.dtype,
+        "shard_size": config.shard_size,
+        "output_format": config.format,
+    }
+
+
+def _engine(config: BatchConfig, directory: Path, keep: bool):
+    shapes = {"slots": config.slots, "ring_lengths": config.ring_lengths}
+    with warnings.catch_warnings():
+        if config.quiet:
+            warnings.simplefilter("ignore")
+        return load_engine(directory, dtype=config.dtype, mesh=config.mesh, keep_special_tokens=keep, **shapes)

@@ -1,0 +1,197 @@
+"""Child processes that exchange messages with their parent: video decoders and the workers of a batch job.
+
+A child is a fresh interpreter, never a fork: jax, its threads and the decoders' libraries do not survive a fork. Parent and
+child share one socket, which is the child's standard input. A message is a pickle (protocol 5); the bytes of arrays follow it
+as they are, so that pictures are not copied into the pickle. Every wait has a deadline. A child ends with its parent, also
+when the parent is killed while the child hangs in C code.
+
+Parent and child trust each other: a child protects its parent from crashes, hangs and memory, not from an attacker.
+"""
+
+import ctypes
+import functools
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+__all__ = ["AVAILABLE", "Channel", "Child", "parent"]
+
+AVAILABLE = os.name == "posix"  # elsewhere a socket cannot be a standard input
+_START_SECONDS = 120
+_PR_SET_PDEATHSIG = 1
+_NUMBER = struct.Struct("!Q")
+
+
+class Channel:
+    """One end of a socket that carries messages, any object that can be pickled."""
+
+    def __init__(self, connection: socket.socket):
+        self._socket = connection
+
+    def send(self, message: Any, seconds: float | None = None) -> None:
+        """Send a message.
+
+        Args:
+            message: Any object that can be pickled.
+            seconds: For each of its parts; None: no limit.
+
+        Raises:
+            TimeoutError: if the other side does not read.
+            OSError: if the other side is gone.
+        """
+        buffers: list[pickle.PickleBuffer] = []
+        pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+        parts = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
+        self._socket.settimeout(seconds)
+        self._socket.sendall(b"".join(_NUMBER.pack(number) for number in (len(parts), *(part.nbytes for part in parts))))
+        for part in parts:
+            self._socket.sendall(part)
+
+    def receive(self, seconds: float | None = None) -> Any:
+        """The next message.
+
+        Args:
+            seconds: Until all of it is here; None: no limit.
+
+        Raises:
+            TimeoutError: if it is not here in time. What arrives later is part of it, so the channel is useless then.
+            EOFError: if the other side is gone.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        count = self._number(deadline)
+        sizes = [self._number(deadline) for _ in range(count)]
+        pickled, *buffers = [self._read(size, deadline) for size in sizes]
+        return pickle.loads(pickled, buffers=buffers)
+
+    def messages(self) -> Iterator[Any]:
+        """Messages until the other side is gone."""
+        while True:
+            try:
+                message = self.receive()
+            except (EOFError, ConnectionError):
+                return
+            yield message
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+    def _number(self, deadline: float | None) -> int:
+        return _NUMBER.unpack(self._read(_NUMBER.size, deadline))[0]
+
+    def _read(self, size: int, deadline: float | None) -> bytearray:
+        out = bytearray(size)
+        view = memoryview(out)
+        while view:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError("the other process did not answer in time")
+            self._socket.settimeout(left)
+            count = self._socket.recv_into(view)
+            if not count:
+                raise EOFError("the other process has ended")
+            view = view[count:]
+        return out
+
+
+class Child(Channel):
+    """The parent's end of a child process.
+
+    Args:
+        module: The child imports it and calls its function `serve()`, which calls `parent()`, receives `setup`, answers it
+            once, and then serves.
+        setup: The first message.
+        quiet: Whether what the child writes to standard error is dropped. Standard output always is.
+
+    Attributes:
+        started: The child's answer to `setup`.
+
+    Raises:
+        EOFError: if the child ends without an answer.
+        TimeoutError: if it does not answer within two minutes.
+    """
+
+    def __init__(self, module: str, setup: Any, *, quiet: bool = False):
+        ours, theirs = socket.socketpair()
+        super().__init__(ours)
+        environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        start = functools.partial(
+            subprocess.Popen,
+            [sys.executable, "-c", f"from {module} import serve; serve()"],
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if quiet else None,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends its children
+        )
+        try:
+            with theirs:
+                self._process = _starter(os.getpid()).submit(start).result()
+        except BaseException:
+            self.close()
+            raise
+        try:
+            self.send(setup, _START_SECONDS)
+            self.started = self.receive(_START_SECONDS)
+        except BaseException:
+            self.end()
+            raise
+
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
+    def exit_code(self) -> int:
+        """Of a process that is ending: its exit code, or minus the signal that ended it; 0 if it does not end."""
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return 0
+
+    def kill(self) -> None:
+        """End the process, from any thread: a thread that waits for its message gets an EOFError."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """End the process and close this end."""
+        self.kill()
+        self._process.wait()
+        self.close()
+
+
+@functools.lru_cache
+def _starter(process: int) -> ThreadPoolExecutor:
+    """The thread that starts all children of a process: Linux ends a child with the *thread* that started it."""
+    return ThreadPoolExecutor(1, "child-starter")
+
+
+def parent() -> Channel:
+    """In a child: the channel to the parent, whose end is this process's end too."""
+    connection = socket.socket(fileno=os.dup(0))
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)  # what this process starts must not hold the socket open
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        except (OSError, AttributeError):
+            pass
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(connection, 0)  # no event but the end of the other side
+        poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return Channel(connection)
