@@ -120,6 +120,7 @@ def test_offenders_are_listed_together():
     assert "misshapen" in message and "(7, 576)" in message and "(49280, 576)" in message
 
 
+@pytest.mark.thorough
 def test_init_needs_nothing_but_a_config(tiny_a):
     model = SmolVLMForConditionalGeneration(tiny_a.model.config)
     params = init_params(model, seed=3)

@@ -41,9 +41,10 @@ def test_convert_commands(tmp_path):
 
 def test_the_file_map_is_the_tree():
     block = README.split("## Files")[1]
-    named = set(re.findall(r"^      (\w+\.py) ", block, re.M))
-    there = {p.name for p in (ROOT / "smolvlm_jax").glob("*.py") if not p.name.startswith("__")}
-    assert named | {"errors.py", "generation_config.py"} == there
+    named = set(re.findall(r"^      (\w+(?:\.py|/))", block, re.M))
+    modules = {p.name for p in (ROOT / "smolvlm_jax").glob("*.py") if not p.name.startswith("__")}
+    packages = {f"{p.name}/" for p in (ROOT / "smolvlm_jax").iterdir() if p.is_dir() and not p.name.startswith("__")}
+    assert named == modules | packages
 
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
