@@ -53,8 +53,8 @@ def main() -> None:
     import numpy as np
 
     from smolvlm_jax import init_params, make_mesh, published_config
-    from smolvlm_jax.checkpoint import default_dtype
     from smolvlm_jax.model import SmolVLMForConditionalGeneration
+    from smolvlm_jax.precision import default_dtype
     from smolvlm_jax.train.config import TrainConfig
     from smolvlm_jax.train.state import create_state, make_optimizer, state_shardings
     from smolvlm_jax.train.step import make_step

@@ -153,14 +153,14 @@ def _compiled(model):
     from ..connector import SmolVLMConnector
     from ..vision import SmolVLMVisionTransformer
 
-    encoder = SmolVLMVisionTransformer(model.config.vision_config, model.dtype, model.position_ids)
-    connector = SmolVLMConnector(model.config, model.dtype)
+    encoder = SmolVLMVisionTransformer(model.config.vision_config, model.execution, model.vision_position_ids)
+    connector = SmolVLMConnector(model.config, model.execution)
 
     @jax.jit
     def encode(params, tiles):
         seen = encoder.apply({"params": params["model"]["vision_model"]}, tiles)
-        features = connector.apply({"params": params["model"]["connector"]}, seen["last_hidden_state"])
-        return seen["hidden_states"], seen["last_hidden_state"], features
+        features = connector.apply({"params": params["model"]["connector"]}, seen.last_hidden_state)
+        return seen.hidden_states, seen.last_hidden_state, features
 
     @jax.jit
     def decode(params, ids, features):

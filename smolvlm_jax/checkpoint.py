@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from .attention import try_kernels
 from .convert.hosts import concrete
 from .convert.leaves import ArrayLeaf, Leaf
 from .convert.source import Source, open_source
@@ -83,7 +84,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def load(
-    source: str | os.PathLike, dtype=None, mesh: Mesh | None = None, *, revision: str | None = None
+    source: str | os.PathLike, dtype=None, mesh: Mesh | None = None, *, revision: str | None = None, attention: str = "auto"
 ) -> tuple[SmolVLMForConditionalGeneration, dict]:
     """Read a checkpoint.
 
@@ -92,17 +93,21 @@ def load(
     dtype: what to compute in and store the parameters as. Default: parameters keep the dtype of the file, computation is
     in `default_dtype()`.
     mesh: place each parameter on this mesh as its logical axes say; every host reads only what its devices hold.
+    attention: the model's field, "auto" or the name of a form. The kernels that it admits are tried here, where there is a TPU.
 
     Returns the model (a hashable description, safe as a jit static) and its parameters, a nested dict of jax arrays.
     Raises CheckpointError with one list of all missing, surplus and misshapen tensors.
     """
+    try_kernels(attention)
     opened = open_source(resolve_file(source, revision))
     try:
         # Whether the head is tied is a fact of the weights: config.json has contradicted itself across transformers versions.
         compute = default_dtype() if dtype is None else dtype
         generation = opened.companions.get("generation_config.json")
         defaults = GenerationConfig.from_pretrained(generation.parent) if generation else None
-        model = SmolVLMForConditionalGeneration(opened.model_config, dtype=compute, generation_config=defaults)
+        model = SmolVLMForConditionalGeneration(
+            opened.model_config, dtype=compute, attention=attention, generation_config=defaults
+        )
         if opened.layout == "base" and not opened.config.tie_word_embeddings:
             warnings.warn(
                 f"{source} is a checkpoint of the base class, without the output head its config speaks of: "

@@ -1,7 +1,6 @@
 """`SmolVLMConnector`: pixel shuffle, then one linear layer into the decoder's width."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +8,24 @@ from flax import linen as nn
 
 from .config import SmolVLMConfig
 from .errors import InputError
-from .layers import Projection
+from .layers import Dimension, Execution, Projection
 from .sharding import constrain
 
 __all__ = ["SmolVLMConnector", "pixel_shuffle"]
 
 
 def pixel_shuffle(x: jax.Array, scale: int) -> jax.Array:
-    """Space to depth, "i (y r) (x c) d -> i (y x) (r c d)" with r = c = scale: (i, p, d) -> (i, p/scale², scale²·d).
+    """Space to depth: "i (y r) (x c) d -> i (y x) (r c d)" with r = c = scale.
 
-    The grid is square and its side a multiple of scale; anything else is an InputError.
+    Args:
+        x: patch features (i, p, d).
+        scale: side of the square of patches that become one.
+
+    Returns:
+        (i, p / scale², scale²·d).
+
+    Raises:
+        InputError: if the patches form no square grid, or `scale` does not divide its side.
     """
     i, p, d = x.shape
     side = math.isqrt(p)
@@ -34,23 +41,26 @@ class SmolVLMSimpleMLP(nn.Module):
     """transformers' name for what is a single projection without bias."""
 
     config: SmolVLMConfig
-    dtype: Any = jnp.float32
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = self.config.vision_config.hidden_size * self.config.scale_factor**2
-        d = self.config.text_config.hidden_size
-        init = self.config.text_config.initializer_range
-        return Projection("ipf,fd->ipd", (width, d), ("shuffled", None), False, init, self.dtype, name="proj")(x)
+        vision, text = self.config.vision_config, self.config.text_config
+        shuffled = Dimension(vision.hidden_size * self.config.scale_factor**2, "shuffled")
+        dimensions = {"f": shuffled, "d": Dimension(text.hidden_size)}
+        init, dtype = text.initializer_range, self.execution.dtype
+        return Projection("ipf,fd->ipd", dimensions, initializer_range=init, dtype=dtype, name="proj")(x)
 
 
 class SmolVLMConnector(nn.Module):
+    """Patch features to image tokens."""
+
     config: SmolVLMConfig
-    dtype: Any = jnp.float32
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, image_hidden_states: jax.Array) -> jax.Array:
         """Patch features (i, p, d_vision) -> image tokens (i, p / scale², d_text)."""
         x = pixel_shuffle(image_hidden_states, self.config.scale_factor)
-        x = SmolVLMSimpleMLP(self.config, self.dtype, name="modality_projection")(x)
+        x = SmolVLMSimpleMLP(self.config, self.execution, name="modality_projection")(x)
         return constrain(x, "tile", None, None)

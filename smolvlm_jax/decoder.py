@@ -1,30 +1,36 @@
 """The Llama-style text decoder: rotary grouped-query attention, SwiGLU, RMSNorm."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention.dispatch import SegmentMask, attention, cached_attention
+from .attention import LayerCache, SegmentMask, attention, cached_attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError
 from .layers import (
+    Dimension,
     Embedding,
+    Execution,
+    LayerOutput,
     Projection,
     RMSNorm,
     activation,
     apply_rotary,
-    rematerialized,
     rotary_tables,
-    scan_layers,
-    stackable,
+    run_layers,
 )
 from .sharding import constrain
 
-__all__ = ["SmolVLMTextModel", "segment_positions"]
+__all__ = ["SmolVLMTextModel", "SmolVLMTextOutput", "dimensions", "segment_positions"]
+
+# Columns beyond the prompt of a cache whose length is not given.
+_SPARE_COLUMNS = 256
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:
@@ -34,152 +40,202 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     return columns - jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
 
 
+def dimensions(config: SmolVLMTextConfig) -> dict[str, Dimension]:
+    """What the letters of the decoder's equations stand for."""
+    return {
+        "d": Dimension(config.hidden_size, "embed"),
+        "n": Dimension(config.num_attention_heads, "heads"),
+        "k": Dimension(config.num_key_value_heads, "kv_heads"),
+        "h": Dimension(config.head_dim),
+        "f": Dimension(config.intermediate_size, "mlp"),
+        "v": Dimension(config.vocab_size, "vocab"),
+    }
+
+
+def projections(config: SmolVLMTextConfig, execution: Execution) -> Callable[..., Projection]:
+    """The decoder's projections, of which an equation and a name are left to say."""
+    return partial(Projection, dimensions=dimensions(config), initializer_range=config.initializer_range, dtype=execution.dtype)
+
+
 class TextAttention(nn.Module):
+    """Causal attention with rotary positions; several query heads share a key/value head."""
+
     config: SmolVLMTextConfig
-    dtype: Any = jnp.float32
+    execution: Execution = Execution()
+    return_weights: bool = False
 
     @nn.compact
-    def __call__(self, x, rotary, mask, cache, layer: int, start, return_weights: bool):
-        """x (b, t, d) -> (output (b, t, d), this layer's (keys, values), weights).
-
-        Without a cache the new keys and values (b, k, t, h) come back; with one, its updated buffers.
-        """
-        c = self.config
-        d, n, kv, h = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        shared = dict(initializer_range=c.initializer_range, dtype=self.dtype)
-        q = Projection("btd,dnh->bnth", (d, n, h), ("embed", "heads", None), name="q_proj", **shared)(x)
-        k = Projection("btd,dkh->bkth", (d, kv, h), ("embed", "kv_heads", None), name="k_proj", **shared)(x)
-        v = Projection("btd,dkh->bkth", (d, kv, h), ("embed", "kv_heads", None), name="v_proj", **shared)(x)
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        rotary: tuple[jax.Array, jax.Array],
+        mask: jax.Array | SegmentMask,
+        cache: LayerCache | None = None,
+    ) -> LayerOutput:
+        """See `TextLayer.__call__`."""
+        project = projections(self.config, self.execution)
+        q = project("btd,dnh->bnth", name="q_proj")(x)
+        k = project("btd,dkh->bkth", name="k_proj")(x)
+        v = project("btd,dkh->bkth", name="v_proj")(x)
         q = constrain(apply_rotary(q, *rotary), "batch", "act_heads", None, None)
         k = constrain(apply_rotary(k, *rotary), "batch", "act_kv_heads", None, None)
+        form, weighed = self.execution.attention, self.return_weights
         if cache is None:
-            out, weights = attention(q, k, v, mask, return_weights=return_weights)
+            found = attention(q, k, v, mask, form=form, return_weights=weighed)._replace(keys_values=(k, v))
         else:
-            out, (k, v), weights = cached_attention(q, k, v, cache, layer, start, mask, return_weights=return_weights)
-        out = Projection("bnth,nhd->btd", (n, h, d), ("heads", None, "embed"), name="o_proj", **shared)(out)
-        return out, (k, v), weights
+            found = cached_attention(q, k, v, cache, mask, form=form, return_weights=weighed)
+        out = project("bnth,nhd->btd", name="o_proj")(found.output)
+        return LayerOutput(out, found.keys_values, found.weights)
 
 
 class TextMLP(nn.Module):
+    """SwiGLU."""
+
     config: SmolVLMTextConfig
-    dtype: Any = jnp.float32
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        d, f = self.config.hidden_size, self.config.intermediate_size
-        shared = dict(initializer_range=self.config.initializer_range, dtype=self.dtype)
-        gate = Projection("btd,df->btf", (d, f), ("embed", "mlp"), name="gate_proj", **shared)(x)
-        up = Projection("btd,df->btf", (d, f), ("embed", "mlp"), name="up_proj", **shared)(x)
+        project = projections(self.config, self.execution)
+        gate = project("btd,df->btf", name="gate_proj")(x)
+        up = project("btd,df->btf", name="up_proj")(x)
         x = constrain(activation(self.config.hidden_act)(gate) * up, "batch", None, "act_mlp")
-        return Projection("btf,fd->btd", (f, d), ("mlp", "embed"), name="down_proj", **shared)(x)
+        return project("btf,fd->btd", name="down_proj")(x)
 
 
 class TextLayer(nn.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
     config: SmolVLMTextConfig
-    dtype: Any = jnp.float32
+    execution: Execution = Execution()
+    return_weights: bool = False
 
     @nn.compact
-    def __call__(self, x, rotary, mask, cache, layer: int, start, return_weights: bool):
-        d, eps = self.config.hidden_size, self.config.rms_norm_eps
-        normed = RMSNorm(d, eps, self.dtype, name="input_layernorm")(x)
-        out, keys_values, weights = TextAttention(self.config, self.dtype, name="self_attn")(
-            normed, rotary, mask, cache, layer, start, return_weights
-        )
-        x = constrain(x + out, "batch", None, None)
-        normed = RMSNorm(d, eps, self.dtype, name="post_attention_layernorm")(x)
-        x = x + TextMLP(self.config, self.dtype, name="mlp")(normed)
-        return constrain(x, "batch", None, None), keys_values, weights
+    def __call__(self, x: jax.Array, **attending) -> LayerOutput:
+        """Run the layer.
+
+        Args:
+            x: (b, t, d).
+            **attending: `rotary`, tables of cosine and sine; `mask`, a SegmentMask, or with a cache bool (b, t, L); `cache`,
+                this layer's part of the cache.
+        """
+        norm = partial(RMSNorm, self.config.hidden_size, self.config.rms_norm_eps, self.execution.dtype)
+        attend = TextAttention(self.config, self.execution, self.return_weights, name="self_attn")
+        attended = attend(norm(name="input_layernorm")(x), **attending)
+        x = constrain(x + attended.hidden, "batch", None, None)
+        x = x + TextMLP(self.config, self.execution, name="mlp")(norm(name="post_attention_layernorm")(x))
+        return attended._replace(hidden=constrain(x, "batch", None, None))
+
+
+class SmolVLMTextOutput(NamedTuple):
+    """What the decoder returns.
+
+    Attributes:
+        last_hidden_state: (b, t, d) after the final norm.
+        hidden_states: the input of each layer, then `last_hidden_state`; None if the layers ran in a loop.
+        attentions: (b, n, t, s) per layer, if they were asked for.
+        past_key_values: the cache, if there was one or one was asked for.
+    """
+
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    past_key_values: KVCache | None = None
 
 
 class SmolVLMTextModel(nn.Module):
     """Embeddings in, final hidden states out."""
 
     config: SmolVLMTextConfig
-    dtype: Any = jnp.float32
-    remat: bool | str = False
-    scan_layers: bool = False
+    execution: Execution = Execution()
 
-    def setup(self):
-        c = self.config
-        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, ("vocab", "embed"), c.initializer_range, self.dtype)
-        layer = rematerialized(TextLayer, self.remat, static_argnums=(5, 7))
-        self.layers = [layer(c, self.dtype) for _ in range(c.num_hidden_layers)]
-        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps, self.dtype)
+    def setup(self) -> None:
+        c, sizes = self.config, dimensions(self.config)
+        self.embed_tokens = Embedding(sizes["v"], sizes["d"], c.initializer_range, self.execution.dtype)
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps, self.execution.dtype)
 
+    @nn.compact
     def __call__(
         self,
         inputs_embeds: jax.Array,
+        *,
         attention_mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool | None = None,
         cache_length: int | None = None,
-        output_attentions: bool = False,
         segment_ids: jax.Array | None = None,
-    ) -> dict[str, Any]:
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> SmolVLMTextOutput:
         """Run the layers.
 
-        inputs_embeds (b, t, d); attention_mask (b, t), or (b, …+t) of which the last t columns count; position_ids (b, t)
-        or (1, t), by default the column number, as the reference's bare forward has it. With `cache` the new columns are
-        appended to it. Without one but with `cache_length` a new cache of that many columns is returned, made after the
-        layers have attended to the prompt alone. segment_ids int (b, t), only without `cache`: several prompts packed into a
-        row, numbered from 1 on, 0 being padding; a token sees its own segment alone, and positions restart with each.
-        Returns a mapping with `last_hidden_state`, `hidden_states` (input of each layer, then the normed output; None of
-        `scan_layers`), `attentions`, `cache`.
+        Args:
+            inputs_embeds: (b, t, d).
+            attention_mask: 1 = real, (b, t), or with a cache (b, past + t), of which the last t columns are read.
+            position_ids: int (b, t) or (1, t). Default: the column number, plus the columns in the cache, as in the
+                reference's bare forward; with `segment_ids` they restart with each segment.
+            past_key_values: a cache, to which the new columns are appended.
+            use_cache: without a cache, return a new one, made after the layers have attended to the prompt alone.
+            cache_length: columns of the new cache; implies `use_cache`. Default: the prompt's and 256 more.
+            segment_ids: int (b, t), several prompts packed into a row, numbered from 1 on, 0 = padding: a token sees its own
+                segment only. Not together with a cache.
+            output_attentions: also return attention weights.
+            output_hidden_states: also return hidden states.
+
+        Raises:
+            InputError: if arguments contradict each other.
         """
         b, t, _ = inputs_embeds.shape
+        cache = past_key_values
+        if self.execution.scan_layers and output_hidden_states:
+            raise InputError("a model with scan_layers keeps no hidden states: ask model.clone(scan_layers=False)")
+        columns = t + _SPARE_COLUMNS if use_cache and cache_length is None else cache_length
+        if cache is None and columns is not None and columns < t:
+            raise InputError(f"a cache of {columns} columns does not hold a prompt of {t} tokens")
+        if segment_ids is not None and cache is not None:
+            raise InputError("segment_ids are for whole prompts; they cannot be continued with a cache")
         valid = jnp.ones((b, t), bool) if attention_mask is None else attention_mask[:, -t:].astype(bool)
-        offset = 0 if cache is None else cache.index
         if segment_ids is not None:
-            if cache is not None:
-                raise InputError("segment_ids are for whole prompts; they cannot be continued with a cache")
             valid = valid & (segment_ids > 0)
         if position_ids is None:
+            offset = 0 if cache is None else cache.index
             position_ids = (offset + jnp.arange(t))[None] if segment_ids is None else segment_positions(segment_ids)
-        rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta, self.dtype)
+        rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta, self.execution.dtype)
+        x = constrain(inputs_embeds.astype(self.execution.dtype), "batch", None, None)
+        run = partial(run_layers, self, TextLayer, x, return_weights=output_attentions, rotary=rotary)
+        after = None
         if cache is None:
-            start = None
-            causal = jnp.tril(jnp.ones((t, t), bool))[None]
-            mask = causal if attention_mask is None and segment_ids is None else causal & valid[:, None, :]
-            if segment_ids is not None:
-                mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-            ids = None
-            if attention_mask is not None or segment_ids is not None:
-                ids = jnp.where(valid, 1 if segment_ids is None else segment_ids, 0).astype(jnp.int32)
-            mask, after = SegmentMask(mask, ids, causal=True), None
+            mask = whole_rows_mask(valid, segment_ids, padded=attention_mask is not None)
+            out = run(mask=mask, last_only=columns is None and not output_hidden_states)
+            if columns is not None:
+                after = KVCache.from_prompt(out.keys_values, valid, columns)
         else:
+            after, visible = cache.advance(valid)
             start = cache.index % cache.length
-            after, mask = cache.advance(valid)
+            caches = [LayerCache(keys, values, start) for keys, values in zip(cache.keys, cache.values, strict=True)]
+            out = run(mask=visible, caches=caches)
+            keys, values = zip(*out.keys_values, strict=True)
+            after = replace(after, keys=keys, values=values)
+        last = self.norm(out.hidden)
+        return SmolVLMTextOutput(last, (*out.inputs, last) if output_hidden_states else None, out.weights, after)
 
-        x = constrain(inputs_embeds.astype(self.dtype), "batch", None, None)
-        if self.scan_layers and cache is None and cache_length is None and not output_attentions and not self.is_initializing():
-            weights = {name: tree for name, tree in self.variables["params"].items() if name.startswith("layers_")}
-            if stackable(weights):
-                layer = TextLayer(self.config, self.dtype, parent=None)
-                x = scan_layers(layer, weights, self.remat, x, rotary, mask, None, 0, None, False)
-                return {"last_hidden_state": self.norm(x), "hidden_states": None, "attentions": None, "cache": None}
-        states, attentions, keys, values = [], [], [], []
-        for l, layer in enumerate(self.layers):
-            states.append(x)
-            x, (k, v), weights = layer(x, rotary, mask, cache, l, start, output_attentions)
-            keys.append(k)
-            values.append(v)
-            attentions.append(weights)
-        x = self.norm(x)
-        states.append(x)
 
-        if cache is not None:
-            after = replace(after, keys=tuple(keys), values=tuple(values))
-        elif cache_length is not None:
-            grow = ((0, 0), (0, 0), (0, cache_length - t), (0, 0))
-            after = KVCache(
-                keys=tuple(jnp.pad(k, grow) for k in keys),
-                values=tuple(jnp.pad(v, grow) for v in values),
-                visible=jnp.pad(valid, ((0, 0), (0, cache_length - t))),
-                index=jnp.asarray(t, jnp.int32),
-            )
-        return {
-            "last_hidden_state": x,
-            "hidden_states": tuple(states),
-            "attentions": tuple(attentions) if output_attentions else None,
-            "cache": after,
-        }
+def whole_rows_mask(valid: jax.Array, segment_ids: jax.Array | None, *, padded: bool) -> SegmentMask:
+    """Causal attention within rows, where padding is seen by no query and, with `segment_ids`, each segment is alone.
+
+    Args:
+        valid: bool (b, t), which columns are no padding.
+        segment_ids: int (b, t) or None.
+        padded: whether `valid` may have a False; if not, and without segments, the mask is the same for all rows.
+    """
+    t = valid.shape[1]
+    mask = jnp.tril(jnp.ones((t, t), bool))[None]
+    if segment_ids is None and not padded:
+        return SegmentMask(mask, None, causal=True)
+    mask = mask & valid[:, None, :]
+    if segment_ids is not None:
+        mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    ids = jnp.where(valid, 1 if segment_ids is None else segment_ids, 0).astype(jnp.int32)
+    return SegmentMask(mask, ids, causal=True)

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from .cache import KVCache
 from .errors import InputError
 from .generation_config import GenerationConfig
-from .merge import check_counts
 from .model import SmolVLMForConditionalGeneration
+from .pictures import check_counts, flat_tiles, padded_tiles
 from .sampling import choose, row_keys
 from .sharding import activate, batch_sharding
 
@@ -128,27 +128,6 @@ def _align(ids: np.ndarray, mask: np.ndarray, length: int, fill: int) -> tuple[n
     return np.pad(ids, grow, constant_values=fill).astype(np.int32), np.pad(mask, grow).astype(np.int32)
 
 
-def _pad_tiles(pixel_values, pixel_attention_mask, num_tiles) -> dict[str, np.ndarray]:
-    """Real tiles alone, padded to a bucket: uint8 (N, T, T, 3) with `num_tiles`, or float (1, N, 3, T, T)."""
-    pixels = np.asarray(pixel_values)
-    if pixels.dtype == np.uint8:
-        count = len(pixels) if num_tiles is None else int(num_tiles)
-        grow = bucket(max(count, 1), 1) - count
-        padded = np.concatenate([pixels[:count], np.zeros((grow, *pixels.shape[1:]), np.uint8)])
-        return {"pixel_values": padded, "num_tiles": np.asarray(count, np.int32)}
-    flat = pixels.reshape(-1, *pixels.shape[2:])
-    real = (flat != 0).any(axis=(1, 2, 3))
-    if not real.any():
-        real[:1] = True
-    grow = bucket(int(real.sum()), 1) - int(real.sum())
-    padded = {"pixel_values": np.concatenate([flat[real], np.zeros((grow, *flat.shape[1:]), flat.dtype)])[None]}
-    if pixel_attention_mask is not None:
-        mask = np.asarray(pixel_attention_mask).reshape(-1, *pixels.shape[-2:])[real]
-        if not mask.all():  # a full mask says nothing, and without it all pictures share one program
-            padded["pixel_attention_mask"] = np.concatenate([mask, np.ones((grow, *mask.shape[1:]), mask.dtype)])[None]
-    return padded
-
-
 def _scope(mesh: Mesh | None):
     return activate(mesh) if mesh is not None else nullcontext()
 
@@ -175,13 +154,18 @@ def _start(model, params, config: GenerationConfig, given: dict[str, Any], seed,
         raise InputError(
             f"prompt too long: {longest} tokens and {config.max_new_tokens} new ones do not fit the model's {limit} positions"
         )
-    check_counts(model.config, np.where(mask == 1, ids, -1), pixel_values, image_hidden_states, num_tiles)
+    tiles = None
+    if pixel_values is not None:
+        tiles = flat_tiles(model.config, np.asarray(pixel_values), pixel_attention_mask, num_tiles)
+    pictures, count = (image_hidden_states, num_tiles) if tiles is None else (tiles.pixels, tiles.count)
+    if pictures is not None:
+        check_counts(model.config, np.where(mask == 1, ids, -1), pictures, count)
 
     length = bucket(longest)
     ids, mask = _align(ids, mask, max(length, ids.shape[1]), config.fill_token_id)
     inputs: dict[str, Any] = {"input_ids": ids[:, -length:], "attention_mask": mask[:, -length:]}
-    if pixel_values is not None and (np.asarray(pixel_values).size):
-        inputs |= _pad_tiles(pixel_values, pixel_attention_mask, num_tiles)
+    if tiles is not None and tiles.count:
+        inputs |= padded_tiles(tiles, bucket(int(tiles.count), 1))
     if image_hidden_states is not None:
         inputs["image_hidden_states"] = image_hidden_states
     keys = row_keys(seed, len(ids))

@@ -1,4 +1,4 @@
-"""Projection, norms, activations and rotary embedding.
+"""Projection, norms, activations, rotary embedding, and how a stack of layers is run.
 
 The alphabet of dimensions, used in every einsum equation and shape comment of the library:
 b batch, i image/tile, p patch, t query position, s key position, n query head, k key/value head, g query heads per
@@ -6,79 +6,168 @@ key/value head, h head dim, d model width, f mlp width, v vocabulary, l layer, r
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from .attention import LayerCache, check_form
 from .errors import ConfigError
 from .precision import matmul_precision
 from .sharding import constrain, parameter
 
 __all__ = [
+    "Dimension",
     "Embedding",
+    "Execution",
     "LayerNorm",
+    "LayerOutput",
     "Projection",
     "RMSNorm",
+    "StackOutput",
     "activation",
     "apply_rotary",
-    "rematerialized",
     "rotary_tables",
-    "scan_layers",
-    "stackable",
+    "run_layers",
 ]
 
 
-def _remat_policy(remat: bool | str):
-    """(whether to rematerialise, jax's policy). Raises ConfigError."""
-    policies = {
-        "full": None,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    }
-    name = {False: "none", True: "full"}.get(remat, remat)
-    if name == "none":
-        return False, None
-    if name not in policies:
-        raise ConfigError(f"remat {remat!r} is none of none, {', '.join(policies)}")
-    return True, policies[name]
+@dataclass(frozen=True)
+class Execution:
+    """How a model is computed; none of it changes what the parameters are.
+
+    Attributes:
+        dtype: of activations and matrix products. Parameters keep their own and are cast where they are used.
+        remat: what the backward pass computes again instead of keeping it. False or "none": nothing. True or "full":
+            all but the input of each layer. "dots": all but the results of matrix products with weights.
+        scan_layers: run the layers in a loop over their stacked weights, where only the last hidden states are asked for.
+        attention: "auto", or the form of attention to use wherever it fits (see `attention.dispatch`).
+    """
+
+    dtype: Any = jnp.float32
+    remat: bool | str = False
+    scan_layers: bool = False
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_form(self.attention)
+
+    @property
+    def remat_policy(self) -> tuple[bool, Callable[..., Any] | None]:
+        """Whether to rematerialise, and jax's policy for it. Raises ConfigError if `remat` is no known name."""
+        policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+        name = self.remat if isinstance(self.remat, str) else "full" if self.remat else "none"
+        if name == "none":
+            return False, None
+        if name not in policies:
+            raise ConfigError(f"remat {self.remat!r} is none of none, {', '.join(policies)}")
+        return True, policies[name]
 
 
-def rematerialized(layer: type[nn.Module], remat: bool | str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
-    """A layer that keeps little for the backward pass. remat: False or "none" keeps everything, True or "full" only the
-    layer's input, "dots" the results of matrix products with weights too, but not of attention's."""
-    asked, policy = _remat_policy(remat)
-    return nn.remat(layer, static_argnums=static_argnums, policy=policy) if asked else layer
+class LayerOutput(NamedTuple):
+    """What a layer of encoder or decoder returns.
+
+    Attributes:
+        hidden: (b, t, d).
+        keys_values: keys and values of the decoder: without a cache the new ones (b, k, t, h), with one the updated buffers
+            (b, k, L, h). None in the encoder.
+        weights: attention weights (b, n, t, s), if they were asked for.
+    """
+
+    hidden: jax.Array
+    keys_values: tuple[jax.Array, jax.Array] | None = None
+    weights: jax.Array | None = None
 
 
-def stackable(params: Mapping[str, Any]) -> bool:
-    """Whether layers have the same weights of the same shapes: not so where only some carry adapters."""
-    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in params.values()]
+class StackOutput(NamedTuple):
+    """What a stack of layers returns.
+
+    Attributes:
+        hidden: output of the last layer, (b, t, d).
+        inputs: the input of each layer; empty if the layers ran in a loop.
+        keys_values: `LayerOutput.keys_values` of each layer that has them; empty if the layers ran in a loop.
+        weights: `LayerOutput.weights` of each layer, or None if they were not asked for.
+    """
+
+    hidden: jax.Array
+    inputs: tuple[jax.Array, ...] = ()
+    keys_values: tuple[tuple[jax.Array, jax.Array], ...] = ()
+    weights: tuple[jax.Array, ...] | None = None
+
+
+def run_layers(
+    stack: nn.Module,
+    layer: type[nn.Module],
+    x: jax.Array,
+    *,
+    caches: Sequence[LayerCache] | None = None,
+    last_only: bool = False,
+    return_weights: bool = False,
+    **shared: Any,
+) -> StackOutput:
+    """Run the layers "layers_0", "layers_1", … of a stack, one after the other or in a loop.
+
+    Unrolled layers are faster on CPU, TPU and GPU, and the only ones that can update a cache in place. With
+    `Execution.scan_layers` and `last_only`, a loop runs over the stacked weights, which each device stacks for its part of
+    them: on TPU unrolled layers are scheduled into each other, so that the activations of several exist at a time (figures
+    in docs/design.md), and a loop also compiles faster. Layers whose weights differ in shape, because only some carry
+    adapters, are always unrolled.
+
+    Args:
+        stack: the module whose compact method calls this, with the fields `config` and `execution`.
+        layer: the class of the layers, with the fields `config`, `execution` and `return_weights`.
+        x: input of the first layer (b, t, d).
+        caches: each layer's part of a cache, which the layer takes as `cache`.
+        last_only: whether nothing but the last hidden states is needed.
+        return_weights: whether to return attention weights.
+        **shared: keyword arguments of all layers.
+    """
+    config, execution = stack.config, stack.execution
+    rematerialize, policy = execution.remat_policy
+    if execution.scan_layers and last_only and not return_weights and not stack.is_initializing():
+        params = {name: tree for name, tree in stack.variables["params"].items() if name.startswith("layers_")}
+        if _alike(params.values()):
+            one = layer(config, execution, parent=None)
+
+            def step(x, weights):
+                out: Any = one.apply({"params": weights}, x, **shared)
+                return out.hidden, None
+
+            if rematerialize:
+                step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{l}"] for l in range(len(params))))
+            return StackOutput(jax.lax.scan(step, x, stacked)[0])
+    layer = nn.remat(layer, policy=policy) if rematerialize else layer
+    inputs: list[jax.Array] = []
+    outputs: list[Any] = []
+    for l in range(config.num_hidden_layers):
+        inputs.append(x)
+        own = {} if caches is None else {"cache": caches[l]}
+        out = layer(config, execution, return_weights, name=f"layers_{l}")(x, **shared, **own)
+        outputs.append(out)
+        x = out.hidden
+    keys_values = tuple(out.keys_values for out in outputs if out.keys_values is not None)
+    weights = tuple(out.weights for out in outputs) if return_weights else None
+    return StackOutput(x, tuple(inputs), keys_values, weights)
+
+
+def _alike(trees) -> bool:
+    """Whether trees have leaves of the same shapes and dtypes."""
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in trees]
     return all(shape == shapes[0] for shape in shapes)
 
 
-def scan_layers(layer: nn.Module, params: Mapping[str, Any], remat: bool | str, x: jax.Array, *rest) -> jax.Array:
-    """x through the layers of params, {"layers_0": …}, in a loop: layer(x, *rest) with the weights of each in turn.
-
-    The weights are stacked here, each device its part of them. On TPU unrolled layers are scheduled into each other, and the
-    activations of several exist at a time (figures in docs/design.md); a loop takes one after the other, and compiles faster.
-    """
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{l}"] for l in range(len(params))))
-
-    def one(x, weights):
-        return layer.apply({"params": weights}, x, *rest)[0], None
-
-    asked, policy = _remat_policy(remat)
-    if asked:
-        one = jax.checkpoint(one, policy=policy, prevent_cse=False)
-    return jax.lax.scan(one, x, stacked)[0]
-
-
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """transformers' `hidden_act` names. `gelu_pytorch_tanh` is the tanh approximation, `gelu` the exact one."""
-    table = {
-        "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    """The function behind one of transformers' `hidden_act` names.
+
+    `gelu_pytorch_tanh` is the tanh approximation, `gelu` the exact function. Raises ConfigError for an unknown name.
+    """
+    table: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+        "gelu": partial(jax.nn.gelu, approximate=False),
         "silu": jax.nn.silu,
         "relu": jax.nn.relu,
     }
@@ -87,15 +176,30 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return table[name]
 
 
+class Dimension(NamedTuple):
+    """Size and logical axis of the dimension that a letter stands for; axis None is never sharded."""
+
+    size: int
+    axis: str | None = None
+
+
 class Projection(nn.Module):
     """A linear map, written as the einsum it is: y = einsum(equation, x, kernel) (+ bias).
 
-    The bias has the kernel's output dimensions, which stand last in the result.
+    The letters of the equation are all that is said about the kernel: `dimensions` gives the size and the axis of each. The
+    letters that the kernel shares with x stand first in it and are summed over; the others are dimensions of the result, where
+    they stand last, and of the bias.
+
+    Attributes:
+        equation: like "btd,dnh->bnth".
+        dimensions: letter -> Dimension, at least for the kernel's letters.
+        use_bias: whether there is a bias.
+        initializer_range: standard deviation of the kernel at initialisation.
+        dtype: to compute in.
     """
 
     equation: str
-    shape: Sequence[int]
-    axes: Sequence[str | None]
+    dimensions: Mapping[str, Dimension]
     use_bias: bool = False
     initializer_range: float = 0.02
     dtype: Any = jnp.float32
@@ -104,30 +208,35 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, output = self.equation.split("->")
         given, letters = inputs.split(",")
-        kernel = parameter(self, "kernel", nn.initializers.normal(self.initializer_range), self.shape, self.axes)
-        # A product of two plain matrices, with the activations transposed around it. From btd,dnh->bnth or bnth,nhd->btd
-        # itself XLA's CPU backend makes W'x', and copies every kernel on every call.
         summed = "".join(c for c in letters if c in given)
         free = "".join(c for c in given if c not in letters)
         out = "".join(c for c in letters if c not in given)
+        kernel = self._declare("kernel", nn.initializers.normal(self.initializer_range), letters, summed=len(summed))
+        # A product of two plain matrices, with the activations transposed around it. For btd,dnh->bnth or bnth,nhd->btd
+        # as an einsum, XLA's CPU backend computes the transposed product, and copies every kernel on every call.
         x = jnp.einsum(f"{given}->{free}{summed}", x.astype(self.dtype))
         kernel = kernel.astype(self.dtype)
         if len(summed) > 1:
             x = x.reshape(*x.shape[: len(free)], -1)
             kernel = kernel.reshape(x.shape[-1], *kernel.shape[len(summed) :])
-        y = jnp.tensordot(x, kernel, 1, precision=matmul_precision(self.dtype))
+        product = partial(jnp.tensordot, axes=1, precision=matmul_precision(self.dtype))
+        y = product(x, kernel)
         if self.has_variable("params", "lora_a"):  # only in trees that an adapter has been put into (train/lora.py)
-            a, b = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_a", "lora_b"))
-            low = jnp.tensordot(x, a.reshape(x.shape[-1], -1), 1, precision=matmul_precision(self.dtype))
-            y = y + jnp.tensordot(low, b, 1, precision=matmul_precision(self.dtype))
+            a: jax.Array = self.get_variable("params", "lora_a").astype(self.dtype)
+            b: jax.Array = self.get_variable("params", "lora_b").astype(self.dtype)
+            y = y + product(product(x, a.reshape(x.shape[-1], -1)), b)
         if self.use_bias:
-            shape, axes = zip(*((self.shape[letters.index(c)], self.axes[letters.index(c)]) for c in out), strict=True)
-            y = y + parameter(self, "bias", nn.initializers.zeros, shape, axes).astype(self.dtype)
+            y = y + self._declare("bias", nn.initializers.zeros, out).astype(self.dtype)
         return jnp.einsum(f"{free}{out}->{output}", y)
+
+    def _declare(self, name: str, init, letters: str, summed: int | None = None) -> jax.Array:
+        """A parameter whose dimensions are `letters`."""
+        declared = [self.dimensions[letter] for letter in letters]
+        return parameter(self, name, init, [d.size for d in declared], [d.axis for d in declared], summed=summed)
 
 
 class LayerNorm(nn.Module):
-    """Mean and variance in float32, rounded once at the end, as torch does it."""
+    """Layer norm with mean and variance in float32, rounded once at the end, as torch does it."""
 
     size: int
     eps: float
@@ -145,7 +254,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Llama's: normalise in float32, round to the input dtype, then multiply by the weight."""
+    """Llama's norm: normalise in float32, round to the input dtype, then multiply by the weight."""
 
     size: int
     eps: float
@@ -160,34 +269,51 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of rows; `attend` uses it as an output projection when the head is tied."""
+    """A table of rows; `attend` uses it as the output projection where the head is tied.
 
-    rows: int
-    size: int
-    axes: Sequence[str | None]
+    Attributes:
+        rows: number of rows.
+        width: length of a row.
+        initializer_range: standard deviation at initialisation.
+        dtype: to compute in.
+    """
+
+    rows: Dimension
+    width: Dimension
     initializer_range: float = 0.02
     dtype: Any = jnp.float32
 
-    def setup(self):
-        init = nn.initializers.normal(self.initializer_range)
-        self.embedding = parameter(self, "embedding", init, (self.rows, self.size), self.axes)
+    def setup(self) -> None:
+        shape, axes = (self.rows.size, self.width.size), (self.rows.axis, self.width.axis)
+        self.embedding = parameter(self, "embedding", nn.initializers.normal(self.initializer_range), shape, axes)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        # Rows whole before they are looked up: a table split along its width would have its rows split by width over the
-        # axis that the batch is split over, and the compiler falls back to copying the result to every device.
+        """Look up rows: int (…) -> (…, width)."""
+        # Rows are made whole before they are looked up. In a table split along its width the result would be split by width
+        # over the mesh axis that the batch is split over, and the compiler would copy it whole to every device.
         table = constrain(self.embedding, "act_vocab", None)
         return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
+        """Products with every row: (b, t, d) -> (b, t, v)."""
         table = self.embedding.astype(self.dtype)
         return jnp.einsum("btd,vd->btv", x.astype(self.dtype), table, precision=matmul_precision(self.dtype))
 
 
-def rotary_tables(position_ids: jax.Array, head_dim: int, theta: float, dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles, (b, 1, t, h/2), for one forward pass; built once and shared by all layers.
+def rotary_tables(position_ids: jax.Array, head_dim: int, theta: float, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the rotary angles for one forward pass; made once and shared by all layers.
 
-    Angles are products of float32 positions and float32 frequencies (theta^(-2j/h)) whatever the model dtype: in bf16 the
-    cosine at position 8,191 would be wrong by more than 1.
+    Angles are products of float32 positions and float32 frequencies theta^(-2j/h), whatever the model computes in: in
+    bfloat16 the cosine at position 8,191 would be wrong by more than 1.
+
+    Args:
+        position_ids: int (b, t).
+        head_dim: h.
+        theta: base of the frequencies.
+        dtype: of the result.
+
+    Returns:
+        Cosine and sine, (b, 1, t, h/2) each.
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     inverse_frequency = 1.0 / (jnp.float32(theta) ** exponents)
@@ -196,6 +322,6 @@ def rotary_tables(position_ids: jax.Array, head_dim: int, theta: float, dtype) -
 
 
 def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate (b, heads, t, h); the first half of a head pairs with the second half, not even with odd."""
+    """Rotate (b, heads, t, h) by tables of `rotary_tables`; the first half of a head pairs with the second half."""
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

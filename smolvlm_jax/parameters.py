@@ -1,6 +1,7 @@
 """The parameter tree as a contract: abstract shapes, logical axes and random initial values, all derived from the model."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +9,36 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from .model import SmolVLMForConditionalGeneration
-from .sharding import parameter_shardings
+from .sharding import Declared, parameter_shardings
 
-__all__ = ["abstract_params", "flatten_params", "init_params", "logical_axes", "unflatten_params"]
+__all__ = ["abstract_params", "flatten_params", "init_params", "logical_axes", "summed_dimensions", "unflatten_params"]
 
 
 @functools.lru_cache(maxsize=32)
-def _boxed(model: SmolVLMForConditionalGeneration):
+def _declared(model: SmolVLMForConditionalGeneration) -> Any:
+    """The tree of `Declared` parameters with abstract values."""
     return jax.eval_shape(model.init, jax.random.key(0))["params"]
 
 
-def abstract_params(model: SmolVLMForConditionalGeneration, dtype=None):
-    """The tree of ShapeDtypeStructs, float32 unless `dtype` says otherwise. Nothing is allocated."""
-    tree = nn.unbox(_boxed(model))
+def _is_declared(x: Any) -> bool:
+    return isinstance(x, Declared)
+
+
+def abstract_params(model: SmolVLMForConditionalGeneration, dtype: Any = None) -> Any:
+    """The tree of parameters as ShapeDtypeStructs, float32 unless `dtype` says otherwise. Nothing is allocated."""
+    tree = nn.unbox(_declared(model))
     return tree if dtype is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
 
 
-def logical_axes(model: SmolVLMForConditionalGeneration):
+def logical_axes(model: SmolVLMForConditionalGeneration) -> Any:
     """The same tree with a tuple of logical axis names in place of each parameter (None = never sharded)."""
-    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-    return jax.tree.map(lambda box: AxisNames(box.names), _boxed(model), is_leaf=is_box)
+    return jax.tree.map(lambda declared: AxisNames(declared.names), _declared(model), is_leaf=_is_declared)
+
+
+def summed_dimensions(model: SmolVLMForConditionalGeneration) -> dict[str, int]:
+    """For the path of each projection's kernel, how many leading dimensions the projection sums over."""
+    leaves = jax.tree_util.tree_flatten_with_path(_declared(model), is_leaf=_is_declared)[0]
+    return {_joined(path): declared.summed for path, declared in leaves if declared.summed is not None}
 
 
 class AxisNames(tuple):
@@ -36,8 +47,17 @@ class AxisNames(tuple):
     __slots__ = ()
 
 
-def init_params(model: SmolVLMForConditionalGeneration, seed: int = 0, dtype=jnp.float32, mesh: Mesh | None = None):
-    """Random parameters from the config alone, made where they will live: on `mesh` if given, else on the default device."""
+def init_params(
+    model: SmolVLMForConditionalGeneration, seed: int = 0, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> Any:
+    """Random parameters, which need nothing but the model's config.
+
+    Args:
+        model: whose parameters to make.
+        seed: of the random numbers.
+        dtype: of the parameters.
+        mesh: make each device's part there, as the logical axes say. Default: on the default device.
+    """
 
     def make(key):
         return jax.tree.map(lambda x: x.astype(dtype), nn.unbox(model.init(key)["params"]))
@@ -46,15 +66,19 @@ def init_params(model: SmolVLMForConditionalGeneration, seed: int = 0, dtype=jnp
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
 
 
-def flatten_params(tree) -> dict[str, jax.Array]:
+def _joined(path: tuple[Any, ...]) -> str:
+    """A path of jax's as "model/text_model/…/kernel"."""
+    return "/".join(key.key for key in path)
+
+
+def flatten_params(tree: Any) -> dict[str, Any]:
     """A nested dict of parameters as {"model/text_model/…/kernel": leaf}."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+    return {_joined(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def unflatten_params(flat: dict[str, jax.Array]) -> dict:
+def unflatten_params(flat: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten_params`."""
-    tree: dict = {}
+    tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
         node = tree

@@ -10,12 +10,13 @@ scope `constrain` returns its input, so single-device code needs no mesh at all.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .errors import InputError
@@ -23,6 +24,7 @@ from .errors import InputError
 __all__ = [
     "AXES",
     "AXIS_RULES",
+    "Declared",
     "activate",
     "attention_axes",
     "batch_sharding",
@@ -102,12 +104,12 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, q
     used: set[str] = set()
     entries = []
     for name, size in zip(names, shape, strict=True):
-        wanted = [a for a in AXIS_RULES.get(name, ()) if sizes.get(a, 1) > 1 and a not in used]
+        wanted = [a for a in AXIS_RULES.get(str(name), ()) if sizes.get(a, 1) > 1 and a not in used]
         chosen = list(wanted)
         while chosen and size % math.prod(sizes[a] for a in chosen):
             chosen.pop()  # the later axes are the less important
         if chosen != wanted and not quiet:
-            _say_once(name, size, wanted, math.prod(sizes[a] for a in wanted))
+            _say_once(str(name), size, wanted, math.prod(sizes[a] for a in wanted))
         used.update(chosen)
         entries.append(chosen[0] if len(chosen) == 1 else tuple(chosen) or None)
     while entries and entries[-1] is None:
@@ -138,11 +140,43 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, quiet=True))
 
 
-def parameter(module: nn.Module, name: str, init, shape: Sequence[int], axes: Sequence[str | None]) -> jax.Array:
-    """Declare a parameter once: name, shape, logical axes and initialiser; everything else is derived from this."""
+@struct.dataclass
+class Declared(nn.LogicallyPartitioned):
+    """A parameter as `init` returns it: value and logical axes (`names`), and what a projection says of its kernel.
+
+    Attributes:
+        summed: leading dimensions of a projection's kernel that are summed over; None for any other parameter.
+    """
+
+    summed: int | None = struct.field(default=None, pytree_node=False)
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., jax.Array],
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    *,
+    summed: int | None = None,
+) -> jax.Array:
+    """Declare a parameter once; shapes, shardings, initial values and adapters are all derived from this.
+
+    Args:
+        module: the module that the parameter belongs to.
+        name: its name there.
+        init: function of a key and a shape.
+        shape: its shape.
+        axes: logical axis of each dimension, None = never sharded.
+        summed: see `Declared`.
+
+    Raises:
+        InputError: if there are not as many axes as dimensions.
+    """
     if len(axes) != len(shape):
         raise InputError(f"parameter {name}: {len(axes)} axes {tuple(axes)} for shape {tuple(shape)}")
-    return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape))
+    value: Any = module.param(name, lambda *args: Declared(init(*args), tuple(axes), summed=summed), tuple(shape))
+    return value  # without its box, which only `init` returns
 
 
 def parameter_shardings(abstract_params, axes, mesh: Mesh):

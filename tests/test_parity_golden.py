@@ -76,7 +76,7 @@ def test_partial_pixel_mask(tiny, golden_arrays):
 def test_the_position_rule_of_4_56(tiny):
     """Its figures for the same inputs, from running that version."""
     losses = {"A": 5.395639, "B": 5.068183, "C": 6.037174}
-    old = tiny.model.clone(position_ids="transformers-4.56")
+    old = tiny.model.clone(vision_position_ids="transformers-4.56")
     out = old.apply(tiny.variables, input_ids=tiny.ids, pixel_values=tiny.pixels, labels=tiny.ids)
     assert float(out.loss) == pytest.approx(losses[tiny.name], abs=TOLERANCE)
 

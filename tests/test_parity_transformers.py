@@ -124,9 +124,9 @@ def test_random_configs_at_every_stage(seed, tmp_path):
     tiles = np.einsum("ichw->ihwc", flat[(flat != 0).any((1, 2, 3))])
     encoder = SmolVLMVisionTransformer(config.vision_config)
     vision = jax.jit(encoder.apply)({"params": params["model"]["vision_model"]}, tiles)
-    pairs = [(vision["hidden_states"][0], stages["patch"])]
-    pairs += [(h, stages[f"layer{l}"]) for l, h in enumerate(vision["hidden_states"][1:])]
-    pairs += [(vision["last_hidden_state"], stages["post"])]
+    pairs = [(vision.hidden_states[0], stages["patch"])]
+    pairs += [(h, stages[f"layer{l}"]) for l, h in enumerate(vision.hidden_states[1:])]
+    pairs += [(vision.last_hidden_state, stages["post"])]
     pairs += [(ours.image_hidden_states[: len(tiles)], stages["connector"])]
     for got, wanted in pairs:
         wanted = wanted.numpy().reshape(got.shape)

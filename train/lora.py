@@ -8,6 +8,7 @@ is kept without its factor alpha / rank; `combine` multiplies it in.
 import math
 import re
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +16,11 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import AxisNames, abstract_params, flatten_params, logical_axes, unflatten_params
+from ..parameters import AxisNames, abstract_params, flatten_params, logical_axes, summed_dimensions, unflatten_params
 from .config import LoraConfig
 from .parts import join
 
-__all__ = ["INSIDE", "adapter_axes", "adapter_shapes", "combine", "init_adapters", "matched", "merge", "product"]
-
-# Projection -> how many leading dimensions of its kernel are summed over; the others are its output's.
-INSIDE = {
-    "q_proj": 1,
-    "k_proj": 1,
-    "v_proj": 1,
-    "o_proj": 2,
-    "out_proj": 2,
-    "gate_proj": 1,
-    "up_proj": 1,
-    "down_proj": 1,
-    "fc1": 1,
-    "fc2": 1,
-    "proj": 1,
-    "lm_head": 1,
-}
+__all__ = ["adapter_axes", "adapter_shapes", "combine", "init_adapters", "matched", "merge", "product"]
 
 
 def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -44,11 +29,8 @@ def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[
         pattern = re.compile(config.targets)
     except re.error as error:
         raise ConfigError(f"lora.targets {config.targets!r} is not a regular expression: {error}") from error
-    kernels = {
-        path: leaf
-        for path, leaf in flatten_params(abstract_params(model)).items()
-        if path.endswith("/kernel") and path.split("/")[-2] in INSIDE
-    }
+    shapes = flatten_params(abstract_params(model))
+    kernels = {path: shapes[path] for path in summed_dimensions(model)}
     name = lambda path: path.removesuffix("/kernel").removeprefix("model/")
     found = {path: leaf for path, leaf in kernels.items() if pattern.fullmatch(name(path))}
     if not found:
@@ -56,26 +38,29 @@ def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[
     return found
 
 
-def _factors(path: str, shape: tuple, rank) -> dict[str, tuple]:
-    """The two leaves beside a kernel, with the kernel's dimensions (or axis names) and the rank's."""
-    inside, holder = INSIDE[path.split("/")[-2]], path.removesuffix("kernel")
-    return {f"{holder}lora_a": (*shape[:inside], rank), f"{holder}lora_b": (rank, *shape[inside:])}
+def _factors(path: str, shape: tuple, summed: int, rank) -> dict[str, tuple]:
+    """The two leaves beside a kernel, with the kernel's dimensions (or axis names) and the rank's. summed: leading dimensions
+    of the kernel that its projection sums over."""
+    holder = path.removesuffix("kernel")
+    return {f"{holder}lora_a": (*shape[:summed], rank), f"{holder}lora_b": (rank, *shape[summed:])}
 
 
 def adapter_shapes(model: SmolVLMForConditionalGeneration, config: LoraConfig, dtype=jnp.float32) -> dict:
     """The nested tree of adapters as ShapeDtypeStructs."""
-    flat = {}
+    flat: dict[str, Any] = {}
+    summed = summed_dimensions(model)
     for path, leaf in matched(model, config).items():
-        flat |= {p: jax.ShapeDtypeStruct(s, dtype) for p, s in _factors(path, leaf.shape, config.rank).items()}
+        factors = _factors(path, leaf.shape, summed[path], config.rank)
+        flat |= {p: jax.ShapeDtypeStruct(s, dtype) for p, s in factors.items()}
     return unflatten_params(flat)
 
 
 def adapter_axes(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict:
     """The same tree with logical axis names: a factor lies as its kernel's dimensions lie, the rank is whole."""
-    axes = flatten_params(logical_axes(model))
-    flat = {}
+    axes, summed = flatten_params(logical_axes(model)), summed_dimensions(model)
+    flat: dict[str, Any] = {}
     for path in matched(model, config):
-        flat |= {p: AxisNames(names) for p, names in _factors(path, axes[path], None).items()}
+        flat |= {p: AxisNames(names) for p, names in _factors(path, axes[path], summed[path], None).items()}
     return unflatten_params(flat)
 
 

@@ -1,5 +1,6 @@
-"""One attention for encoder and decoder, in several forms that compute the same thing."""
+"""One attention for encoder and decoder, in several forms that compute the same thing (see `forms`)."""
 
-from .dispatch import SegmentMask, attention, cached_attention
+from .dispatch import Attended, LayerCache, attention, cached_attention, check_form, try_kernels
+from .forms import SegmentMask
 
-__all__ = ["SegmentMask", "attention", "cached_attention"]
+__all__ = ["Attended", "LayerCache", "SegmentMask", "attention", "cached_attention", "check_form", "try_kernels"]

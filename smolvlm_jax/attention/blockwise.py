@@ -1,7 +1,8 @@
-"""Attention a few queries at a time: the scores of a long row are never whole, neither forwards nor backwards.
+"""Attention for a block of queries at a time: the scores of a long row never exist as a whole, in neither pass.
 
-The gradient is written out (Dao, FlashAttention-2, 2023, section 2.3.2): weights are made again from each query's maximum and
-sum, and the gradients of keys and values add up in float32. Autodiff through the loop would keep every block's weights.
+The gradient is written by hand (Dao, FlashAttention-2, 2023, section 2.3.2): weights are computed again from each query's
+maximum and sum, and the gradients of keys and values are summed in float32. Automatic differentiation of the loop would keep
+the weights of every block.
 """
 
 from functools import partial
@@ -16,14 +17,23 @@ __all__ = ["blockwise_attention"]
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def blockwise_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, block: int) -> jax.Array:
-    """What `attention` computes, `block` queries at a time.
+    """Scaled dot-product attention, `block` queries at a time.
 
-    q (b, n, t, h); k and v (b, k, s, h); mask bool (b or 1, t or 1, s) or None. Returns (b, n, t, h) in q's dtype.
+    Args:
+        q: queries (b, n, t, h).
+        k: keys (b, k, s, h).
+        v: values (b, k, s, h).
+        mask: bool (b or 1, t or 1, s), True where a query may look; or None.
+        block: queries at a time.
+
+    Returns:
+        (b, n, t, h) in q's dtype.
     """
     return _forward(q, k, v, mask, block)[0]
 
 
 def _forward(q, k, v, mask, block):
+    """The output, and what the gradient needs."""
     precision = matmul_precision(q.dtype)
 
     def some(_, xs):
@@ -41,6 +51,7 @@ def _forward(q, k, v, mask, block):
 
 
 def _backward(block, kept, grad):
+    """Gradients of q, k, v and (none) the mask."""
     q, k, v, mask, out, highest, total = kept
     h = q.shape[-1]
     precision = matmul_precision(q.dtype)
@@ -68,7 +79,7 @@ blockwise_attention.defvjp(_forward, _backward)
 
 
 def _scores(queries, k, seen):
-    """float32 (b, k, g, block, s) of queries (b, k, g, block, h), the lowest finite number where nothing is seen."""
+    """Scores float32 (b, k, g, block, s) of queries (b, k, g, block, h), the lowest finite number where a key is masked."""
     scores = jnp.einsum(
         "bkgth,bksh->bkgts", queries, k, precision=matmul_precision(k.dtype), preferred_element_type=jnp.float32
     )
@@ -77,14 +88,14 @@ def _scores(queries, k, seen):
 
 
 def _split(x, k, block):
-    """(b, n, t, h) -> (blocks, b, k, g, block, h); the last block is filled up with zeros."""
+    """(b, n, t, h) -> (blocks, b, k, g, block, h); the last block is padded with zeros."""
     b, n, t, h = x.shape
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -t % block), (0, 0)))
     return jnp.moveaxis(x.reshape(b, k.shape[1], n // k.shape[1], -1, block, h), 3, 0)
 
 
 def _join(x, shape):
-    """The inverse: (blocks, b, k, g, block, h) -> (b, n, t, h)."""
+    """The inverse of `_split`: (blocks, b, k, g, block, h) -> (b, n, t, h)."""
     b, n, t, h = shape
     return jnp.moveaxis(x, 0, 3).reshape(b, n, -1, h)[:, :, :t]
 

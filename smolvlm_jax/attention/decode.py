@@ -1,9 +1,10 @@
-"""A decode step's attention on TPU in one kernel: it reads a layer's KV cache once, and writes the new column on its way.
+"""A decode step's attention on TPU in one kernel, which reads a layer's KV cache once and writes the new column.
 
-A TPU lays the columns of the cache along its lanes, 128 to a tile, so that writing one column means reading and writing a
-whole tile: for itself that moves as much of a ring of 256 columns as attention reads. Here the tile is in the core's memory
-anyhow. Scores, softmax and the weighted sum stay there too, where XLA's products of three query rows at a time are bound by
-everything but the memory (figures in docs/design.md). bfloat16 alone: the products are the matrix unit's own.
+A TPU stores the columns of the cache along its lanes, 128 to a tile, so that writing one column means reading and writing a
+whole tile; done on its own, for a cache of 256 columns this moves as many bytes as attention reads. Here the tile is in the
+core's memory already. Scores, softmax and the weighted sum stay there as well, where XLA's products of three query rows at a
+time are not bound by memory, but by everything else (figures in docs/design.md). It is used in bfloat16 only, because its
+products are those of the matrix unit.
 """
 
 import functools
@@ -17,18 +18,18 @@ from ..sharding import attention_axes
 
 __all__ = ["decode_attention", "fits_decode"]
 
-_LANES = 128
-# Bytes of keys that a step of the kernel's grid takes, if a head has not more by itself: two of them and two of values are in
-# the core's memory at a time, of which the smallest chips have 16 MB.
+_LANES = 128  # columns of a tile
+# Bytes of keys that a step of the kernel's grid takes, unless one head alone has more. Two such blocks of keys and two of
+# values are in the core's memory at a time, which is 16 MB on the smallest chips.
 _BLOCK = 3 * 2**19
 _LARGEST_HEAD = 2**21
-# Heads of a row are unrolled: enough to work on several at a time, few enough to compile fast.
+# Heads of a row in one step. They are unrolled: enough that several overlap, few enough to compile fast.
 _MOST_HEADS = 8
 
 
 @functools.cache
 def _pallas():
-    """Pallas and its part for TPUs, or None of a jax without them. Imported when first needed."""
+    """Pallas and its part for TPUs, or None if this jax has none. Imported when first needed."""
     try:
         from jax.experimental import pallas
         from jax.experimental.pallas import tpu
@@ -38,7 +39,7 @@ def _pallas():
 
 
 def fits_decode(q: jax.Array, keys: jax.Array) -> bool:
-    """Whether the kernel is for these: one query a row, whole tiles of columns, bfloat16, and no head too large."""
+    """Whether this is one query a row in bfloat16, against whole tiles of columns, with no head too large."""
     (*_, t, size), length = q.shape, keys.shape[2]
     whole = length % _LANES == 0 and size % 16 == 0 and 2 * size * length <= _LARGEST_HEAD  # tiles are 16 × 128
     return t == 1 and whole and q.dtype == keys.dtype == jnp.bfloat16 and _pallas() is not None
@@ -55,11 +56,22 @@ def decode_attention(
     *,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q (b, n, 1, h), the new k and v (b, k, 1, h), the cache's keys and values (b, k, L, h), mask bool (b, 1, L) of the
-    columns that count, the new one included, start: its place in [0, L) -> (output (b, n, 1, h), keys, values), the cache
-    updated in place where it is donated. On a mesh every device takes its rows, and its heads where they divide.
+    """Write one column into a layer's cache and attend to what it holds; the cache is updated in place where it is donated.
 
-    interpret: run the kernel in Python, where there is no TPU; or Pallas's parameters for that.
+    On a mesh every device takes its rows, and its heads where they divide.
+
+    Args:
+        q: queries (b, n, 1, h).
+        k: new keys (b, k, 1, h).
+        v: new values (b, k, 1, h).
+        keys: the cache's keys (b, k, L, h).
+        values: the cache's values (b, k, L, h).
+        mask: bool (b, 1, L), the columns that count, the new one included.
+        start: int () in [0, L), the column of the new key and value.
+        interpret: run the kernel in Python, where there is no TPU; or Pallas's parameters for that.
+
+    Returns:
+        The output (b, n, 1, h), the updated keys, the updated values.
     """
     local = functools.partial(_one_device, interpret=interpret)
     axes = attention_axes(keys)
@@ -77,6 +89,7 @@ def decode_attention(
 
 
 def _one_device(q, k, v, keys, values, mask, start, interpret):
+    """The kernel on the arrays of one device."""
     pallas, tpu = _pallas()
     b, n, _, h = q.shape
     kv, length = keys.shape[1:3]
@@ -87,15 +100,15 @@ def _one_device(q, k, v, keys, values, mask, start, interpret):
     heads = _divisor(kv, min(_MOST_HEADS, _BLOCK // (2 * h * length)))
     batch = _divisor(b, _BLOCK // (2 * h * length * heads))
     block = lambda last: pallas.BlockSpec((batch, heads, *last), lambda i, j, _: (i, j, 0, 0))
-    # A shift, because Pallas asks the chip at hand how to divide, and there may be none.
+    # A shift, because for a division Pallas asks the chip at hand, and there may be none.
     number = lambda at: jax.lax.shift_right_logical(at[0], _LANES.bit_length() - 1)
     tile = pallas.BlockSpec((batch, heads, h, _LANES), lambda i, j, at: (i, j, 0, number(at)))
-    # Columns along lanes is how XLA lays the cache out: these transpositions are names for the same bytes.
+    # XLA stores the cache with columns along lanes already, so these transpositions move nothing.
     upright = [x.swapaxes(2, 3) for x in (keys, values)]
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     held = like
     if not interpret:
-        # The kernel fetches what it needs. Left to itself, XLA copies whole layers into the core's memory and out again.
+        # Without this, XLA copies whole layers into the core's memory and out again; the kernel fetches what it needs.
         upright = [tpu.with_memory_space_constraint(x, tpu.HBM) for x in upright]
         held = lambda x: tpu.HBM(x.shape, x.dtype)
     moved = 2 * (2 * keys.size + 2 * b * kv * h * _LANES + 2 * q.size + 2 * k.size) + 4 * bias.size
@@ -129,10 +142,12 @@ def _divisor(n: int, most: int) -> int:
 
 
 def _kernel(pallas, start, q, k, v, bias, keys, values, out, new_keys, new_values) -> None:
-    """A block of rows and heads. start (1,); q and out (B, K, g, h); k and v (B, K, 1, h); bias float32 (B, 1, L); keys and
-    values (B, K, h, L); new_keys and new_values (B, K, h, 128): the tile that the new column is in.
+    """One step of the grid, a block of rows and heads.
 
-    The new column is kept apart in scores and sums, and put into its tile beside them: nothing waits for a write."""
+    start (1,); q and out (B, K, g, h); k and v (B, K, 1, h); bias float32 (B, 1, L); keys and values (B, K, h, L);
+    new_keys and new_values (B, K, h, 128), the tile that holds the new column. Scores and sums take the new column from k
+    and v, not from the tile, so that nothing waits for the write.
+    """
     batch, heads, size, length = keys.shape
     iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32)
     lane = start[0] & (_LANES - 1)
@@ -155,7 +170,7 @@ def _kernel(pallas, start, q, k, v, bias, keys, values, out, new_keys, new_value
             column = jnp.where(diagonal, row, 0).sum(1, keepdims=True)  # (1, h) to (h, 1)
             place[i, j] = jnp.where(is_new_lane, column, old[i, j, :, tile].astype(jnp.float32)).astype(place.dtype)
 
-    # Two rows at a time where they are short, so that one's softmax runs beside the other's products.
+    # Two rows at a time where they are short, so that the softmax of one overlaps the products of the other.
     @pallas.loop(0, batch, unroll=2 if length <= 512 and batch % 2 == 0 else 1)
     def _(i):
         for j in range(heads):

@@ -1,173 +1,205 @@
-"""One attention for encoder and decoder: grouped heads, a boolean mask, softmax in float32; its form chosen here alone.
+"""`attention` and `cached_attention`, and the only place that chooses which form they take.
 
-On accelerators and on meshes two einsums, which their compilers fuse and partition well, and for long rows the same a block
-of queries at a time (`blockwise`), whose scores never fill the memory; on TPU in bfloat16 one kernel for whole prompts and
-pictures (`splash`) and another for decode steps (`decode_attention`). XLA's CPU backend is another matter: in float32, where
-large score matrices leave the caches, or where one query meets a whole KV cache, other forms of the same sum are up to twice
-as fast (figures in docs/design.md). The choice follows the platform that a program is compiled for, not the process that
-compiles it: a program for TPU is the same wherever it was lowered.
+`FORMS` and `CACHED_FORMS` are ordered: on each platform the first form that fits the arrays is taken. The choice follows the
+platform that a program is compiled for, not the process that compiles it, so that a program for TPU is the same wherever it
+was lowered. All forms use grouped heads, a boolean mask and a softmax in float32.
 """
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from ..cache import KVCache
-from ..precision import matmul_precision
-from .blockwise import blockwise_attention
-from .decode import decode_attention
-from .splash import splash_attention
-from .trial import use_decode_kernel, use_splash_kernel
+from ..errors import ConfigError
+from ..sharding import constrain
+from . import forms
+from .decode import decode_attention, fits_decode
+from .forms import Mask
+from .splash import fits_splash, splash_attention
+from .trial import decode_example, splash_example, trusted
 
-__all__ = ["SegmentMask", "attention", "cached_attention"]
+__all__ = [
+    "CACHED_FORMS",
+    "FORMS",
+    "Attended",
+    "Form",
+    "LayerCache",
+    "attention",
+    "cached_attention",
+    "check_form",
+    "try_kernels",
+    "write_columns",
+]
 
-# Scores of one head, queries × keys, from which on the heads are taken one at a time.
-LARGE = 2**17
-# The same elsewhere, from which on queries are taken in blocks, and what a block holds: 4 MB in float32. Smaller blocks read
-# keys and values more often and need less memory.
-BLOCK = 2**20
 
+class Attended(NamedTuple):
+    """What attention returns.
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SegmentMask:
-    """Who sees whom within whole rows, as an array and as what the array was made of, which a kernel takes instead.
-
-    array: bool (b or 1, t, t). segment_ids: int32 (b, t) or None; a query sees the keys of its own segment, 0 being padding,
-    which in the array sees nothing and in a kernel itself: nobody reads it. causal: and none behind itself.
+    Attributes:
+        output: (b, n, t, h) in the dtype of the queries.
+        weights: (b, n, t, s) after softmax, or None if they were not asked for.
+        keys_values: the updated keys and values of the layer's cache, (b, k, L, h) each, or None without a cache.
     """
 
-    array: jax.Array
-    segment_ids: jax.Array | None
-    causal: bool = field(metadata={"static": True})
+    output: jax.Array
+    weights: jax.Array | None = None
+    keys_values: tuple[jax.Array, jax.Array] | None = None
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of a KV cache, and where in it new columns go.
+
+    Attributes:
+        keys: (b, k, L, h).
+        values: (b, k, L, h).
+        start: int (), the column of the first new key and value.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    start: jax.Array
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute attention.
+
+    Attributes:
+        name: what a model's field `attention` calls it.
+        platform: the platform whose programs may take it, as jax names it; "default" for all.
+        fits: whether it can compute, and is meant for, given arrays.
+        run: the function itself.
+        example: for a kernel, the two results that its trial compares (see `trial`).
+    """
+
+    name: str
+    platform: str
+    fits: Callable[..., bool]
+    run: Callable[..., Any]
+    example: Callable[[], tuple[jax.Array, jax.Array]] | None = None
+
+
+def _by_splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
+    ids, causal = (mask.segment_ids, mask.causal) if isinstance(mask, forms.SegmentMask) else (None, False)
+    return splash_attention(q, k, v, ids, causal=causal)
+
+
+# fits(q, k, mask) and run(q, k, v, mask) -> output (b, n, t, h)
+FORMS = (
+    Form("splash", "tpu", fits_splash, _by_splash, splash_example),
+    Form("one-query", "cpu", forms.fits_one_query, forms.one_query),
+    Form("head-by-head", "cpu", forms.fits_head_by_head, forms.head_by_head),
+    Form("einsum", "default", forms.fits_whole, forms.by_einsum),
+    Form("blockwise", "default", lambda q, k, mask: True, forms.by_blocks),
+)
+# fits(q, keys) and run(q, k, v, keys, values, mask, start) -> output, keys, values. Without one of these, the new columns are
+# written first, and `attention` reads the buffers.
+CACHED_FORMS = (Form("decode", "tpu", fits_decode, decode_attention, decode_example),)
+
+
+def check_form(name: str) -> None:
+    """Raise ConfigError unless `name` is "auto" or the name of a form."""
+    names = ("auto", *(form.name for form in (*CACHED_FORMS, *FORMS)))
+    if name not in names:
+        raise ConfigError(f"attention {name!r} is none of {', '.join(names)}")
+
+
+def try_kernels(form: str = "auto") -> None:
+    """Run the trials of the kernels that `form` admits, so that tracing a program finds their verdicts.
+
+    Does nothing in a process without a TPU, and nothing the second time. Warns of each kernel that will not be used.
+    """
+    check_form(form)
+    for kernel in (*CACHED_FORMS, *FORMS):
+        if kernel.example is not None and form in ("auto", kernel.name):
+            trusted(kernel.example)
+
+
+def _choose(ordered: tuple[Form, ...], name: str, *inputs: Any) -> dict[str, Callable[..., Any]]:
+    """For each platform the first form that fits: the form `name` and those for all platforms, or with "auto" all forms."""
+    check_form(name)
+    if name != "auto":
+        ordered = tuple(sorted((f for f in ordered if name == f.name or f.platform == "default"), key=lambda f: f.name != name))
+    chosen: dict[str, Callable[..., Any]] = {}
+    for form in ordered:
+        if form.fits(*inputs) and (form.example is None or trusted(form.example)):
+            chosen.setdefault(form.platform, form.run)
+    return chosen
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array | SegmentMask | None = None,
-    *,
-    return_weights: bool = False,
-) -> tuple[jax.Array, jax.Array | None]:
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask = None, *, form: str = "auto", return_weights: bool = False
+) -> Attended:
     """Scaled dot-product attention.
 
-    q (b, n, t, h); k and v (b, k, s, h) with n a multiple of k, query head j reading key/value head j // (n / k);
-    mask boolean, broadcastable to (b, t, s), True where a query may look, or a SegmentMask. Returns the output (b, n, t, h)
-    in q's dtype and, on request, the weights (b, n, t, s) after softmax.
+    Scores and softmax are float32. A masked score becomes the lowest finite float32, not -inf: a query that may see no key
+    (padding) gets finite values, which are not read.
 
-    Scores and softmax are float32. A masked score becomes the lowest finite float32, not -inf: a query that may look
-    nowhere (padding) gets finite values, which nothing reads.
+    Args:
+        q: queries (b, n, t, h).
+        k: keys (b, k, s, h) with n a multiple of k: query head j reads key/value head j // (n / k).
+        v: values (b, k, s, h).
+        mask: bool, broadcastable to (b, t, s), True where a query may look; or a SegmentMask; or None.
+        form: "auto", or the name of the form to use wherever it fits. Where it does not: "einsum", and "blockwise" for
+            long rows.
+        return_weights: also return the weights. They are those of the einsums, whatever `form` says.
+
+    Raises:
+        ConfigError: if no form has that name.
     """
-    parts = mask if isinstance(mask, SegmentMask) else None
-    fused = (mask is None or parts is not None) and not return_weights and use_splash_kernel(q, k)
-    if parts is not None:
-        mask = parts.array
     if return_weights:
-        return _by_einsum(q, k, v, mask)
-    default = _by_blocks if q.shape[2] * k.shape[2] > BLOCK and q.shape[2] > 1 else lambda *inputs: _by_einsum(*inputs)[0]
-    if fused:
-        ids, causal = (None, False) if parts is None else (parts.segment_ids, parts.causal)
-        on_tpu = lambda q, k, v, _, ids: splash_attention(q, k, v, ids, causal=causal)
-        return jax.lax.platform_dependent(q, k, v, mask, ids, tpu=on_tpu, default=lambda *inputs: default(*inputs[:4])), None
-    on_cpu = _form_on_cpu(q, k)
-    if on_cpu is None:
-        return default(q, k, v, mask), None
-    return jax.lax.platform_dependent(q, k, v, mask, cpu=on_cpu, default=default), None
+        return Attended(*forms.einsum_and_weights(q, k, v, mask))
+    chosen = _choose(FORMS, form, q, k, mask)
+    if len(chosen) == 1:
+        return Attended(chosen["default"](q, k, v, mask))
+    return Attended(jax.lax.platform_dependent(q, k, v, mask, **chosen))
 
 
 def cached_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    cache: KVCache,
-    layer: int,
-    start: jax.Array,
-    mask: jax.Array,
+    cache: LayerCache,
+    mask: Mask,
     *,
+    form: str = "auto",
     return_weights: bool = False,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array], jax.Array | None]:
-    """Write new columns into a layer's cache and attend to all that it holds.
+) -> Attended:
+    """Write new columns into a layer's cache, and attend to all columns that it holds.
 
-    q (b, n, t, h); the new k and v (b, k, t, h), which go to column `start`; mask bool (b, t, L) over the cache's columns, as
-    `KVCache.advance` returns it. Returns the output (b, n, t, h), the layer's updated keys and values (b, k, L, h), and on
-    request the weights (b, n, t, L).
+    Args:
+        q: queries (b, n, t, h).
+        k: new keys (b, k, t, h).
+        v: new values (b, k, t, h).
+        cache: the layer's buffers, and the column that the first new key and value go to.
+        mask: bool (b, t, L) over the columns of the cache, as `KVCache.advance` returns it.
+        form: as in `attention`.
+        return_weights: as in `attention`; the weights are (b, n, t, L).
+
+    Raises:
+        ConfigError: if no form has that name.
     """
 
     def plain(q, k, v, keys, values, mask, start):
-        keys, values = KVCache.write(keys, values, start, k, v)
-        out, weights = attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask, return_weights=return_weights)
-        return out, keys, values, weights
+        keys, values = write_columns(keys, k, start), write_columns(values, v, start)
+        found = attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask, form=form, return_weights=return_weights)
+        return found._replace(keys_values=(keys, values))
 
-    inputs = (q, k, v, cache.keys[layer], cache.values[layer], mask, start)
-    if not return_weights and use_decode_kernel(q, cache.keys[layer]):
-        kernel = lambda *inputs: (*decode_attention(*inputs), None)
-        out, keys, values, weights = jax.lax.platform_dependent(*inputs, tpu=kernel, default=plain)
-    else:
-        out, keys, values, weights = plain(*inputs)
-    return out, (keys, values), weights
+    def by_kernel(run, *inputs):
+        output, keys, values = run(*inputs)
+        return Attended(output, keys_values=(keys, values))
 
-
-def _form_on_cpu(q: jax.Array, k: jax.Array):
-    """What to compute instead of the einsums where the platform is a CPU, or None."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if q.dtype != jnp.float32 or not (mesh.empty or mesh.size == 1):
-        return None
-    if q.shape[2] == 1:
-        return _one_query
-    return _head_by_head if q.shape[2] * k.shape[2] >= LARGE else None
+    inputs = (q, k, v, cache.keys, cache.values, mask, cache.start)
+    chosen = {} if return_weights else _choose(CACHED_FORMS, form, q, cache.keys)
+    if not chosen:
+        return plain(*inputs)
+    kernels = {platform: partial(by_kernel, run) for platform, run in chosen.items()}
+    return jax.lax.platform_dependent(*inputs, **kernels, default=plain)
 
 
-def _softmax(scores: jax.Array, mask: jax.Array | None, size: int) -> jax.Array:
-    """Weights of float32 scores (…, s), of which a mask of the same rank says which count."""
-    scores = scores * (size**-0.5)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
-
-
-def _by_einsum(q, k, v, mask) -> tuple[jax.Array, jax.Array]:
-    b, n, t, h = q.shape
-    kv = k.shape[1]
-    precision = matmul_precision(q.dtype)
-    grouped = q.reshape(b, kv, n // kv, t, h)
-    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, precision=precision, preferred_element_type=jnp.float32)
-    weights = _softmax(scores, None if mask is None else mask[:, None, None], h).astype(q.dtype)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights, v, precision=precision)
-    return out.reshape(b, n, t, h), weights.reshape(b, n, t, k.shape[2])
-
-
-def _by_blocks(q, k, v, mask) -> jax.Array:
-    block = 2 ** max(int(math.log2(BLOCK / k.shape[2])), 3)
-    return blockwise_attention(q, k, v, mask, min(block, q.shape[2]))
-
-
-def _one_query(q, k, v, mask) -> jax.Array:
-    """t = 1, float32: multiply and reduce, which read keys and values where they lie; products of matrices this thin want
-    a transposed copy of the keys."""
-    b, n, _, h = q.shape
-    kv = k.shape[1]
-    grouped = q.reshape(b, kv, n // kv, 1, h)
-    scores = (grouped * k[:, :, None]).sum(-1)  # (b, k, g, s)
-    weights = _softmax(scores, None if mask is None else mask[:, None], h)
-    return (weights[..., None] * v[:, :, None]).sum(-2).reshape(b, n, 1, h)
-
-
-def _head_by_head(q, k, v, mask) -> jax.Array:
-    """float32: one row's head after the other as plain products of two matrices; its scores stay in the caches."""
-    b, n, t, h = q.shape
-    kv, s = k.shape[1:3]
-    queries, keys, values = q.reshape(b * n, t, h), k.reshape(b * kv, s, h), v.reshape(b * kv, s, h)
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (b, *mask.shape[1:]))
-    precision = matmul_precision(q.dtype)
-
-    def head(i):
-        j = i // (n // kv)
-        scores = jnp.matmul(queries[i], keys[j].T, precision=precision)
-        weights = _softmax(scores, None if mask is None else mask[i // n], h)
-        return jnp.matmul(weights, values[j], precision=precision)
-
-    return jax.lax.map(head, jnp.arange(b * n)).reshape(b, n, t, h)
+def write_columns(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """A buffer (b, k, L, h) with the columns `new` (b, k, t, h) from column `start` on."""
+    written = jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, 0, start, 0))
+    return constrain(written, "batch", "act_kv_heads", None, None)

@@ -16,8 +16,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ..attention import try_kernels
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
+from ..pictures import check_counts
 from .compiled import Programs, lanes_of, persistent_cache
 from .feature_pool import FeaturePlaces
 from .feed import Arrival, Feed
@@ -86,6 +88,7 @@ class Engine:
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:
         """Compile every program that any request can need; after this nothing is compiled any more. `report` is called with
         the numbers of programs done and to do."""
+        try_kernels(self.model.attention)
         self.programs.warm_up(report)
 
     def summary(self) -> dict[str, float]:
@@ -184,11 +187,14 @@ class Engine:
             )
         if ids.ndim != 1 or not len(ids) or ids.min() < 0 or ids.max() >= config.text_config.vocab_size:
             return f"input_ids must be a row of at least one token in [0, {config.text_config.vocab_size})"
-        slots, tiles = int((ids == config.image_token_id).sum()), len(prepared.tiles)
-        if slots != tiles * config.image_seq_len or tiles != len(prepared.digests):
-            return f"{tiles} tiles make {tiles * config.image_seq_len} image features, but the prompt has {slots} image tokens"
-        if tiles and prepared.tiles.shape[1:] != self.programs.tile_shape:
+        if len(prepared.tiles) and prepared.tiles.shape[1:] != self.programs.tile_shape:
             return f"tiles have shape {prepared.tiles.shape[1:]}, the model reads {self.programs.tile_shape}"
+        if len(prepared.tiles) != len(prepared.digests):
+            return f"{len(prepared.tiles)} tiles have {len(prepared.digests)} digests"
+        try:
+            check_counts(config, ids, prepared.tiles)
+        except InputError as error:
+            return str(error)
         return None
 
     # ---- admission

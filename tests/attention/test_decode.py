@@ -14,7 +14,7 @@ from tiers import fast_first
 from smolvlm_jax import decoder, make_mesh
 from smolvlm_jax.attention import decode as module
 from smolvlm_jax.attention import trial as kernels
-from smolvlm_jax.attention.dispatch import attention, cached_attention
+from smolvlm_jax.attention.dispatch import Attended, LayerCache, attention, cached_attention, write_columns
 from smolvlm_jax.cache import KVCache
 from smolvlm_jax.sharding import activate
 
@@ -37,8 +37,8 @@ def make(b, n, kv, length, h, seed=0):
 
 
 def plain(q, k, v, keys, values, mask, start, dtype=jnp.bfloat16):
-    keys, values = KVCache.write(keys, values, start, k, v)
-    out, _ = attention(*(x.astype(dtype) for x in (q, keys, values)), mask, return_weights=True)
+    keys, values = write_columns(keys, k, start), write_columns(values, v, start)
+    out = attention(*(x.astype(dtype) for x in (q, keys, values)), mask, return_weights=True).output
     return out, keys, values
 
 
@@ -137,14 +137,15 @@ def test_a_model_that_decodes_with_it(tiny_a, monkeypatch):
     exact, without = run(jnp.float32), run(jnp.bfloat16)
     taken = []
 
-    def with_kernel(q, k, v, cache, layer, start, mask, **_):
-        taken.append(layer)
-        out, keys, values = kernel(q, k, v, cache.keys[layer], cache.values[layer], mask, start)
-        return out, (keys, values), None
+    def with_kernel(q, k, v, cache, mask, **_):
+        taken.append(cache)
+        out, keys, values = kernel(q, k, v, cache.keys, cache.values, mask, cache.start)
+        return Attended(out, keys_values=(keys, values))
 
     monkeypatch.setattr(decoder, "cached_attention", with_kernel)
     ours = run(jnp.bfloat16)
-    assert taken == list(range(tiny_a.model.config.text_config.num_hidden_layers))
+    layers = tiny_a.model.config.text_config.num_hidden_layers
+    assert len(taken) == len({id(cache.keys) for cache in taken}) == layers, "each layer its own buffers"
     assert np.linalg.norm(ours - exact) <= 1.5 * np.linalg.norm(without - exact)
 
 
@@ -154,14 +155,15 @@ def lowered(platform, dtype=jnp.bfloat16, t=1, length=256, size=64, kept=None, *
     mask = jax.ShapeDtypeStruct((2, t, length), bool)
 
     def step(q, k, v, keys, values, mask, start):
-        return cached_attention(q, k, v, KVCache((keys,), (values,), mask[:, 0], start), 0, start, mask, **options)[:2]
+        found = cached_attention(q, k, v, LayerCache(keys, values, start), mask, **options)
+        return found.output, found.keys_values
 
     exported = jax.export.export(jax.jit(step), platforms=[platform])
     inputs = shape(9, t), shape(3, t), shape(3, t), cache, cache, mask, jax.ShapeDtypeStruct((), jnp.int32)
     return exported(*inputs).mlir_module()
 
 
-def test_taken_on_tpu_in_bfloat16_and_nowhere_else(monkeypatch):
+def test_taken_on_tpu_in_bfloat16_and_nowhere_else():
     used = lambda *arguments, **options: "tpu_custom_call" in lowered(*arguments, **options)
     assert used("tpu") and used("tpu", length=8192)
     assert not used("tpu", t=2), "several queries"
@@ -171,8 +173,9 @@ def test_taken_on_tpu_in_bfloat16_and_nowhere_else(monkeypatch):
     assert not used("tpu", kept=jnp.float32), "a cache of another type"
     assert not used("tpu", return_weights=True)
     assert not used("cuda") and not used("cpu")
-    monkeypatch.setattr(kernels, "FUSED", False)
-    assert not used("tpu"), "switched off"
+    assert used("tpu", form="decode")
+    for form in ("einsum", "blockwise", "splash"):
+        assert not used("tpu", form=form), "another form is asked for"
 
 
 def right():

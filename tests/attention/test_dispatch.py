@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from smolvlm_jax import make_mesh
-from smolvlm_jax.attention import dispatch as module
+from smolvlm_jax.attention import forms as module
 from smolvlm_jax.attention.blockwise import blockwise_attention
 from smolvlm_jax.attention.dispatch import attention
-from smolvlm_jax.layers import Projection
+from smolvlm_jax.layers import Dimension, Projection
 from smolvlm_jax.sharding import activate, constrain
 
 TOLERANCE = 2e-6
@@ -61,8 +61,8 @@ def all_large(monkeypatch):
 def test_values_and_gradients(name, all_large):
     q, k, v, mask = make(name)
     expected = plainly(q, k, v, mask)
-    by_einsum, weights = attention(q, k, v, mask, return_weights=True)
-    chosen, none = jax.jit(lambda *inputs: attention(*inputs, mask))(q, k, v)
+    by_einsum, weights, _ = attention(q, k, v, mask, return_weights=True)
+    chosen, none, _ = jax.jit(lambda *inputs: attention(*inputs, mask))(q, k, v)
     assert none is None and weights.shape == (*q.shape[:3], k.shape[2])
     assert np.abs(by_einsum - expected).max() <= TOLERANCE
     assert np.abs(chosen - expected).max() <= TOLERANCE
@@ -150,10 +150,8 @@ def test_a_decode_step_copies_neither_cache_nor_kernels(rows):
     """Buffers are updated in place, and neither they nor the kernels are transposed for the products."""
     length, kv, h, d = 512, 3, 64, 192
     buffer = jax.ShapeDtypeStruct((rows, kv, length, h), jnp.float32)
-    projections = [
-        Projection("btd,dnh->bnth", (d, 9, h), ("embed", "heads", None)),
-        Projection("bnth,nhd->btd", (9, h, d), ("heads", None, "embed")),
-    ]
+    sizes = {"d": Dimension(d, "embed"), "n": Dimension(9, "heads"), "h": Dimension(h)}
+    projections = [Projection(equation, sizes) for equation in ("btd,dnh->bnth", "bnth,nhd->btd")]
 
     def step(keys, values, first, last, x, new, mask, start):
         keys, values = (jax.lax.dynamic_update_slice(y, new, (0, 0, start, 0)) for y in (keys, values))

@@ -12,9 +12,8 @@ import pytest
 from tiers import fast_first
 
 from smolvlm_jax import decoder, make_mesh
-from smolvlm_jax.attention import splash
-from smolvlm_jax.attention import trial as kernels
-from smolvlm_jax.attention.dispatch import SegmentMask, attention
+from smolvlm_jax.attention import SegmentMask, attention, splash
+from smolvlm_jax.errors import ConfigError
 from smolvlm_jax.sharding import activate
 
 # rows, query heads, key/value heads, length, head size, causal
@@ -78,11 +77,11 @@ def test_on_a_mesh(shape):
     assert np.abs(np.asarray(alone - together, np.float32)).max() <= 0.01
 
 
-def lowered(platform, dtype, t, mask, backwards=False) -> str:
+def lowered(platform, dtype, t, mask, backwards=False, form="auto") -> str:
     q, k, v = (jax.ShapeDtypeStruct((2, n, t, 64), dtype) for n in (6, 2, 2))
-    fn = lambda q, k, v, mask: attention(q, k, v, mask)[0]
+    fn = lambda q, k, v, mask: attention(q, k, v, mask, form=form)[0]
     if backwards:
-        fn = jax.grad(lambda *inputs: attention(*inputs)[0].astype(jnp.float32).sum(), (0, 1, 2))
+        fn = jax.grad(lambda *inputs: attention(*inputs, form=form)[0].astype(jnp.float32).sum(), (0, 1, 2))
     return jax.export.export(jax.jit(fn), platforms=[platform])(q, k, v, mask).mlir_module()
 
 
@@ -101,10 +100,16 @@ def test_taken_on_tpu_in_bfloat16_and_nowhere_else():
     assert not used("cpu", jnp.bfloat16, 512, segments(512))
 
 
-def test_it_can_be_switched_off(monkeypatch):
-    monkeypatch.setattr(kernels, "FUSED", False)
+def test_the_form_can_be_chosen():
+    """By name, wherever it fits; a name that no form has is refused."""
     mask = SegmentMask(jax.ShapeDtypeStruct((2, 512, 512), bool), None, True)
-    assert "tpu_custom_call" not in lowered("tpu", jnp.bfloat16, 512, mask)
+    text = lambda form: lowered("tpu", jnp.bfloat16, 512, mask, form=form)
+    assert "tpu_custom_call" in text("splash")
+    assert "tpu_custom_call" not in text("einsum") and "stablehlo.while" not in text("einsum")
+    assert "tpu_custom_call" not in text("blockwise") and "stablehlo.while" in text("blockwise")
+    assert "tpu_custom_call" not in text("decode"), "which is for decode steps"
+    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode, splash"):
+        text("fused")
 
 
 @pytest.mark.parametrize("segments", fast_first(1, [True, False]))
