@@ -6,9 +6,8 @@ python examples/make.py
 from pathlib import Path
 
 import numpy as np
+from handwritten_numbers import draw
 from PIL import Image, ImageDraw, ImageFont
-
-from smolvlm_jax.train.recipes.numbers import draw
 
 HERE = Path(__file__).parent
 PICTURES = {

@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+from handwritten_numbers import reading
 
 from smolvlm_jax.errors import SmolVLMError
-from smolvlm_jax.train.recipes.numbers import reading
 
 
 def make(folder: Path, count: int, seed: int) -> None:

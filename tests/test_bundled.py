@@ -1,11 +1,11 @@
 """The bundled checkpoint: what it was trained for, on digits it has never seen, through our own generate()."""
 
+import handwritten_numbers as numbers
 import numpy as np
 import pytest
 from PIL import Image
 
 from smolvlm_jax import SmolVLMProcessor, generate, load, resolve
-from smolvlm_jax.train.recipes import numbers, tiny_numbers
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def ask(tiny, conversations, **options):
 @pytest.mark.thorough
 def test_held_out_accuracy():
     """The README's figures, on all 1,000 numbers and 500 comparisons, by the README's command."""
-    result = tiny_numbers.evaluate("tiny", progress=False)
+    result = numbers.evaluate("tiny")
     assert result["readings"] >= 0.95, result
     assert result["digits"][4] >= 0.93, result
     assert result["comparisons"] >= 0.90, result

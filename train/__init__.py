@@ -7,7 +7,7 @@ _EXPORTS = {
     "EvaluationConfig": "config",
     "LoraConfig": "config",
     "MeshConfig": "config",
-    "Source": "config",
+    "DataSource": "config",
     "TrainConfig": "config",
     "TrainResult": "runner",
     "load_recipe": "recipes",
@@ -18,6 +18,7 @@ __all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str):
+    name = "DataSource" if name == "Source" else name  # its former name
     if name in _EXPORTS:
         return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,13 +56,21 @@ class Checkpoints:
         metrics = metrics if metrics and self._better in metrics else None
         self._manager.save(step, args=args, metrics=metrics, force=True)
 
-    def restore(self, step: int, like: TrainState, shardings: TrainState) -> tuple[TrainState, list]:
-        """(state, data positions) of a step, placed as `shardings` say, however many devices it was saved on.
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, list]:
+        """Read the checkpoint of a step.
 
-        Raises CheckpointError where it belongs to another model or optimiser.
+        Args:
+            step: one of `steps()`.
+            like: the state to expect, as ShapeDtypeStructs with the shardings to restore to; the number of devices may differ
+                from that of the run that saved it.
+
+        Returns:
+            The state, and the data position of every process.
+
+        Raises:
+            CheckpointError: it belongs to another model or optimiser.
         """
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(target), data=self._ocp.args.JsonRestore())
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like), data=self._ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=args)
         except (ValueError, KeyError, FileNotFoundError) as error:

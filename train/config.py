@@ -9,19 +9,41 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["DataConfig", "EvaluationConfig", "LoraConfig", "MeshConfig", "Source", "TrainConfig", "from_dict", "to_dict"]
+__all__ = [
+    "IGNORE",
+    "DataConfig",
+    "DataSource",
+    "EvaluationConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "TrainConfig",
+    "from_dict",
+    "to_dict",
+]
 
 PARTS = ("vision", "connector", "text")
+# The label of a token that is not learned, as in PyTorch and transformers.
+IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Source:
-    """Conversations from one place. path: a JSONL or Parquet file, or a directory (Hugging Face dataset, or files of these
-    kinds). weight: how often it is drawn from, against the other sources of the mixture. limit: only its first so many."""
+class DataSource:
+    """Conversations from one place.
+
+    Attributes:
+        path: a file (.jsonl, .parquet, .arrow, .csv, .json; .gz, .bz2, .xz or .zst may follow), a directory of such files, one
+            that `Dataset.save_to_disk` wrote, or the Hub id of a dataset (owner/name).
+        weight: how often it is drawn from, against the other sources of the mixture.
+        limit: use only its first so many records.
+        split: which of its splits, where it has several.
+        name: which of its configurations, for a dataset of the Hub that has several.
+    """
 
     path: str
     weight: float = 1.0
     limit: int | None = None
+    split: str = "train"
+    name: str | None = None
 
     def __post_init__(self):
         if self.weight <= 0 or (self.limit is not None and self.limit < 1):
@@ -38,10 +60,9 @@ class DataConfig:
     does. loss_on: "assistant" turns, the "last" of them, or "all" words; never image tokens or padding. shuffle: else in order.
     workers: processes that read pictures (0: threads). window_rows: rows that are planned together when packing.
     special_tokens_in_text: see `apply_chat_template`. image_options: arguments of the image processor, such as max_tiles.
-    generated: the name of a built-in generator, instead of `train`.
     """
 
-    train: tuple[Source, ...] = ()
+    train: tuple[DataSource, ...] = ()
     length: int = 2048
     batch_size: int = 8
     packing: bool = True
@@ -53,7 +74,6 @@ class DataConfig:
     window_rows: int = 4
     special_tokens_in_text: str = "escape"
     image_options: tuple[tuple[str, Any], ...] = ()
-    generated: str | None = None
 
     def __post_init__(self):
         _choice("data.too_long", self.too_long, ("skip", "drop_pictures"))
@@ -120,7 +140,8 @@ class EvaluationConfig:
 class TrainConfig:
     """Model, data, optimiser, schedule, length and bookkeeping of a run.
 
-    model: what to start from: a bundled name, a directory or a Hub id; "shape:NAME" for random weights of a published size.
+    model: what to start from: a bundled name, a directory or a Hub id. weights: "checkpoint", or "random" to start from
+    random weights of this checkpoint's shape, with its tokenizer and processor.
     output: the run's directory. dtype: what to compute in ("float32", "bfloat16"; default: bfloat16, on CPU float32).
     param_dtype: of the weights that are trained and of what their gradients are kept in. frozen_dtype: of the frozen base
     under LoRA; default: dtype.
@@ -165,6 +186,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep: int = 2
     model: str = "tiny"
+    weights: str = "checkpoint"
     output: str = "runs/train"
     dtype: str | None = None
     param_dtype: str = "float32"
@@ -189,6 +211,7 @@ class TrainConfig:
         if starts != sorted(set(starts)):
             raise ConfigError(f"restarts must come in order, each after step 0: {self.restarts}")
         _choice("schedule", self.schedule, ("cosine", "linear", "constant"))
+        _choice("weights", self.weights, ("checkpoint", "random"))
         _choice("remat", self.remat, ("none", "full", "dots"))
         for name in ("dtype", "param_dtype", "frozen_dtype"):
             # Not float16: its range is left by gradients and by the encoder's activations.
@@ -282,12 +305,12 @@ def _convert(value, kind, where: str):
 
 
 def _convert_tuple(value, inner, where: str):
-    if inner[0] is Source:
+    if inner[0] is DataSource:
         value = [value] if isinstance(value, (str, Mapping)) else value
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} is {value!r}; it needs a path, or a list of sources")
         entries = [{"path": v} if isinstance(v, str) else v for v in value]
-        return tuple(_convert(v, Source, f"{where}[{i}]") for i, v in enumerate(entries))
+        return tuple(_convert(v, DataSource, f"{where}[{i}]") for i, v in enumerate(entries))
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, str):

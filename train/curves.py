@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..io import whole_file
+
 __all__ = ["draw_curves"]
 
 _PANELS = (
@@ -21,7 +23,7 @@ _INK, _GRID, _LINE = (40, 40, 40), (225, 225, 225), (33, 102, 172)
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a panel for each quantity that occurs in the lines of `read_metrics`; written whole or not at all."""
+    """Draw a panel for each quantity that occurs in the lines of `read_metrics`."""
     panels = []
     for title, name in _PANELS:
         points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
@@ -31,9 +33,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     draw = ImageDraw.Draw(picture)
     for number, (title, points) in enumerate(panels):
         _panel(draw, number * _HEIGHT, title, points)
-    temporary = path.with_name(f".{path.name}.part")
-    picture.save(temporary, "PNG")
-    temporary.replace(path)
+    with whole_file(path) as file:
+        picture.save(file, "PNG")
 
 
 def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, points: list[tuple[int, float]]) -> None:

@@ -3,26 +3,44 @@
 import base64
 import html
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from ..errors import InputError
 from ..generation import generate
-from ..io import write_text
+from ..io import write_json, write_text
+from ..model import SmolVLMForConditionalGeneration
 from ..processing import SmolVLMProcessor
 from ..processing.chat import collect_media, normalize_conversations
 from ..processing.fetch import load_image
+from ..records.conversations import conversation_of
+from ..sharding import make_mesh, parameter_shardings
 from .config import DataConfig, EvaluationConfig
-from .records import messages_of, open_records
+from .partition import Partition, join
+from .processes import everyones, on_host
+from .records import open_records
+from .state import TrainState
 
-__all__ = ["Answer", "ask", "held_out", "write_page"]
+__all__ = ["Answer", "Evaluator", "Task", "ask", "held_out", "write_page"]
+
+Task = tuple[list[dict[str, Any]], str]  # the conversation up to the question, and the wanted answer
 
 
 @dataclass(frozen=True)
 class Answer:
-    """messages: the conversation up to the question. wanted, got: texts without surrounding space."""
+    """An answer that was generated.
+
+    Attributes:
+        messages: the conversation up to the question.
+        wanted: the right answer, without surrounding space.
+        got: the model's, without surrounding space.
+    """
 
     messages: list[dict[str, Any]]
     wanted: str
@@ -33,17 +51,18 @@ class Answer:
         return self.wanted == self.got
 
 
-def held_out(config: EvaluationConfig) -> list[tuple[list[dict[str, Any]], str]]:
+def held_out(config: EvaluationConfig) -> list[Task]:
     """(conversation up to the last assistant turn, that turn's text) of the first `config.samples` records.
 
-    Raises InputError naming the first record that cannot be used: an evaluation that leaves some out measures something else.
+    Raises:
+        InputError: names the first record that cannot be used. None is left out: that would change what is measured.
     """
     records = open_records(config.path)
     out = []
     for index in range(min(config.samples, len(records))):
         record, folder, place = records[index]
         try:
-            messages = messages_of(record, folder)
+            messages = conversation_of(record, folder=folder, last="assistant")
         except InputError as error:
             raise InputError(f"evaluation data, {place}: {error}") from error
         content = messages[-1]["content"]
@@ -54,10 +73,18 @@ def held_out(config: EvaluationConfig) -> list[tuple[list[dict[str, Any]], str]]
     return out
 
 
-def ask(model, params, processor: SmolVLMProcessor, tasks: Sequence, config: EvaluationConfig, data: DataConfig, mesh=None):
-    """Answers to all tasks, greedy, `config.batch_size` at a time: a list of `Answer`."""
+def ask(
+    model: SmolVLMForConditionalGeneration,
+    params: dict,
+    processor: SmolVLMProcessor,
+    tasks: Sequence[Task],
+    config: EvaluationConfig,
+    data: DataConfig,
+    mesh: Mesh | None = None,
+) -> list[Answer]:
+    """Answers to all tasks, greedy, `config.batch_size` at a time."""
     answers: dict[int, Answer] = {}
-    # Videos do not go into one call with pictures.
+    # The processor takes videos and pictures in separate calls.
     moving = [bool(collect_media(normalize_conversations(messages)[0], "video")[0]) for messages, _ in tasks]
     batches = [
         group[start : start + config.batch_size]
@@ -85,8 +112,64 @@ def ask(model, params, processor: SmolVLMProcessor, tasks: Sequence, config: Eva
     return [answers[number] for number in range(len(tasks))]
 
 
+class Evaluator:
+    """Exact match of a state on held-out conversations; called by the loop.
+
+    The processes of a job divide the questions: each answers its own on its own devices, with a whole copy of the weights.
+    """
+
+    def __init__(
+        self,
+        model: SmolVLMForConditionalGeneration,
+        partition: Partition,
+        *,
+        base: dict,
+        processor: SmolVLMProcessor,
+        tasks: Sequence[Task],
+        directory: Path,
+        mesh: Mesh,
+    ):
+        self._model, self._partition, self._base = model.clone(remat="none", scan_layers=False), partition, base
+        self._processor, self._tasks, self._directory = processor, tasks, directory
+        if jax.process_count() > 1:
+            mesh = make_mesh(1, -1, 1, jax.local_devices())
+        self._mesh = mesh if mesh.size > 1 else None
+
+    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+        """Answer the questions, and write samples.html and evaluation.json.
+
+        Returns:
+            exact_match, the share of exact answers, and evaluation_s, seconds.
+        """
+        started = time.perf_counter()
+        config, tasks = self._partition.config, self._tasks
+        params = self._partition.combine(self._base, state.params)
+        count = jax.process_count()
+        if count > 1:
+            params = on_host(params)
+            if self._mesh is not None:
+                axes = join(self._partition.base_axes, self._partition.axes)
+                params = jax.device_put(params, parameter_shardings(params, axes, self._mesh))
+            tasks = tasks[jax.process_index() :: count]
+        own = ask(self._model, params, self._processor, tasks, config.evaluation, config.data, self._mesh)
+        texts = everyones([answer.got for answer in own])
+        got = [texts[i % count][i // count] for i in range(len(self._tasks))]
+        answers = [Answer(messages, wanted, text) for (messages, wanted), text in zip(self._tasks, got, strict=True)]
+        share = sum(answer.right for answer in answers) / len(answers)
+        if jax.process_index() == 0:
+            self._write(answers, share, step)
+        return {"exact_match": share, "evaluation_s": time.perf_counter() - started}
+
+    def _write(self, answers: list[Answer], share: float, step: int) -> None:
+        config = self._partition.config.evaluation
+        title = f"{Path(config.path).name} at step {step}"
+        write_page(answers, self._directory / "samples.html", title, config.show)
+        rows = [{"wanted": answer.wanted, "got": answer.got} for answer in answers]
+        write_json(self._directory / "evaluation.json", {"step": step, "exact_match": share, "answers": rows})
+
+
 def write_page(answers: Sequence[Answer], path: Path, title: str, show: int = 50) -> None:
-    """A self-contained HTML page: wrong answers first, with their pictures made small. Written whole or not at all."""
+    """Write a self-contained HTML page of at most `show` answers with small pictures, wrong answers first."""
     right = sum(answer.right for answer in answers)
     ordered = sorted(answers, key=lambda answer: answer.right)
     chosen = ordered[: -(-show // 2)] + [a for a in ordered[-(-show // 2) :] if a.right][: show // 2]

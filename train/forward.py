@@ -1,4 +1,8 @@
-"""From a batch to its loss: tiles encoded a few at a time, features put where they belong, a loss without logits."""
+"""From a batch to its loss: tiles encoded a few at a time, features merged row by row, a loss that never holds all logits.
+
+A batch has its tiles by row, pixel_values (b, n, T, T, 3), each row's own tiles first. So nothing about pictures crosses rows,
+and therefore hosts and devices: features reach their image tokens by indices within the row.
+"""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from ..merge import merge_image_features
 from ..model import SmolVLMForConditionalGeneration
 from ..sharding import constrain
 from .lora import product
@@ -14,80 +19,101 @@ from .loss import chunked_loss, next_token_targets
 __all__ = ["Batch", "image_features", "output_kernel", "token_losses"]
 
 Batch = Mapping[str, jax.Array]
-_NOT_INPUTS = ("labels", "tile_mask")
 
 
 def token_losses(
-    model: SmolVLMForConditionalGeneration, params, batch: Batch, *, tile_chunk: int | None = None, loss_chunk: int = 256
+    model: SmolVLMForConditionalGeneration,
+    params: dict,
+    batch: Batch,
+    *,
+    tile_chunk: int | None = None,
+    loss_chunk: int = 256,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sum of cross-entropies over labelled tokens, their number, and how many of them the model ranks first.
 
-    batch: input_ids and labels int (b, t), labels -100 wherever nothing is to be learned; attention_mask or segment_ids (b, t);
-    pixel_values uint8 (N, T, T, 3) with num_tiles (), or with tile_mask bool (N,) where padding may stand between real tiles
-    (each host brings its own); or no pictures. Other layouts of pixel_values go to the model as they are.
+    Args:
+        model: the model.
+        params: its parameters; adapters may stand beside kernels.
+        batch: input_ids and labels int (b, t), labels -100 where nothing is learned; attention_mask or segment_ids (b, t);
+            pixel_values uint8 (b, n, T, T, 3) with tile_mask bool (b, n), or no pictures. The other layouts that the model
+            accepts (float pixels, flat tiles) are passed to it as they are.
+        tile_chunk: tiles that one device encodes at a time; default: all.
+        loss_chunk: tokens of one device whose logits exist at a time.
+
+    Returns:
+        () float32, () int32, () int32.
     """
-    inputs = {k: v for k, v in batch.items() if k not in _NOT_INPUTS}
-    pixels = inputs.get("pixel_values")
-    if pixels is not None and pixels.dtype == jnp.uint8:
-        del inputs["pixel_values"]
-        features, inputs["num_tiles"] = image_features(model, params, batch, tile_chunk)
-        inputs["image_hidden_states"] = features
-    hidden = model.apply({"params": params}, method=lambda m: m.model(**inputs).last_hidden_state)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    mask = inputs.pop("tile_mask", None)
+    if mask is None:
+        last_hidden = lambda m: m.model(**inputs).last_hidden_state
+    else:
+        ids = inputs.pop("input_ids")
+        features = image_features(model, params, inputs.pop("pixel_values"), mask, tile_chunk)
+
+        def last_hidden(m: SmolVLMForConditionalGeneration) -> jax.Array:
+            embeds = _merge_rows(m.model.embed(ids), ids == model.config.image_token_id, features, mask.sum(1))
+            return m.model(inputs_embeds=embeds, **inputs).last_hidden_state
+
+    hidden = model.apply({"params": params}, method=last_hidden)
     targets = next_token_targets(batch["labels"], batch.get("segment_ids"))
     kernel = output_kernel(model, params)
     tied = model.config.tie_word_embeddings
     return chunked_loss(hidden, kernel, targets, chunk=loss_chunk, tied=tied, dtype=model.dtype)
 
 
+def _merge_rows(embeds: jax.Array, slots: jax.Array, features: jax.Array, counts: jax.Array) -> jax.Array:
+    """Each row's features (b, n, tokens, d) in its own image tokens; counts (b,): how many of the n tiles are real."""
+    one = lambda e, s, f, count: merge_image_features(e[None], s[None], f, count)[0]
+    return jax.vmap(one)(embeds, slots, features, counts)
+
+
 def image_features(
-    model: SmolVLMForConditionalGeneration, params, batch: Batch, chunk: int | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Image tokens (N, tokens, d) of a flat batch of tiles, real ones first, and the number of real ones.
+    model: SmolVLMForConditionalGeneration, params: dict, tiles: jax.Array, mask: jax.Array, chunk: int | None = None
+) -> jax.Array:
+    """Image tokens (b, n, tokens, d) of tiles uint8 (b, n, T, T, 3).
 
-    chunk: tiles that a device encodes at a time. Chunks without a real tile on any device cost nothing, and the memory of the
-    encoder's attention is one chunk's.
+    Args:
+        model: the model.
+        params: its parameters.
+        tiles: each row's own tiles, real ones first.
+        mask: bool (b, n), which are real.
+        chunk: tiles that a device encodes at a time. The encoder's activations are those of one chunk, and a chunk without a
+            real tile on any device costs nothing: the first tiles of all rows come first.
     """
-    tiles = batch["pixel_values"]
-    count = len(tiles)
-    mask = batch.get("tile_mask")
-    number = batch.get("num_tiles", count) if mask is None else mask.sum()
-    real = jnp.arange(count) < number if mask is None else mask.astype(bool)
+    b, n = mask.shape
+    rest = tiles.shape[2:]
     encode = lambda x: model.apply({"params": params}, x, method="get_image_features")[0]
-    ways = _ways(count)
-    steps, chunk = _steps(count // ways, chunk)
+    ways = _ways(b)
+    rows = b // ways
+    size = rows * n if chunk is None else next(k for k in range(min(chunk, rows * n), 0, -1) if rows * n % k == 0)
+    steps = rows * n // size
     if steps == 1:
-        features = encode(tiles)
-    else:
-        # Every device takes the next few of its own tiles in each step, so that nothing moves.
-        spread = lambda x: x.reshape(ways, steps, chunk, *x.shape[1:]).swapaxes(0, 1).reshape(steps, -1, *x.shape[1:])
-        parts = (constrain(spread(tiles), None, "tile", *[None] * 3), spread(real))
-        shape = jax.eval_shape(encode, jax.ShapeDtypeStruct((ways * chunk, *tiles.shape[1:]), tiles.dtype))
+        features = encode(tiles.reshape(b * n, *rest))
+        return features.reshape(b, n, *features.shape[1:])
 
-        def part(carry, xs):
-            x, here = xs
-            return carry, jax.lax.cond(here.any(), encode, lambda _: jnp.zeros(shape.shape, shape.dtype), x)
+    def spread(x: jax.Array) -> jax.Array:
+        """(b, n, …) -> (steps, ways · size, …): in each step every device takes some of its own tiles, so nothing moves."""
+        x = x.reshape(ways, rows, n, *x.shape[2:]).swapaxes(1, 2)
+        return x.reshape(ways, steps, size, *x.shape[3:]).swapaxes(0, 1).reshape(steps, ways * size, *x.shape[3:])
 
-        features = jax.lax.scan(part, None, parts)[1]
-        features = features.reshape(steps, ways, chunk, *features.shape[2:]).swapaxes(0, 1)
-        features = features.reshape(count, *features.shape[3:])
-    if mask is not None:
-        features = features[jnp.argsort(~real, stable=True)]
-    return features, number
+    parts = (constrain(spread(tiles), None, "tile", *[None] * 3), spread(mask.astype(bool)))
+    shape = jax.eval_shape(encode, jax.ShapeDtypeStruct((ways * size, *rest), tiles.dtype))
+
+    def part(carry, xs):
+        x, real = xs
+        return carry, jax.lax.cond(real.any(), encode, lambda _: jnp.zeros(shape.shape, shape.dtype), x)
+
+    features = jax.lax.scan(part, None, parts)[1]
+    features = features.reshape(steps, ways, size, *shape.shape[1:]).swapaxes(0, 1)
+    return features.reshape(ways, n, rows, *shape.shape[1:]).swapaxes(1, 2).reshape(b, n, *shape.shape[1:])
 
 
-def _ways(count: int) -> int:
-    """Into how many devices' parts the tiles of a batch fall."""
+def _ways(rows: int) -> int:
+    """The number of devices that the rows of a batch are split over."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-    return ways if count % ways == 0 else 1
-
-
-def _steps(count: int, chunk: int | None) -> tuple[int, int]:
-    """(steps, tiles a step) with at most `chunk` tiles a step: the largest number that divides."""
-    if chunk is None or chunk >= count:
-        return 1, count
-    size = next(n for n in range(chunk, 0, -1) if count % n == 0)
-    return count // size, size
+    return ways if rows % ways == 0 else 1
 
 
 def output_kernel(model: SmolVLMForConditionalGeneration, params) -> jax.Array:

@@ -1,11 +1,11 @@
-"""The training loop: restore, step, log, evaluate, checkpoint, and leave in good order when told to stop."""
+"""The training loop: restore, step, log, evaluate, checkpoint, and stop cleanly when the process is told to."""
 
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,83 +13,30 @@ from jax.sharding import Mesh
 
 from ..model import SmolVLMForConditionalGeneration
 from .checkpoints import Checkpoints
-from .config import TrainConfig
-from .data import prefetch
 from .metrics import Log
+from .partition import Partition
+from .pipeline import TrainingData
+from .prefetch import prefetch
 from .processes import everyones
-from .state import TrainState, create_state, learning_rate, make_optimizer, state_shardings
+from .state import TrainState, abstract_state, create_state, learning_rate, state_shardings
 from .step import make_step
 
-__all__ = ["Batches", "Preempted", "fit", "train"]
+__all__ = ["Preempted", "fit"]
 
 
 class Preempted(SystemExit):
-    """The process was told to stop (SIGTERM) and has saved where it stands; exit code 143."""
+    """The process was told to stop (SIGTERM) and has saved a checkpoint; exit code 143."""
 
     def __init__(self, step: int):
         super().__init__(143)
         self.step = step
 
 
-class Batches(Protocol):
-    """What the loop learns from. `state()` is the position behind the batches taken last."""
-
-    def take(self, step: int) -> Sequence[dict[str, np.ndarray]]: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-    def figures(self) -> dict[str, Any]: ...
-
-    def close(self) -> None: ...
-
-
-class Made:
-    """Batches that are a function of the step."""
-
-    def __init__(self, make: Callable[[int], Sequence[dict[str, np.ndarray]]]):
-        self._make = make
-
-    def take(self, step: int) -> Sequence[dict[str, np.ndarray]]:
-        return self._make(step)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
-
-    def figures(self) -> dict[str, Any]:
-        return {}
-
-    def close(self) -> None:
-        pass
-
-
-def train(
-    model: SmolVLMForConditionalGeneration,
-    params,
-    make_batches: Callable[[int], Sequence[dict[str, np.ndarray]]],
-    config: TrainConfig,
-    mesh: Mesh,
-    directory: Path,
-    *,
-    progress: bool | None = None,
-) -> TrainState:
-    """Train from `params`, or from the newest checkpoint under `directory` if there is one, to `config.steps`.
-
-    `make_batches(step)` returns the batches of a step and depends on nothing but its argument, so a run that was cut off
-    continues with the data it would have seen. Metrics are appended to `metrics.jsonl` and shown on a bar (not when piped).
-    """
-    return fit(model, params, Made(make_batches), config, mesh, directory, progress=progress)
-
-
 def fit(
     model: SmolVLMForConditionalGeneration,
-    params,
-    batches: Batches,
-    config: TrainConfig,
+    params: dict,
+    data: TrainingData,
+    partition: Partition,
     mesh: Mesh,
     directory: Path,
     *,
@@ -97,47 +44,58 @@ def fit(
     evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
     progress: bool | None = None,
 ) -> TrainState:
-    """As `train`, from any source of batches, which is closed on every way out.
+    """Train from `params`, or from the newest checkpoint under `directory` if there is one, to the configuration's last step.
 
-    base: parameters that stay as they are, beside those of the state (LoRA). evaluate(state, step): figures for the log,
-    called every config.evaluation.every steps and at the end; the checkpoint of its step knows them.
-    Raises Preempted after SIGTERM, once a checkpoint is written.
+    Metrics are appended to `directory`/metrics.jsonl.
+
+    Args:
+        model: the model, with the dtype, remat and loop over layers to train with.
+        params: the state's parameters, as `partition.params` describes them.
+        data: the batches; closed on every way out.
+        partition: what is trained.
+        mesh: where.
+        directory: of the run.
+        base: the frozen parameters, under LoRA.
+        evaluate: (state, step) -> figures for the log, called every `evaluation.every` steps and at the end; the checkpoint of
+            that step is kept or not by these figures.
+        progress: show a bar; default: when stderr is a terminal.
+
+    Raises:
+        Preempted: after SIGTERM, once a checkpoint is written.
     """
+    config = partition.config
     directory = Path(directory).absolute()
     main = jax.process_index() == 0
     if main:
-        model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it goes on
-    optimizer = make_optimizer(config)
-    shardings = state_shardings(model, optimizer, mesh, config)
+        model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it continues
     with contextlib.ExitStack() as stack:
-        stack.callback(batches.close)
+        stack.callback(data.close)
         checkpoints = stack.enter_context(Checkpoints(directory, config.keep))
-        create = lambda p: create_state(p, optimizer, config)
         latest = checkpoints.latest()
         if latest is None:
-            state = jax.jit(create, out_shardings=shardings)(params)
+            create = jax.jit(lambda p: create_state(p, partition), out_shardings=state_shardings(partition, mesh))
+            state = create(params)
         else:
-            state, positions = checkpoints.restore(latest, jax.eval_shape(create, params), shardings)
-            batches.restore(positions[jax.process_index() % len(positions)])
+            state, positions = checkpoints.restore(latest, abstract_state(partition, mesh))
+            data.restore(positions[jax.process_index() % len(positions)])
         del params  # the state has its own
         first = int(state.step)
-        step = make_step(model, optimizer, mesh, config)
+        step = make_step(model, partition, mesh)
         log = Log(directory, config.steps, first, progress, config.loggers, main)
         stack.callback(log.close)
         stopping = stack.enter_context(_told_to_stop())
         every = 0 if evaluate is None or config.evaluation is None else config.evaluation.every
 
         def ahead(index: int):
-            taken = batches.take(index)
-            return taken, batches.state(), batches.figures()
+            return next(data), data.state(), data.figures()
 
         source = prefetch(ahead, first, config.steps, depth=2)
         stack.callback(source.close)
         pending: list[dict[str, Any]] = []
         started, last = time.perf_counter(), first
         schedule = learning_rate(config)
-        for index, (taken, position, figures) in zip(range(first, config.steps), source, strict=True):
-            state, metrics = step(state, taken, base)
+        for index, (batch, position, figures) in zip(range(first, config.steps), source, strict=True):
+            state, metrics = step(state, batch, base)
             pending.append(metrics)
             log.advance()
             done = index + 1
@@ -171,8 +129,11 @@ def _means(pending: list[dict[str, Any]]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _told_to_stop() -> Iterator[list]:
-    """A list that is empty until SIGTERM arrives. A job of several processes is told by jax's own handler instead, which all
-    of them agree on; outside the main thread no handler can be set."""
+    """A list that stays empty until SIGTERM arrives.
+
+    In a job of several processes jax's own handler is used instead, since all processes have to agree on a step; outside the
+    main thread no handler can be set.
+    """
     told: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number)) if jax.process_count() == 1 else None

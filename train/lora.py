@@ -18,9 +18,8 @@ from ..errors import ConfigError
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import AxisNames, abstract_params, flatten_params, logical_axes, summed_dimensions, unflatten_params
 from .config import LoraConfig
-from .parts import join
 
-__all__ = ["adapter_axes", "adapter_shapes", "combine", "init_adapters", "matched", "merge", "product"]
+__all__ = ["adapter_axes", "adapter_shapes", "init_adapters", "matched", "merge", "product"]
 
 
 def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -75,15 +74,6 @@ def init_adapters(model: SmolVLMForConditionalGeneration, config: LoraConfig, se
 
     flat = flatten_params(adapter_shapes(model, config, dtype))
     return unflatten_params({path: make(path, leaf) for path, leaf in flat.items()})
-
-
-def combine(base: dict, trained: dict, scale: float = 1.0) -> dict:
-    """The tree to apply the model with: the base, and what is trained over it, B multiplied by its factor."""
-    if scale != 1.0:
-        trained = unflatten_params(
-            {path: leaf * scale if path.endswith("/lora_b") else leaf for path, leaf in flatten_params(trained).items()}
-        )
-    return join(base, trained)
 
 
 def product(a, b, scale: float, shape) -> np.ndarray | jax.Array:

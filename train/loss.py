@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ..precision import matmul_precision
+from .config import IGNORE
 
-__all__ = ["IGNORE", "chunked_loss", "next_token_targets"]
+__all__ = ["chunked_loss", "next_token_targets"]
 
-IGNORE = -100
 _SLICE_BYTES = 32 << 20
 
 

@@ -6,56 +6,64 @@ Needs libtpu (pip install 'smolvlm-jax[test]' on Linux brings it) and no TPU: `t
 compile for, and nothing is allocated. The work is done in a process of its own, where the compiler looks for no chips.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from ..checkpoint import default_dtype, resolve
+from ..convert.source import open_source
 from ..errors import ConfigError, MissingExtraError
+from ..model import SmolVLMForConditionalGeneration
+from ..sharding import activate, make_mesh
+from ..sizes import PUBLISHED, published_config
 from .config import TrainConfig
+from .packing import BatchShape
+from .partition import Partition
+from .recipes import load_recipe
+from .state import TrainState, abstract_state
+from .step import batch_placement, jit_step
 
-__all__ = ["abstract_inputs", "compiled_memory", "main", "memory_of"]
+__all__ = ["abstract_inputs", "compiled_memory", "describe", "main", "memory_of"]
 
 
-def abstract_inputs(config: TrainConfig, model, mesh) -> tuple:
-    """(state, base, batches) of a step as ShapeDtypeStructs that carry their shardings."""
-    import jax
-    import jax.numpy as jnp
+def describe(config: TrainConfig) -> SmolVLMForConditionalGeneration:
+    """The model that a configuration names, without its weights; "shape:NAME" is a published size."""
+    if config.model.startswith("shape:"):
+        shape = published_config(config.model.removeprefix("shape:"))
+    else:
+        source = open_source(resolve(config.model))
+        shape = source.model_config
+        source.close()
+    dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
+    return SmolVLMForConditionalGeneration(shape, dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
 
-    from ..parameters import abstract_params, logical_axes
-    from ..sharding import batch_sharding, parameter_shardings
-    from .state import create_state, make_optimizer, split_trained, state_params, state_shardings
 
-    optimizer = make_optimizer(config)
-    place = lambda tree, shardings: jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+def abstract_inputs(model, partition: Partition, mesh) -> tuple[TrainState, dict, dict]:
+    """(state, base, batch) of a step as ShapeDtypeStructs that carry their shardings."""
+    config, vision = partition.config, model.config.vision_config
+    shape = BatchShape.of(
+        config.data,
+        rows=config.data.batch_size,
+        image_seq_len=model.config.image_seq_len,
+        tile_size=vision.image_size,
     )
-    state = jax.eval_shape(lambda p: create_state(p, optimizer, config), state_params(model, config))
-    state = place(state, state_shardings(model, optimizer, mesh, config))
-    base: dict = {}
-    if config.lora is not None:
-        dtype = jnp.dtype(config.frozen_dtype) if config.frozen_dtype else jnp.dtype(model.dtype)
-        frozen = split_trained(abstract_params(model, dtype), config)[1]
-        base = place(frozen, parameter_shardings(frozen, split_trained(logical_axes(model), config)[1], mesh))
-    b, t = config.data.batch_size, config.data.length
-    most = -(-t // model.config.image_seq_len)
-    tiles = b * (most if config.data.tiles_per_row is None else config.data.tiles_per_row)
-    side = model.config.vision_config.image_size
-    shapes = dict.fromkeys(("input_ids", "labels", "segment_ids"), ((b, t), jnp.int32))
-    if tiles:
-        shapes |= {"pixel_values": ((tiles, side, side, 3), jnp.uint8), "tile_mask": ((tiles,), jnp.bool_)}
-    batch = {n: jax.ShapeDtypeStruct(s, d, sharding=batch_sharding(mesh, s)) for n, (s, d) in shapes.items()}
-    if config.accumulation > 1:
-        from jax.sharding import NamedSharding, PartitionSpec
-
-        stack = lambda x: jax.ShapeDtypeStruct(
-            (config.accumulation, *x.shape), x.dtype, sharding=NamedSharding(mesh, PartitionSpec(None, *x.sharding.spec))
-        )
-        batch = {name: stack(x) for name, x in batch.items()}
-    return state, base, (batch,)
+    stack = (config.accumulation,) if config.accumulation > 1 else ()
+    batch = {}
+    for name, (dimensions, dtype) in shape.arrays().items():
+        whole = (*stack, *dimensions)
+        sharding = batch_placement(mesh, whole, stacked=bool(stack))
+        batch[name] = jax.ShapeDtypeStruct(whole, dtype, sharding=sharding)
+    return abstract_state(partition, mesh), partition.abstract_base(mesh), batch
 
 
 def compiled_memory(config: TrainConfig) -> dict[str, Any]:
@@ -64,17 +72,6 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
 
     `total_bytes` is what has to fit. Where it does not the compiler refuses, and `error` holds its message.
     """
-    import jax
-    import jax.numpy as jnp
-    from jax.experimental import topologies
-
-    from ..model import SmolVLMForConditionalGeneration
-    from ..sharding import activate, make_mesh, replicated
-    from ..sizes import PUBLISHED, published_config
-    from .runner import describe
-    from .state import make_optimizer, state_shardings
-    from .step import pure_step
-
     if config.topology is None:
         raise ConfigError("the recipe names no topology: add topology=v5e:2x4, say")
     try:
@@ -84,20 +81,15 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
             raise MissingExtraError("the TPU compiler", "test") from error
         raise ConfigError(f"topology {config.topology!r}: {str(error).splitlines()[0]}") from error
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices[: config.mesh.devices])
-    name = config.model.removeprefix("shape:").rsplit("/", 1)[-1]
-    shape = published_config(name) if name in PUBLISHED else describe(config).config
-    model = SmolVLMForConditionalGeneration(
-        shape, dtype=jnp.dtype(config.dtype or "bfloat16"), remat=config.remat, scan_layers=config.scan_layers
+    name = config.model.rsplit("/", 1)[-1]
+    model = describe(
+        replace(config, model=f"shape:{name}" if name in PUBLISHED else config.model, dtype=config.dtype or "bfloat16")
     )
-    optimizer = make_optimizer(config)
-    shardings = state_shardings(model, optimizer, mesh, config)
-    step = jax.jit(
-        pure_step(model, optimizer, config, shardings), donate_argnums=0, out_shardings=(shardings, replicated(mesh))
-    )
+    partition = Partition.of(model, config)
     started = time.perf_counter()
-    inputs = abstract_inputs(config, model, mesh)
+    inputs = abstract_inputs(model, partition, mesh)
     with activate(mesh):
-        lowered = step.lower(*inputs)
+        lowered = jit_step(model, partition, mesh).lower(*inputs)
         try:
             found = lowered.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
@@ -128,16 +120,12 @@ def memory_of(recipe: str, overrides: Sequence[str] = (), timeout: float | None 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    import argparse
-
     parser = argparse.ArgumentParser(prog="python -m smolvlm_jax.train.memory", description=__doc__.split("\n")[0])
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true", help="figures only, here and now")
     options = parser.parse_args(arguments)
     if options.json:
-        from .recipes import load_recipe
-
         print(json.dumps(compiled_memory(load_recipe(options.recipe, options.overrides))))
         return 0
     found = memory_of(options.recipe, options.overrides)

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigError, MissingExtraError
-from ..processing import SmolVLMProcessor
 from .config import DataConfig
-from .packing import make_batch, plan_rows
+from .packing import BatchShape, make_batch, plan_rows
 from .records import open_records
 from .samples import Prepare, Readable, Sample, Skipped
 
@@ -56,17 +55,20 @@ class TrainingData:
     Iterate, ask `state()` after each batch, and `close()` at the end: worker processes hold shared memory.
     """
 
-    def __init__(self, config: DataConfig, processor: str, seed: int, accumulation: int = 1, index: int = 0, count: int = 1):
+    def __init__(self, config: DataConfig, processor: str, *, seed: int, accumulation: int = 1, index: int = 0, count: int = 1):
         if config.batch_size % count:
             raise ConfigError(f"data.batch_size {config.batch_size} is not a multiple of the {count} processes of the run")
-        self.config, self.accumulation, self.rows = config, accumulation, config.batch_size // count
+        self.config, self.accumulation = config, accumulation
         self._index, self._count, self._seed = index, count, seed
         self._prepare = Prepare(processor, config)
-        own: SmolVLMProcessor = self._prepare.processor
+        self.processor = own = self._prepare.processor
         self._pad = own.tokenizer.pad_token_id
-        self._tile_size = own.image_processor.max_image_size["longest_edge"]
-        most = -(-config.length // own.image_seq_len)
-        self.row_tiles = most if config.tiles_per_row is None else config.tiles_per_row
+        self.shape = BatchShape.of(
+            config,
+            rows=config.batch_size // count,
+            image_seq_len=own.image_seq_len,
+            tile_size=own.image_processor.max_image_size["longest_edge"],
+        )
         self._dataset, self._records = dataset(config, seed)
         self._taken = self._skip = 0
         self._stream: Iterator | None = None
@@ -110,14 +112,14 @@ class TrainingData:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._generator is None:
             self._generator = self._rows()
-        batches = []
+        batches, shape = [], self.shape
         for _ in range(self.accumulation):
-            rows = [next(self._generator) for _ in range(self.rows)]
-            batches.append(make_batch(rows, self.config.length, self.row_tiles * self.rows, self._tile_size, self._pad))
+            rows = [next(self._generator) for _ in range(shape.rows)]
+            batches.append(make_batch(rows, shape, self._pad))
             self.counts["tokens"] += sum(len(sample) for row in rows for sample in row)
-            self.counts["room"] += self.rows * self.config.length
+            self.counts["room"] += shape.rows * shape.length
             self.counts["tiles"] += sum(len(sample.tiles) for row in rows for sample in row)
-            self.counts["tile_room"] += self.rows * self.row_tiles
+            self.counts["tile_room"] += shape.rows * shape.tiles
             self.counts["samples"] += sum(len(row) for row in rows)
         if self.accumulation == 1:
             return batches[0]
@@ -127,13 +129,7 @@ class TrainingData:
         """Rows of samples, window by window: a window is planned together, so the position is that of its beginning."""
         while True:
             samples, seen, told = self._window()
-            plan = plan_rows(
-                [len(s) for s in samples],
-                [len(s.tiles) for s in samples],
-                self.config.length,
-                self.row_tiles,
-                alone=not self.config.packing,
-            )
+            plan = plan_rows(samples, self.shape, alone=not self.config.packing)
             for number in range(self._skip + 1, len(plan) + 1):
                 self._skip = number
                 if number == len(plan):  # counted with the window's last row, so that taking it up again counts nothing twice
@@ -171,7 +167,7 @@ class TrainingData:
 
         own = self._dataset[self._index + start * self._count :: self._count].map(self._prepare)
         # Prepared samples wait in memory, megabytes each where pictures are split.
-        ahead = 2 * self.rows
+        ahead = 2 * self.shape.rows
         if not self.config.workers:
             return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead)))
         options = grain.MultiprocessingOptions(num_workers=self.config.workers, per_worker_buffer_size=2)
@@ -184,7 +180,9 @@ class TrainingData:
         if stream is not None and hasattr(stream, "close"):
             stream.close()
 
-    def padding(self) -> dict[str, float]:
-        """Shares of padding among tokens and tiles so far."""
-        share = lambda used, room: 1 - self.counts[used] / self.counts[room] if self.counts[room] else 0.0
-        return {"padding": share("tokens", "room"), "tile_padding": share("tiles", "tile_room")}
+    def figures(self) -> dict[str, Any]:
+        """For the log: shares of padding among tokens and tiles so far, samples taken, and records left out and why."""
+        counts = self.counts
+        share = lambda used, room: 1 - counts[used] / counts[room] if counts[room] else 0.0
+        padding = {"padding": share("tokens", "room"), "tile_padding": share("tiles", "tile_room")}
+        return padding | {name: counts[name] for name in ("samples", "too_long", "faulty", "dropped_pictures")}

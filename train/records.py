@@ -1,155 +1,152 @@
-"""Conversations by number, wherever they are stored: JSON lines, Parquet, a Hugging Face dataset directory. No jax in here.
+"""Conversations by number, wherever they are stored. No jax in this module.
 
 Grain asks for element i in any order and from any process, so a source here is a sequence: it knows its length, finds an
-element without reading those before it, and can be pickled to a worker. An element is a decoded record; `messages_of` makes
-chat messages of it, by the rules of the batch job.
+element without reading those before it, and can be pickled to a worker. An element is a decoded record, of which
+`records.conversation_of` makes chat messages, as for the batch job.
+
+JSON lines are read here. All other formats are read by Hugging Face's `datasets`, which is imported only where it is needed.
 """
 
 import bisect
+import dataclasses
+import io
 import itertools
 import json
 import os
-import threading
+import re
+import sys
+from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..errors import InputError, MissingExtraError
-from ..records.record import record_from
-from .config import Source
+from .config import DataSource
 
-__all__ = ["Records", "messages_of", "open_records"]
+__all__ = ["Records", "open_records"]
 
-_JSONL, _PARQUET, _ARROW = (".jsonl", ".ndjson"), (".parquet", ".pq"), (".arrow",)
+_LINES = (".jsonl", ".ndjson")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# Ending -> the name of its reader in `datasets`.
+_FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json"}
 
 
-class Records:
-    """Files read as one sequence. Subclasses open a file (`_open`), count it (`_count`) and read a row of it (`_row`)."""
+class Records(ABC):
+    """A sequence of records. Subclasses set the length and read a row.
 
-    def __init__(self, files: list[Path], limit: int | None = None):
-        self.files = [os.path.abspath(file) for file in files]
-        self._ends = list(itertools.accumulate(self._count(file) for file in self.files))
-        total = self._ends[-1] if self._ends else 0
-        self._length = total if limit is None else min(limit, total)
-        self._opened: dict[int, Any] = {}
-        self._lock = threading.Lock()
+    Args:
+        rows: how many there are.
+        limit: use only the first so many.
+        path: what to name where there are none.
+    """
+
+    def __init__(self, rows: int, limit: int | None, path: str | os.PathLike):
+        self._length = rows if limit is None else min(limit, rows)
         if not self._length:
-            raise InputError(f"{', '.join(self.files)}: no records")
+            raise InputError(f"{path}: no records")
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[dict, str, str]:
-        """(record, the folder that its relative paths start from, where it stands). A faulty line is an InputError."""
+        """(record, the folder that its relative paths start from, where it stands).
+
+        Raises:
+            InputError: the row cannot be read.
+        """
         index = int(index)
         if not 0 <= index < self._length:
             raise IndexError(index)
-        number = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[number - 1] if number else 0)
-        with self._lock:  # Grain reads with several threads
-            if number not in self._opened:
-                self._opened[number] = self._open(number)
-        file = self.files[number]
-        return self._row(number, self._opened[number], row), os.path.dirname(file), f"{os.path.basename(file)}:{row + 1}"
+        return self._row(index)
+
+    @abstractmethod
+    def _row(self, index: int) -> tuple[dict, str, str]: ...
+
+
+class LineRecords(Records):
+    """JSON lines: one record a line, blank lines aside, found by byte offsets that are noted once.
+
+    `datasets` gives all rows of a column one type, which changes or refuses conversations whose rows have unlike shapes:
+    content as a string beside content as a list, keys that are absent beside keys that are null.
+    """
+
+    def __init__(self, files: list[Path], limit: int | None = None):
+        self._files = [os.path.abspath(file) for file in files]
+        self._opened: dict[int, int | bytes] = {}
+        self._starts = [_line_starts(file) for file in self._files]
+        self._ends = list(itertools.accumulate(len(starts) - 1 for starts in self._starts))
+        super().__init__(self._ends[-1], limit, ", ".join(self._files))
 
     def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_lock")}
+        return {**self.__dict__, "_opened": {}}
 
-    def __setstate__(self, state):
-        self.__dict__.update(state, _opened={}, _lock=threading.Lock())
-
-
-class JsonlRecords(Records):
-    """One record a line, blank lines aside, found by byte offsets that are noted once."""
-
-    def _count(self, file: str) -> int:
-        starts, place = [], 0
-        with open(file, "rb") as lines:
-            for line in lines:
-                if line.strip():
-                    starts.append(place)
-                place += len(line)
-        self.__dict__.setdefault("_starts", []).append(np.array(starts, np.int64))
-        return len(starts)
-
-    def _open(self, number: int):
-        return os.open(self.files[number], os.O_RDONLY)
-
-    def _row(self, number: int, handle: int, row: int) -> dict:
-        starts = self._starts[number]
-        end = starts[row + 1] if row + 1 < len(starts) else os.fstat(handle).st_size
-        line = os.pread(handle, int(end - starts[row]), int(starts[row]))  # threads share the handle, so no seeking
+    def _row(self, index: int) -> tuple[dict, str, str]:
+        number = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[number - 1] if number else 0)
+        file, (start, end) = self._files[number], self._starts[number][row : row + 2]
+        if number not in self._opened:
+            self._opened[number] = _unpacked(file) if file.endswith(_COMPRESSED) else os.open(file, os.O_RDONLY)
+        opened = self._opened[number]
+        # Threads share the handle, so no seeking.
+        line = opened[start:end] if isinstance(opened, bytes) else os.pread(opened, end - start, start)
         try:
-            return json.loads(line.decode("utf-8-sig"))
+            record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"not valid JSON: {error}") from error
+        return record, os.path.dirname(file), f"{os.path.basename(file)}:{row + 1}"
 
 
-class ParquetRecords(Records):
-    """One record a row. The row group read last is kept, which shuffled reading makes little of: write small row groups."""
-
-    def _count(self, file: str) -> int:
-        parquet = _pyarrow().parquet
-        try:
-            with parquet.ParquetFile(file) as opened:
-                groups = [opened.metadata.row_group(i).num_rows for i in range(opened.metadata.num_row_groups)]
-        except (_pyarrow().ArrowException, OSError) as error:
-            raise InputError(f"{file} is no Parquet file that can be read: {error}") from error
-        self.__dict__.setdefault("_groups", []).append(list(itertools.accumulate(groups)))
-        return sum(groups)
-
-    def _open(self, number: int):
-        return {"file": _pyarrow().parquet.ParquetFile(self.files[number]), "group": (None, None)}
-
-    def _row(self, number: int, handle: dict, row: int) -> dict:
-        ends = self._groups[number]
-        group = bisect.bisect_right(ends, row)
-        with self._lock:
-            kept, table = handle["group"]
-            if kept != group:
-                table = handle["file"].read_row_group(group)
-                handle["group"] = (group, table)
-        place = row - (ends[group - 1] if group else 0)
-        return _plain(table.slice(place, 1).to_pylist()[0])
-
-
-class ArrowRecords(Records):
-    """What `Dataset.save_to_disk` writes: Arrow streams, mapped into memory."""
-
-    def _table(self, file: str):
-        pyarrow = _pyarrow()
-        try:
-            source = pyarrow.memory_map(file)
-            try:
-                return pyarrow.ipc.open_stream(source).read_all()
-            except pyarrow.ArrowInvalid:
-                return pyarrow.ipc.open_file(source).read_all()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{file} is no Arrow file that can be read: {error}") from error
-
-    def _count(self, file: str) -> int:
-        return self._table(file).num_rows
-
-    def _open(self, number: int):
-        return self._table(self.files[number])
-
-    def _row(self, number: int, handle, row: int) -> dict:
-        return _plain(handle.slice(row, 1).to_pylist()[0])
-
-
-def _pyarrow():
+def _unpacked(file: str) -> bytes:
     try:
-        import pyarrow.parquet
+        import fsspec
 
-        return pyarrow
+        with fsspec.open(file, "rb", compression="infer") as opened:
+            return opened.read()
     except ImportError as error:
-        raise MissingExtraError("reading Parquet and Arrow", "parquet") from error
+        raise MissingExtraError("reading compressed files", "train") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{file} cannot be unpacked: {error}") from error
+
+
+def _line_starts(file: str) -> array:
+    """The offset of each line that is not blank, and the file's length."""
+    starts, place = array("q"), 0
+    with io.BytesIO(_unpacked(file)) if file.endswith(_COMPRESSED) else open(file, "rb") as lines:
+        for line in lines:
+            if line.strip():
+                starts.append(place)
+            place += len(line)
+    starts.append(place)
+    return starts
+
+
+class DatasetRecords(Records):
+    """Rows of a `datasets.Dataset`, as they are stored: pictures stay the bytes or the path that the dataset has."""
+
+    def __init__(self, dataset, folder: str, name: str, limit: int | None = None):
+        self._rows = dataset.with_format("arrow")
+        self._features = type(dataset.features)(_without_media(dataset.features))
+        self._folder, self._name = folder, name
+        super().__init__(len(dataset), limit, name)
+
+    def _row(self, index: int) -> tuple[dict, str, str]:
+        row = self._features.decode_example(self._rows[index].to_pylist()[0])
+        return _plain(row), self._folder, f"{self._name}:{index + 1}"
+
+
+def _without_media(feature):
+    """The features of a dataset with pictures, videos and sounds left undecoded; columns of JSON are decoded."""
+    if isinstance(feature, dict):
+        return {name: _without_media(value) for name, value in feature.items()}
+    if isinstance(feature, list):
+        return [_without_media(value) for value in feature]
+    if hasattr(feature, "feature"):
+        return dataclasses.replace(feature, feature=_without_media(feature.feature))
+    return dataclasses.replace(feature, decode=False) if type(feature).__name__ in ("Image", "Video", "Audio") else feature
 
 
 def _plain(value):
-    """Arrow gives every struct every key: the ones without a value are left out again."""
+    """Arrow gives every struct every key: keys without a value are removed again."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):
@@ -157,95 +154,102 @@ def _plain(value):
     return value
 
 
-def open_records(source: Source | str) -> Records:
-    """Open one source of the mixture.
+def open_records(source: DataSource | str) -> Records:
+    """Open one source of the mixture; see `DataSource` for what its path may be.
 
-    Its path: a .jsonl or .parquet file; a directory that `Dataset.save_to_disk` wrote (of a DatasetDict, the train split is
-    taken); or a directory with such files in it or below, as datasets are published, of which those named train are taken if
-    there are any. Raises InputError where nothing is found.
+    Raises:
+        InputError: there is nothing, or nothing that can be read.
     """
-    source = Source(source) if isinstance(source, str) else source
+    source = DataSource(source) if isinstance(source, str) else source
     path = Path(source.path)
     if path.is_file():
-        return _kind([path])([path], source.limit)
-    if not path.is_dir():
+        return _open_file(path, source)
+    if path.is_dir():
+        return _open_directory(path, source)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.path) or _ending(path) in (*_LINES, *_FORMATS):
         raise InputError(f"no training data at {path}: no such file or directory")
-    if (path / "dataset_dict.json").is_file() and (path / "train").is_dir():
-        path = path / "train"
-    if (path / "state.json").is_file():
+    return _open_named(source)
+
+
+def _ending(path: Path) -> str:
+    """The ending that says what a file holds, compressed or not."""
+    inner = Path(path.stem) if path.suffix in _COMPRESSED else path
+    return inner.suffix.lower()
+
+
+def _open_file(path: Path, source: DataSource) -> Records:
+    ending = _ending(path)
+    if ending in _LINES:
+        return LineRecords([path], source.limit)
+    if ending not in _FORMATS:
+        known = ", ".join((*_LINES, *_FORMATS))
+        raise InputError(f"{path} is no file of conversations: its name ends in none of {known}, compressed or not")
+    return _read_files(_FORMATS[ending], [str(path)], source)
+
+
+def _open_directory(path: Path, source: DataSource) -> Records:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        saved = path / source.split if (path / "dataset_dict.json").is_file() else path
         try:
-            named = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
-            files = [path / entry["filename"] for entry in named]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path / 'state.json'} is not a dataset's: {error!r}") from error
-        return ArrowRecords(files, source.limit)
-    for endings in (_PARQUET, _JSONL, _ARROW):
-        found = sorted(p for p in path.rglob("*") if p.suffix in endings and not p.name.startswith((".", "_")))
-        found = [p for p in found if p.name.startswith("train") or "train" in p.relative_to(path).parts[:-1]] or found
-        if found:
-            return _kind(found)(found, source.limit)
-    raise InputError(f"{path} holds no training data: no {', '.join((*_JSONL, *_PARQUET, *_ARROW))} file")
+            found = _datasets().load_from_disk(os.fspath(saved))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{saved} is no saved dataset that can be read: {error}") from error
+        return DatasetRecords(found, os.path.abspath(path), path.name, source.limit)
+    files = [p for p in sorted(path.rglob("*")) if not p.name.startswith((".", "_"))]
+    # Pictures beside conversations do not make an image folder of a directory, as they would by `datasets`' rules.
+    lines = [p for p in files if _ending(p) in _LINES and p.name != "metadata.jsonl"]
+    if lines and not any(_ending(p) in (".parquet", ".pq") for p in files):
+        named = [p for p in lines if p.name.startswith(source.split) or source.split in p.relative_to(path).parts[:-1]]
+        return LineRecords(named or lines, source.limit)
+    return _open_named(source)
 
 
-def _kind(files: list[Path]) -> type[Records]:
-    for endings, kind in ((_JSONL, JsonlRecords), (_PARQUET, ParquetRecords), (_ARROW, ArrowRecords)):
-        if files[0].suffix in endings:
-            return kind
-    raise InputError(f"{files[0]} is no file of conversations: its name ends in none of {', '.join((*_JSONL, *_PARQUET))}")
+def _open_named(source: DataSource) -> Records:
+    """A directory of files in splits, or a dataset of the Hub. Only the files of the split that is asked for are read."""
+    datasets = _datasets()
+    try:
+        builder = datasets.load_dataset_builder(source.path, source.name)
+        splits = builder.config.data_files or {}
+    except _failures(datasets) as error:
+        raise InputError(f"{source.path} holds no training data: {_one_line(error)}") from error
+    if source.split not in splits:
+        raise InputError(f"{source.path} has no split {source.split}; it has {', '.join(map(str, splits)) or 'none'}")
+    return _read_files(builder.name, list(splits[source.split]), source)
 
 
-_NEXT = {"role": "user", "content": [{"type": "text", "text": "."}]}
+def _read_files(reader: str, files: list[str], source: DataSource) -> Records:
+    datasets = _datasets()
+    name = os.path.basename(files[0] if len(files) == 1 else source.path)
+    try:
+        found = _load(datasets, reader, files)
+    except _failures(datasets) as error:
+        raise InputError(f"{source.path} cannot be read: {_one_line(error)}") from error
+    return DatasetRecords(found, os.path.dirname(os.path.abspath(files[0])), name, source.limit)
 
 
-def messages_of(record: Any, folder: str = "") -> list[dict[str, Any]]:
-    """Chat messages of a record, ending with the assistant's turn.
-
-    The batch job's records with assistant turns in their messages; or those without messages ({"prompt", "image", …}) with
-    an "answer". Content items {"type": "image"} that carry no picture take the record's `images` in order, as datasets for
-    other trainers have it. Raises InputError for anything else.
-    """
-    if not isinstance(record, Mapping):
-        raise InputError(f"a record is a JSON object, this is a {type(record).__name__}")
-    answer = record.get("answer")
-    record = {name: value for name, value in record.items() if name not in ("id", "custom_id")}
-    body = record.get("body") if isinstance(record.get("body"), Mapping) else record
-    given = body.get("messages")
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"messages is not valid JSON: {error}") from error
-    if isinstance(given, list) and all(isinstance(m, Mapping) for m in given):
-        given = _with_pictures(given, record.get("images") or [])
-        # The batch job's reader refuses records whose last turn is the assistant's: there, nothing would be left to answer.
-        record = {"messages": [*given, _NEXT]}
-    read = record_from(record, "", folder=folder)
-    if read.error is not None:
-        raise InputError(read.error)
-    messages = read.messages if given is None else read.messages[:-1]
-    if answer is not None:
-        if not isinstance(answer, str):
-            raise InputError(f"answer is a {type(answer).__name__}; it needs a string")
-        messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-    if messages[-1].get("role") != "assistant":
-        raise InputError("the last message is not the assistant's, so there is nothing to learn: add its turn, or an answer")
-    return messages
+def _load(datasets, reader: str, files: list[str]):
+    if reader == "arrow":
+        try:  # mapped into memory where they are; everything else is converted into the cache of `datasets`
+            return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+        except (OSError, ValueError):
+            pass  # not local, or not a stream
+    return datasets.load_dataset(reader, data_files=files, split="train")
 
 
-def _with_pictures(messages: list[Mapping], images: list) -> list[Mapping]:
-    left = list(images)
-    out = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            filled = []
-            for item in content:
-                bare = isinstance(item, Mapping) and item.get("type") == "image" and not set(item) - {"type", "text"}
-                if bare:
-                    if not left:
-                        raise InputError("an image item without a picture, and no images left in the record")
-                    item = {"type": "image", "image": left.pop(0)}
-                filled.append(item)
-            message = {**message, "content": filled}
-        out.append(message)
-    return out
+def _failures(datasets) -> tuple[type[Exception], ...]:
+    """What `datasets` raises for data that is not there or cannot be read."""
+    return (datasets.exceptions.DatasetsError, OSError, ValueError)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _datasets():
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("reading anything but JSON lines", "train") from error
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets

@@ -11,12 +11,10 @@ import numpy as np
 from ..errors import InputError, PromptError, SmolVLMError
 from ..processing import SmolVLMProcessor
 from ..processing.fetch import image_size
-from .config import DataConfig
-from .records import messages_of
+from ..records.conversations import conversation_of
+from .config import IGNORE, DataConfig
 
-__all__ = ["IGNORE", "Prepare", "Sample", "Skipped", "label_tokens", "make_sample"]
-
-IGNORE = -100
+__all__ = ["Prepare", "Sample", "Skipped", "label_tokens", "make_sample"]
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Prepare:
         if isinstance(record, Skipped):
             return record
         try:
-            sample = make_sample(self.processor, messages_of(record, folder), self.config)
+            sample = make_sample(self.processor, conversation_of(record, folder=folder, last="assistant"), self.config)
         except (SmolVLMError, OSError) as error:
             return Skipped("faulty", f"{place}: {error}")
         return Skipped(sample.reason, f"{place}: {sample.detail}") if isinstance(sample, Skipped) else sample

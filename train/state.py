@@ -1,4 +1,4 @@
-"""`TrainState` and the optimiser: what a step maps to its successor, and how it lies on a mesh."""
+"""`TrainState` and the optimiser: what a training step updates, and how it is placed on a mesh."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,21 +8,24 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ..model import SmolVLMForConditionalGeneration
-from ..parameters import abstract_params, logical_axes
-from ..sharding import parameter_shardings, replicated
+from ..sharding import replicated
 from .config import TrainConfig
-from .lora import adapter_axes, adapter_shapes
-from .parts import join, part_of, split, trained
+from .partition import Partition, part_of, with_shardings
 
-__all__ = ["TrainState", "create_state", "learning_rate", "make_optimizer", "state_axes", "state_params", "state_shardings"]
+__all__ = ["TrainState", "abstract_state", "create_state", "learning_rate", "make_optimizer", "state_shardings"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step () int32; params: the whole model, or under LoRA the adapters and whatever else is trained; opt_state, of the
-    parameters that are trained; `skipped` () int32 counts steps that were not finite and changed nothing else."""
+    """Everything that a training step changes.
+
+    Attributes:
+        step: () int32, steps taken.
+        params: the whole model, or under LoRA the adapters and the parts that are trained whole.
+        opt_state: optimiser state of the parameters that are trained.
+        skipped: () int32, steps whose loss or gradient was not finite; they change nothing but the two counters.
+    """
 
     step: jax.Array
     params: Any
@@ -31,8 +34,10 @@ class TrainState:
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up, then `config.schedule`; the same again from each restart on. A run shorter than a restart does not
-    reach it."""
+    """Linear warm-up, then `config.schedule`; the same again from each restart on.
+
+    A run that ends before a restart does not reach it.
+    """
     cycles = [(0, config.learning_rate), *((start, peak) for start, peak in config.restarts if start < config.steps)]
     ends = [start for start, _ in cycles[1:]] + [config.steps]
     schedules = []
@@ -52,8 +57,10 @@ def _after_warmup(config: TrainConfig, peak: float, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipped AdamW, each part of the model at its own share of the learning rate. Only matrices decay: norms and biases have
-    nothing to gain from being small."""
+    """AdamW with clipped gradients, each part of the model at its own learning rate.
+
+    Weight decay applies to matrices only, not to norms and biases.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -76,52 +83,34 @@ def _at_own_rate(config: TrainConfig):
     return scale
 
 
-def split_trained(params, config: TrainConfig) -> tuple[dict, dict]:
-    """(what the optimiser sees, what stays)."""
-    return split(params, lambda path: trained(config, path))
+def create_state(params: dict, partition: Partition) -> TrainState:
+    """A state at step 0. Call it under jit with `state_shardings` to create it where it will be kept.
+
+    Args:
+        params: arrays with the paths of `partition.params`.
+        partition: what is trained.
+    """
+    trained, _ = partition.split(params)
+    opt_state = make_optimizer(partition.config).init(trained)
+    # Two counters of their own: the step donates the state, and a buffer can be donated only once.
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, jnp.zeros((), jnp.int32))
 
 
-def create_state(params, optimizer: optax.GradientTransformation, config: TrainConfig | None = None) -> TrainState:
-    """A state at step 0. Call it under jit with `state_shardings` to make it where it will live."""
-    seen = params if config is None else split_trained(params, config)[0]
-    # Two counters of their own: the step donates the state, and a buffer can be donated once only.
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(seen), jnp.zeros((), jnp.int32))
-
-
-def state_params(model: SmolVLMForConditionalGeneration, config: TrainConfig | None = None):
-    """Shapes and dtypes of `TrainState.params`."""
-    if config is None:
-        return abstract_params(model)
-    tree = abstract_params(model, jnp.dtype(config.param_dtype))
-    if config.lora is None:
-        return tree
-    return join(split_trained(tree, config)[0], adapter_shapes(model, config.lora, jnp.dtype(config.param_dtype)))
-
-
-def state_axes(model: SmolVLMForConditionalGeneration, config: TrainConfig | None = None):
-    """Logical axes of `TrainState.params`."""
-    axes = logical_axes(model)
-    if config is None or config.lora is None:
-        return axes
-    return join(split_trained(axes, config)[0], adapter_axes(model, config.lora))
-
-
-def state_shardings(
-    model: SmolVLMForConditionalGeneration,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    config: TrainConfig | None = None,
-) -> TrainState:
-    """A sharding for every leaf of the state: moments lie where their parameters lie, counters everywhere."""
-    abstract = state_params(model, config)
-    params = parameter_shardings(abstract, state_axes(model, config), mesh)
-    everywhere = replicated(mesh)
-    seen, placed = (tree if config is None else split_trained(tree, config)[0] for tree in (abstract, params))
+def state_shardings(partition: Partition, mesh: Mesh) -> TrainState:
+    """A sharding for every leaf of the state: moments are placed like their parameters, counters are replicated."""
+    params, everywhere = partition.shardings(mesh), replicated(mesh)
+    optimizer = make_optimizer(partition.config)
     moments = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, seen),
-        placed,
+        jax.eval_shape(optimizer.init, partition.split(partition.params)[0]),
+        partition.split(params)[0],
         transform_non_params=lambda _: everywhere,
     )
     return TrainState(everywhere, params, moments, everywhere)
+
+
+def abstract_state(partition: Partition, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs that carry their shardings. Nothing is allocated."""
+    state = jax.eval_shape(lambda params: create_state(params, partition), partition.params)
+    return with_shardings(state, state_shardings(partition, mesh))

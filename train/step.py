@@ -1,4 +1,4 @@
-"""One training step, a pure function: state and batches in, state and metrics out."""
+"""One training step, a pure function: state and batch in, state and metrics out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,65 +11,60 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..model import SmolVLMForConditionalGeneration
 from ..sharding import activate, batch_sharding, replicated
-from .config import TrainConfig
 from .forward import Batch, token_losses
-from .lora import combine
-from .parts import join
-from .state import TrainState, split_trained, state_shardings
+from .partition import Partition, join
+from .state import TrainState, make_optimizer, state_shardings
 
-__all__ = ["make_step", "place", "pure_step", "token_losses"]
+__all__ = ["batch_placement", "jit_step", "make_step", "place", "pure_step"]
 
 
 def pure_step(
-    model: SmolVLMForConditionalGeneration, optimizer: optax.GradientTransformation, config: TrainConfig, shardings: TrainState
-) -> Callable[[TrainState, Any, Sequence[Batch]], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step before jit: (state, base, batches) -> (state, metrics). base: the frozen parameters under LoRA, else {}.
+    model: SmolVLMForConditionalGeneration, partition: Partition, shardings: TrainState
+) -> Callable[[TrainState, dict, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step before jit: (state, base, batch) -> (state, metrics).
 
-    A batch whose input_ids have three dimensions is a stack of batches, which a loop goes through, so that the activations of
-    only one exist at a time; batches of a sequence may differ in shape. The loss is the mean over the labelled tokens of all of
-    them: a long batch and a short one weigh by what they teach.
+    base: the frozen parameters under LoRA, else {}. A batch whose input_ids have three dimensions is a stack of batches; a loop
+    goes through them, so that the activations of only one exist at a time. The loss is the mean over the labelled tokens of all
+    of them, so that each weighs by its number of labels.
     """
-    scale = 1.0 if config.lora is None else config.lora.scale
-    trained_shardings = split_trained(shardings.params, config)[0]
+    config = partition.config
+    optimizer = make_optimizer(config)
+    trained_shardings, _ = partition.split(shardings.params)
 
     def sums(params, kept, base, batch):
-        tree = combine(base, join(kept, params), scale)
+        tree = partition.combine(base, join(kept, params))
         loss, count, hits = token_losses(model, tree, batch, tile_chunk=config.tile_chunk, loss_chunk=config.loss_chunk)
         return loss, (count, hits)
 
     def measure(params, kept, base, batch):
         (loss, (count, hits)), gradients = jax.value_and_grad(sums, has_aux=True)(params, kept, base, batch)
-        # Said here, so that gradients are summed over devices straight into the parts that each of them keeps.
+        # With this constraint gradients are reduced over devices straight into the shards that each of them keeps.
         return (loss, count, hits), jax.lax.with_sharding_constraint(gradients, trained_shardings)
 
-    def step(state: TrainState, base, batches: Sequence[Batch]) -> tuple[TrainState, dict[str, jax.Array]]:
-        params, kept = split_trained(state.params, config)
-        add = lambda a, b: jax.tree.map(jnp.add, a, b)
-        total, gradients = None, None
-        for batch in batches:
-            if batch["input_ids"].ndim == 3:
-                first = jax.tree.map(lambda x: x[0], batch)
-                zero = jax.tree.map(
-                    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda b=first: measure(params, kept, base, b))
-                )
-                more = jax.lax.scan(lambda carry, b: (add(carry, measure(params, kept, base, b)), None), zero, batch)[0]
-            else:
-                more = measure(params, kept, base, batch)
-            total, gradients = more if total is None else add((total, gradients), more)
-        loss, count, hits = total
+    def accumulated(params, kept, base, stack):
+        first = jax.tree.map(lambda x: x[0], stack)
+        shapes = jax.eval_shape(lambda: measure(params, kept, base, first))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        add = lambda carry, batch: (jax.tree.map(jnp.add, carry, measure(params, kept, base, batch)), None)
+        return jax.lax.scan(add, zero, stack)[0]
+
+    def step(state: TrainState, base: dict, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        params, kept = partition.split(state.params)
+        total = accumulated if batch["input_ids"].ndim == 3 else measure
+        (loss, count, hits), gradients = total(params, kept, base, batch)
         tokens = jnp.maximum(count, 1)
         loss = loss / tokens
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         norm = optax.tree.norm(gradients)
-        fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         new = optax.apply_updates(params, updates)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         after = TrainState(
             state.step + 1,
             join(kept, keep(new, params)),
             keep(opt_state, state.opt_state),
-            state.skipped + jnp.where(fine, 0, 1),
+            state.skipped + jnp.where(finite, 0, 1),
         )
         return after, {
             "loss": loss,
@@ -82,31 +77,39 @@ def pure_step(
     return step
 
 
+def jit_step(model: SmolVLMForConditionalGeneration, partition: Partition, mesh: Mesh):
+    """`pure_step` under jit. The old state is donated; the new one is placed like it."""
+    shardings = state_shardings(partition, mesh)
+    step = pure_step(model, partition, shardings)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
 def make_step(
-    model: SmolVLMForConditionalGeneration,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    config: TrainConfig | None = None,
+    model: SmolVLMForConditionalGeneration, partition: Partition, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """A jitted step on a mesh: run(state, batches, base={}). The old state is donated. Batches are arrays of this host: its
-    rows, of which all hosts' together are the batch.
+    """A jitted step on a mesh: run(state, batch, base={}) -> (state, metrics).
 
-    A step whose loss or gradient is not finite leaves parameters and moments as they were and is counted.
+    The old state is donated. The batch holds the numpy arrays of this host's rows, as `make_batch` returns them or a stack of
+    them; the rows of all hosts together are the batch. A step whose loss or gradient is not finite leaves parameters and
+    moments as they were and is counted.
     """
-    config = TrainConfig(steps=1) if config is None else config
-    shardings = state_shardings(model, optimizer, mesh, config)
-    step = pure_step(model, optimizer, config, shardings)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    jitted = jit_step(model, partition, mesh)
 
-    def run(state: TrainState, batches: Sequence[Batch], base: Any = None):
+    def run(state: TrainState, batch: Batch, base: dict | None = None):
         with activate(mesh):
-            return jitted(state, base or {}, tuple(place(batch, mesh) for batch in batches))
+            return jitted(state, base or {}, place(batch, mesh))
 
     return run
 
 
+def batch_placement(mesh: Mesh, shape: Sequence[int], *, stacked: bool) -> NamedSharding:
+    """Where an array of a batch is kept: rows over the data axes of the mesh; of a stack of batches, the second dimension."""
+    sharding = batch_sharding(mesh, shape[stacked:])
+    return NamedSharding(mesh, PartitionSpec(None, *sharding.spec)) if stacked else sharding
+
+
 def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Spread a host batch over the data axes of the mesh; a stack of batches along its second dimension."""
+    """Put a host's batch, or stack of batches, on the mesh."""
     stacked = np.ndim(batch["input_ids"]) == 3
     hosts = jax.process_count()
 
@@ -114,11 +117,9 @@ def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         shape = np.shape(value)
         if hosts > 1 and len(shape) > stacked:
             shape = (*shape[:stacked], shape[stacked] * hosts, *shape[stacked + 1 :])
-        sharding = batch_sharding(mesh, shape[stacked:])
-        if stacked:
-            sharding = NamedSharding(mesh, PartitionSpec(None, *sharding.spec))
+        sharding = batch_placement(mesh, shape, stacked=stacked)
         if hosts == 1:
             return jax.device_put(value, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(value), shape)
 
-    return {k: put(v) for k, v in batch.items()}
+    return {name: put(value) for name, value in batch.items()}

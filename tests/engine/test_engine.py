@@ -11,13 +11,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from handwritten_numbers import draw
 from PIL import Image
 from tiers import fast_first
 
 from smolvlm_jax import SmolVLMProcessor, generate, load, make_mesh, resolve
 from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams, prepare
 from smolvlm_jax.errors import InputError
-from smolvlm_jax.train.recipes.numbers import draw
 
 SMALL = EngineConfig(ring_lengths=(64, 128, 256), slots=(3, 2, 1), prefill_tokens=128, encoder_tiles=2, chunk=3)
 

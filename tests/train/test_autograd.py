@@ -13,7 +13,8 @@ from smolvlm_jax.convert.rules import rearrange, torch_name
 from smolvlm_jax.parameters import flatten_params
 from smolvlm_jax.train.config import TrainConfig
 from smolvlm_jax.train.forward import token_losses
-from smolvlm_jax.train.state import create_state, make_optimizer
+from smolvlm_jax.train.partition import Partition
+from smolvlm_jax.train.state import create_state
 from smolvlm_jax.train.step import make_step
 
 IMAGE = 150
@@ -91,13 +92,13 @@ def test_ten_steps_of_adamw(tiny, masked):
     theirs = theirs_as_ours(dict(model.named_parameters()), tiny.params)
 
     config = TrainConfig(steps=10, learning_rate=1e-3, schedule="constant", warmup_steps=0, clip_norm=1e30)
-    ours, mesh = make_optimizer(config), make_mesh(devices=jax.devices()[:1])
-    state = create_state(jax.tree.map(jnp.copy, tiny.params), ours)
-    step = make_step(tiny.model, ours, mesh, config)
+    partition, mesh = Partition.of(tiny.model, config), make_mesh(devices=jax.devices()[:1])
+    state = create_state(jax.tree.map(jnp.copy, tiny.params), partition)
+    step = make_step(tiny.model, partition, mesh)
     batch = {"input_ids": tiny.ids, "labels": labels, "pixel_values": tiny.pixels}
     losses = []
     for _ in range(10):
-        state, metrics = step(state, [batch])
+        state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses == pytest.approx(want, rel=1e-4)
     assert losses[-1] < 0.9 * losses[0]

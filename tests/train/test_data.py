@@ -1,5 +1,7 @@
 """From records to batches: what is learned, what fits, what goes together, and where a run takes up again."""
 
+import csv
+import gzip
 import json
 import pickle
 import subprocess
@@ -15,11 +17,16 @@ from train_helpers import write_records
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.errors import CheckpointError, ConfigError, InputError, PromptError
 from smolvlm_jax.processing import SmolVLMProcessor
-from smolvlm_jax.train.config import DataConfig, Source
-from smolvlm_jax.train.packing import make_batch, plan_rows
+from smolvlm_jax.records.conversations import conversation_of
+from smolvlm_jax.train.config import IGNORE, DataConfig, DataSource
+from smolvlm_jax.train.packing import BatchShape, make_batch, plan_rows
 from smolvlm_jax.train.pipeline import TrainingData
-from smolvlm_jax.train.records import messages_of, open_records
-from smolvlm_jax.train.samples import IGNORE, Prepare, Sample, Skipped, label_tokens, make_sample
+from smolvlm_jax.train.records import open_records
+from smolvlm_jax.train.samples import Prepare, Sample, Skipped, label_tokens, make_sample
+
+
+def messages_of(record, folder=""):
+    return conversation_of(record, folder=folder, last="assistant")
 
 
 @pytest.fixture(scope="module")
@@ -129,60 +136,137 @@ def test_a_picture_is_never_cut(processor):
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 8)), min_size=1, max_size=40))
 def test_every_sample_stands_in_one_row_whole(sizes):
     lengths, tiles = zip(*sizes, strict=True)
-    rows = plan_rows(lengths, tiles, 64, 8)
+    samples = [
+        Sample(np.zeros(length, np.int32), np.zeros(length, np.int32), np.zeros((n, 1, 1, 3), np.uint8)) for length, n in sizes
+    ]
+    shape = BatchShape(rows=1, length=64, tiles=8, tile_size=1)
+    rows = plan_rows(samples, shape)
     assert sorted(n for row in rows for n in row) == list(range(len(sizes)))
     for row in rows:
         assert sum(lengths[n] for n in row) <= 64 and sum(tiles[n] for n in row) <= 8 and row == sorted(row)
     assert len(rows) <= 2 * max(-(-sum(lengths) // 64), -(-sum(tiles) // 8)) + 2
-    assert plan_rows(lengths, tiles, 64, 8, alone=True) == [[n] for n in range(len(sizes))]
+    assert plan_rows(samples, shape, alone=True) == [[n] for n in range(len(sizes))]
 
 
 def test_a_batch_keeps_segments_and_tiles_in_order():
     sample = lambda value, length, count: Sample(
         np.full(length, value, np.int32), np.full(length, value, np.int32), np.full((count, 2, 2, 3), value, np.uint8)
     )
-    batch = make_batch([[sample(5, 3, 1), sample(6, 2, 0)], [sample(7, 4, 2)]], 8, 6, 2, pad_token_id=9)
+    shape = BatchShape(rows=2, length=8, tiles=3, tile_size=2)
+    batch = make_batch([[sample(5, 3, 1), sample(6, 2, 1)], [sample(7, 4, 2)]], shape, pad_token_id=9)
     assert batch["input_ids"].tolist() == [[5, 5, 5, 6, 6, 9, 9, 9], [7, 7, 7, 7, 9, 9, 9, 9]]
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch["labels"][0].tolist() == [IGNORE, 5, 5, IGNORE, 6, IGNORE, IGNORE, IGNORE]
-    assert (
-        batch["pixel_values"][:, 0, 0, 0].tolist() == [5, 7, 7, 0, 0, 0]
-        and batch["tile_mask"].tolist() == [True] * 3 + [False] * 3
-    )
-    assert "pixel_values" not in make_batch([[sample(5, 3, 0)]], 8, 0, 2, 9)
+    assert batch["pixel_values"][:, :, 0, 0, 0].tolist() == [[5, 6, 0], [7, 7, 0]]
+    assert batch["tile_mask"].tolist() == [[True, True, False]] * 2
+    text_only = BatchShape(rows=1, length=8, tiles=0, tile_size=2)
+    assert "pixel_values" not in make_batch([[sample(5, 3, 0)]], text_only, 9)
 
 
 # ---- where records are
 
 
-def test_sources_hold_the_same_records(folder, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow (parquet extra)")
+def test_sources_hold_the_same_records(folder, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="Parquet and the like need datasets (train extra)")
+    import pyarrow
     from pyarrow import parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     lines = open_records(str(folder / "train.jsonl"))
     want = [messages_of(record, place) for record, place, _ in (lines[i] for i in range(len(lines)))]
     rows = [{"messages": json.dumps(messages), "id": i} for i, messages in enumerate(want)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "all.parquet", row_group_size=5)
-    # As `Dataset.save_to_disk` lays it out: Arrow streams that state.json names, pictures as structs of bytes.
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    table = pyarrow.Table.from_pylist([as_dataset_row(messages) for messages in want])
-    with pyarrow.ipc.new_stream(saved / "data-00000-of-00001.arrow", table.schema) as stream:
-        stream.write_table(table)
-    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    # Pictures in a column of the feature Image, which a reader would decode if it were not told otherwise.
+    saved, splits = tmp_path / "saved", tmp_path / "splits"
+    written = [as_dataset_row(messages) for messages in want]
+    dataset = datasets.Dataset.from_list(written).cast_column("images", datasets.Sequence(datasets.Image()))
+    dataset.save_to_disk(saved)
+    datasets.DatasetDict(test=dataset.select(range(3)), train=dataset).save_to_disk(splits)
+    with pyarrow.ipc.new_stream(tmp_path / "all.arrow", pyarrow.Table.from_pylist(written).schema) as stream:
+        stream.write_table(pyarrow.Table.from_pylist(written))
+    with open(tmp_path / "all.json", "w") as file:
+        json.dump([{"messages": messages} for messages in want], file)
+    with open(tmp_path / "all.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["messages"], *([row["messages"]] for row in rows)])
+    text = (folder / "train.jsonl").read_text().replace('"train/', f'"{folder}/train/').encode()
+    (tmp_path / "all.jsonl.gz").write_bytes(gzip.compress(text))
     published = tmp_path / "published" / "data"
     published.mkdir(parents=True)
     (published / "train-00000-of-00001.parquet").write_bytes((tmp_path / "all.parquet").read_bytes())
     (published / "test-00000-of-00001.parquet").write_bytes(b"not read")
     prepare = Prepare(resolve("tiny"), DataConfig())
     samples = [prepare(lines[i]) for i in range(len(lines))]
-    for source in (tmp_path / "all.parquet", saved, tmp_path / "published"):
+    files = [tmp_path / f"all.{ending}" for ending in ("parquet", "arrow", "csv", "json", "jsonl.gz")]
+    for source in (*files, saved, splits, tmp_path / "published"):
         records = pickle.loads(pickle.dumps(open_records(str(source))))
         assert len(records) == len(lines)
         for i in (0, 11, 23, 4):
             got = prepare(records[i])
             assert np.array_equal(got.input_ids, samples[i].input_ids) and np.array_equal(got.tiles, samples[i].tiles), source
-    assert len(open_records(Source(str(saved), limit=7))) == 7
+    assert len(open_records(DataSource(str(saved), limit=7))) == 7
+
+
+def test_lines_of_unlike_shapes_stay_what_they_are(tmp_path, monkeypatch):
+    """Why JSON lines have a reader of their own: one type for all rows of a column makes other records of them."""
+    datasets = pytest.importorskip("datasets", reason="the comparison is with datasets (train extra)")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    turns = [{"role": "user", "content": "7?"}, {"role": "assistant", "content": [{"type": "text", "text": "7"}]}]
+    rows = [
+        {"messages": turns, "id": 1},
+        {"messages": [{**turns[0], "name": None}, {"role": "assistant", "content": "7"}], "id": "two"},
+        {"prompt": "7?", "answer": "7", "image": None},
+    ]
+    path = tmp_path / "unlike.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = open_records(str(path))
+    assert [records[i][0] for i in range(3)] == rows
+    try:
+        theirs = list(datasets.load_dataset("json", data_files=str(path), split="train"))
+    except (datasets.exceptions.DatasetsError, ValueError):
+        theirs = None  # refused, by its older versions
+    assert theirs != rows
+
+
+def test_nothing_is_written_beside_the_data(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="Parquet and the like need datasets (train extra)")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tmp_path / "data"
+    data.mkdir()
+    row = {"prompt": "7?", "answer": "7"}
+    datasets.Dataset.from_list([row]).to_parquet(data / "train.parquet")
+    (data / "validation.csv.gz").write_bytes(gzip.compress(b"prompt,answer\n8?,8\n9?,9\n"))
+    before = sorted(tmp_path.joinpath("data").iterdir())
+    assert open_records(str(data / "train.parquet"))[0][0] == row
+    assert [len(open_records(DataSource(str(data / "validation.csv.gz"), limit=n))) for n in (1, 9)] == [1, 2]
+    assert sorted(tmp_path.joinpath("data").iterdir()) == before
+
+
+def test_a_split_that_is_asked_for(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="Parquet and the like need datasets (train extra)")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    row = lambda answer: {"prompt": "?", "answer": answer}
+    (tmp_path / "both").mkdir()
+    for split in ("train", "test"):
+        datasets.Dataset.from_list([row(split)]).to_parquet(tmp_path / "both" / f"{split}-00000-of-00001.parquet")
+    for split in ("train", "test"):
+        assert open_records(DataSource(str(tmp_path / "both"), split=split))[0][0] == row(split)
+    with pytest.raises(InputError, match="has no split other; it has train, test"):
+        open_records(DataSource(str(tmp_path / "both"), split="other"))
+
+
+def test_lines_compressed_with_zstandard(folder, tmp_path):
+    zstandard = pytest.importorskip("zstandard", reason="reading .zst needs zstandard (train extra)")
+    (tmp_path / "train.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress((folder / "train.jsonl").read_bytes()))
+    packed, plain = open_records(str(tmp_path / "train.jsonl.zst")), open_records(str(folder / "train.jsonl"))
+    assert [packed[i][0] for i in range(len(packed))] == [plain[i][0] for i in range(len(plain))]
+
+
+def test_json_lines_need_no_datasets(folder):
+    code = f"import sys; from smolvlm_jax.train.records import open_records; open_records({str(folder / 'train.jsonl')!r})[3]"
+    code += "; print('datasets' in sys.modules, 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False False"
 
 
 def as_dataset_row(messages):
@@ -222,7 +306,7 @@ def test_records_as_the_batch_job_has_them(tmp_path):
 
 
 def config_for(folder, **changes) -> DataConfig:
-    return DataConfig(train=(Source(str(folder / "train.jsonl")),), length=192, batch_size=2, tiles_per_row=12, **changes)
+    return DataConfig(train=(DataSource(str(folder / "train.jsonl")),), length=192, batch_size=2, tiles_per_row=12, **changes)
 
 
 def stream(config, steps, state=None, **options):
@@ -273,7 +357,7 @@ def test_processes_share_the_records(folder):
 
 def test_mixtures_keep_their_weights(folder, tmp_path):
     write_records(tmp_path, 6, seed=9, name="other")
-    sources = (Source(str(folder / "train.jsonl"), weight=3), Source(str(tmp_path / "other.jsonl"), weight=1))
+    sources = (DataSource(str(folder / "train.jsonl"), weight=3), DataSource(str(tmp_path / "other.jsonl"), weight=1))
     config = DataConfig(train=sources, length=192, batch_size=4, packing=False, tiles_per_row=12)
     prepare = Prepare(resolve("tiny"), config)
     other = open_records(str(tmp_path / "other.jsonl"))

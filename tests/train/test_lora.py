@@ -12,8 +12,8 @@ from smolvlm_jax.parameters import abstract_params, flatten_params, summed_dimen
 from smolvlm_jax.train.config import LoraConfig, TrainConfig
 from smolvlm_jax.train.export import export
 from smolvlm_jax.train.forward import token_losses
-from smolvlm_jax.train.lora import adapter_axes, adapter_shapes, combine, init_adapters, matched, merge
-from smolvlm_jax.train.parts import join, part_of, split, trained
+from smolvlm_jax.train.lora import adapter_axes, adapter_shapes, init_adapters, matched, merge
+from smolvlm_jax.train.partition import Partition, combine, join, part_of
 
 EVERYTHING = LoraConfig(rank=4, alpha=8.0, targets=".*")
 
@@ -118,7 +118,7 @@ def test_parts_of_the_model(tiny_a):
     assert (full.peak("vision"), full.peak("connector"), full.peak("text")) == (0, 1e-4, 2e-5)
     lora = TrainConfig(steps=1, lora=LoraConfig(), learning_rates=(("connector", 5e-5),))
     assert (lora.peak("vision"), lora.peak("connector"), lora.peak("lora")) == (0, 5e-5, 1e-4)
-    mine, rest = split(tiny_a.params, lambda path: trained(lora, path))
+    mine, rest = Partition.of(tiny_a.model, lora).split(tiny_a.params)
     assert {part_of(p) for p in flatten_params(mine)} == {"connector"}
     assert set(flatten_params(join(mine, rest))) == set(flatten_params(tiny_a.params))
 
@@ -126,11 +126,11 @@ def test_parts_of_the_model(tiny_a):
 def test_a_run_of_adapters_is_no_model(tiny_a, tmp_path):
     """Its checkpoints hold adapters alone; who reads them as a model is told where the model is."""
     from smolvlm_jax.train.checkpoints import Checkpoints
-    from smolvlm_jax.train.state import create_state, make_optimizer
+    from smolvlm_jax.train.state import create_state
 
     config = TrainConfig(steps=1, lora=EVERYTHING)
     tiny_a.model.config.save_pretrained(tmp_path)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, create_state(drawn(tiny_a.model), make_optimizer(config), config), [{}])
+        checkpoints.save(1, create_state(drawn(tiny_a.model), Partition.of(tiny_a.model, config)), [{}])
     with pytest.raises(CheckpointError, match="the merged model is in the run's folder model"):
         load(tmp_path)

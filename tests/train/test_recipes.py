@@ -5,20 +5,24 @@ import json
 import platform
 import sys
 
+import handwritten_numbers as numbers
 import jax
 import numpy as np
+import photographs
 import pytest
+import tiny_files
 from train_helpers import ROOT
 
+from smolvlm_jax import resolve
 from smolvlm_jax.cli import main
 from smolvlm_jax.errors import ConfigError
 from smolvlm_jax.parameters import abstract_params, flatten_params
 from smolvlm_jax.sizes import published_config
 from smolvlm_jax.train.config import DataConfig, TrainConfig, from_dict, to_dict
-from smolvlm_jax.train.memory import memory_of
-from smolvlm_jax.train.recipes import load_recipe, photographs, recipe_names, tiny_numbers
-from smolvlm_jax.train.runner import describe
-from smolvlm_jax.train.state import create_state, make_optimizer, state_params
+from smolvlm_jax.train.memory import describe, memory_of
+from smolvlm_jax.train.partition import Partition
+from smolvlm_jax.train.recipes import load_recipe, recipe_names
+from smolvlm_jax.train.state import create_state
 
 PUBLISHED = ("lora-256m", "full-500m-fsdp", "2.2b-lora-v5e8", "video-256m")
 
@@ -28,8 +32,23 @@ def test_these_are_built_in():
 
 
 def test_the_recipe_of_the_bundled_checkpoint():
-    """The file says what the module says: what made the checkpoint is what a reader of the recipe sees."""
-    assert load_recipe("tiny-numbers") == tiny_numbers.train_config()
+    """From random weights, over the records in their order, with the optimiser that made the checkpoint."""
+    config = load_recipe("tiny-numbers")
+    assert (config.model, config.weights, config.data.shuffle, config.steps) == ("tiny", "random", False, numbers.STEPS)
+    assert (config.learning_rate, config.restarts, config.warmup, config.schedule) == (2e-3, ((6000, 8e-4),), 200, "cosine")
+    assert (config.weight_decay, config.beta2, config.clip_norm, config.dtype) == (0.05, 0.98, 1.0, "float32")
+
+
+def test_the_small_files_of_the_bundled_checkpoint(tmp_path):
+    """The script that makes them makes what is bundled: configuration, vocabulary, processor."""
+    tiny_files.write(tmp_path)
+    bundled = resolve("tiny")
+    names = {path.name for path in bundled.iterdir()} - {"model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for name in names - {"config.json"}:
+        assert (tmp_path / name).read_bytes() == (bundled / name).read_bytes(), name
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, bundled))
+    assert {**ours, "dtype": "float32"} == theirs
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -41,7 +60,8 @@ def test_published_recipes_parse_and_have_shapes(name):
     size = config.model.rsplit("/", 1)[-1]
     model = describe(load_recipe(name, [f"model=shape:{size}"]))
     assert model.config == published_config(size) and model.remat == config.remat
-    state = jax.eval_shape(lambda p: create_state(p, make_optimizer(config), config), state_params(model, config))
+    partition = Partition.of(model, config)
+    state = jax.eval_shape(lambda p: create_state(p, partition), partition.params)
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     everything = count(abstract_params(model))
     if config.lora is None:
@@ -151,6 +171,6 @@ def test_pieces_of_photographs_overlap_no_held_out_block(tmp_path):
         answers = [line["messages"][-1]["content"][0]["text"] for line in lines]
         if name != "old":
             assert {answers.count(a) for a in answers} == {count // 12} and set(answers) == set(photographs.PHOTOGRAPHS)
-    blocks = [(row, column) for row in range(6) for column in range(6) if photographs._is_held_out(row, column)]
+    blocks = [(row, column) for row in range(6) for column in range(6) if photographs.is_held_out(row, column)]
     assert len(blocks) == 9 and len({row for row, _ in blocks}) == 6
     assert (ROOT / "train" / "recipes" / "photographs.yaml").is_file()

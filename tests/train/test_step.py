@@ -17,14 +17,16 @@ from smolvlm_jax.sharding import activate
 from smolvlm_jax.train.config import DataConfig, LoraConfig, TrainConfig
 from smolvlm_jax.train.forward import token_losses
 from smolvlm_jax.train.lora import init_adapters
-from smolvlm_jax.train.packing import make_batch, plan_rows
-from smolvlm_jax.train.parts import join, part_of
+from smolvlm_jax.train.packing import BatchShape, make_batch, plan_rows
+from smolvlm_jax.train.partition import Partition, join, part_of
 from smolvlm_jax.train.records import open_records
 from smolvlm_jax.train.samples import Prepare
-from smolvlm_jax.train.state import create_state, make_optimizer, split_trained, state_shardings
+from smolvlm_jax.train.state import create_state, state_shardings
 from smolvlm_jax.train.step import make_step
 
-LENGTH, TILE = 192, 48
+
+def shape(rows: int) -> BatchShape:
+    return BatchShape(rows=rows, length=192, tiles=12, tile_size=48)
 
 
 class Case:
@@ -36,11 +38,11 @@ class Case:
         records = open_records(str(write_records(folder, 9)))
         prepare = Prepare(self.directory, DataConfig())
         self.samples = [prepare(records[i]) for i in range(8)]
-        plan = plan_rows([len(s) for s in self.samples], [len(s.tiles) for s in self.samples], LENGTH, 16)
+        plan = plan_rows(self.samples, shape(4))
         assert 1 < len(plan) <= 4
         self.rows = [[self.samples[n] for n in row] for row in plan] + [[]] * (4 - len(plan))
-        self.packed = make_batch(self.rows, LENGTH, 48, TILE, 2)
-        self.alone = make_batch([[s] for s in self.samples], LENGTH, 48, TILE, 2)
+        self.packed = make_batch(self.rows, shape(4), 2)
+        self.alone = make_batch([[s] for s in self.samples], shape(8), 2)
 
     def loss(self, batch, params=None, **options):
         model = options.pop("model", self.model)
@@ -94,13 +96,14 @@ def test_packed_equals_the_models_own_loss(case, packed):
 
 
 def test_padding_between_tiles(case, packed):
-    """Hosts bring their own tiles with their own padding: it may stand anywhere."""
-    real = int(case.packed["tile_mask"].sum())
-    places = np.sort(np.random.default_rng(1).permutation(48)[:real])
-    batch = {**case.packed, "pixel_values": np.full_like(case.packed["pixel_values"], 77), "tile_mask": np.zeros(48, bool)}
-    batch["pixel_values"][places] = case.packed["pixel_values"][:real]
-    batch["tile_mask"][places] = True
+    """The padding behind a row's tiles changes nothing, whatever it is and however much: rows with many tiles and few."""
+    mask = case.packed["tile_mask"]
+    assert len(set(mask.sum(1).tolist())) > 1 and not mask.all(1).all()
+    room = [(0, 0), (0, 7), (0, 0), (0, 0), (0, 0)]
+    pixels = np.where(mask[..., None, None, None], case.packed["pixel_values"], np.uint8(77))
+    batch = {**case.packed, "pixel_values": np.pad(pixels, room, constant_values=33), "tile_mask": np.pad(mask, room[:2])}
     agree(case.loss(batch), packed)
+    agree(case.loss(batch, tile_chunk=4), packed)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
@@ -146,22 +149,22 @@ def test_sharded_equals_single(case, packed):
 
 
 def state_for(case, config, base_params=None):
-    optimizer, mesh = make_optimizer(config), make_mesh(devices=jax.devices()[:1])
+    partition, mesh = Partition.of(case.model, config), make_mesh(devices=jax.devices()[:1])
     params = jax.tree.map(jnp.copy, case.params) if base_params is None else base_params
-    return create_state(params, optimizer, config), make_step(case.model, optimizer, mesh, config)
+    return create_state(params, partition), make_step(case.model, partition, mesh)
 
 
 def test_accumulated_equals_one_batch(case):
     """Two steps of two stacked batches, which hold unlike numbers of labels, as of both at once."""
     config = TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=0)
-    halves = [make_batch(case.rows[i : i + 2], LENGTH, 48, TILE, 2) for i in (0, 2)]
+    halves = [make_batch(case.rows[i : i + 2], shape(2), 2) for i in (0, 2)]
     stacked = {k: np.stack([half[k] for half in halves]) for k in halves[0]}
     whole = {k: np.concatenate([half[k] for half in halves]) for k in halves[0]}
     results = []
     for batch in (stacked, whole):
         state, step = state_for(case, config)
         for _ in range(2):
-            state, metrics = step(state, [batch])
+            state, metrics = step(state, batch)
         results.append((metrics, state.params))
     (ours, params), (want, wanted) = results
     for name in ("loss", "gradient_norm", "token_accuracy", "tokens"):
@@ -176,10 +179,10 @@ def test_parts_have_their_own_rates_and_frozen_ones_stay(case):
     rates = (("vision", 0.0), ("connector", 1e-4), ("text", 3e-5))
     config = TrainConfig(steps=9, learning_rate=1e-3, learning_rates=rates, warmup_steps=0, schedule="constant")
     state, step = state_for(case, config)
-    kept = split_trained(state.params, config)[1]
+    kept = Partition.of(case.model, config).split(state.params)[1]
     assert {part_of(p) for p in flatten_params(kept)} == {"vision"}
     assert {part_of(p) for p in flatten_params(state.opt_state[1][0].mu)} == {"connector", "text"}
-    state, _ = step(state, [case.packed])
+    state, _ = step(state, case.packed)
     before = flatten_params(case.params)
     for path, after in flatten_params(state.params).items():
         moved = np.abs(np.asarray(after) - before[path])
@@ -197,12 +200,12 @@ def test_adapters_train_and_the_base_stays(case):
         lora=LoraConfig(rank=2, targets=".*"),
         learning_rates=(("connector", 1e-4),),
     )
-    whole, frozen = split_trained(case.params, config)
+    whole, frozen = Partition.of(case.model, config).split(case.params)
     trained = join(jax.tree.map(jnp.copy, whole), init_adapters(case.model, config.lora))
     state, step = state_for(case, config, trained)
     losses = []
     for _ in range(5):
-        state, metrics = step(state, [case.packed], frozen)
+        state, metrics = step(state, case.packed, frozen)
         losses.append(float(metrics["loss"]))
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.98 * losses[0]
     paths = set(flatten_params(state.params))
@@ -221,7 +224,7 @@ def test_bfloat16_computes_and_float32_remembers(case, packed):
 
 def test_state_lies_on_the_mesh(case):
     config = TrainConfig(steps=2, lora=LoraConfig(rank=4, targets=".*"))
-    shardings = state_shardings(case.model, make_optimizer(config), make_mesh(1, 8, 1), config)
+    shardings = state_shardings(Partition.of(case.model, config), make_mesh(1, 8, 1))
     here = lambda tree: tree["model"]["text_model"]["layers_0"]["mlp"]["up_proj"]
     assert here(shardings.params)["lora_a"].spec == P("fsdp")
     assert here(shardings.opt_state[1][0].mu)["lora_a"].spec == P("fsdp")

@@ -6,9 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import handwritten_numbers as numbers
 import numpy as np
+import photographs
+import tiny_files
 
-from smolvlm_jax.train.recipes import numbers, photographs, tiny_numbers
+from smolvlm_jax.processing import SmolVLMProcessor
+from smolvlm_jax.train.config import DataConfig
+from smolvlm_jax.train.packing import BatchShape, make_batch
+from smolvlm_jax.train.samples import make_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,8 +27,20 @@ def write_records(folder: Path, count: int, seed: int = 0, name: str = "train") 
         lambda: numbers.comparison(rng, False, 2),
         lambda: numbers.comparison_in_words(rng),
     )
-    photographs._save([kinds[i % 3]() for i in range(count)], folder, name)
+    photographs.save([kinds[i % 3]() for i in range(count)], folder, name)
     return folder / f"{name}.jsonl"
+
+
+def as_conversation(example: numbers.Example) -> list[dict]:
+    """The messages of an example with its answer."""
+    return [*example.messages, {"role": "assistant", "content": [{"type": "text", "text": example.answer}]}]
+
+
+def batch_of(processor: SmolVLMProcessor, examples, length: int, tiles: int) -> dict[str, np.ndarray]:
+    """A batch with one example a row."""
+    samples = [make_sample(processor, as_conversation(example), DataConfig(length=length)) for example in examples]
+    shape = BatchShape(rows=len(samples), length=length, tiles=tiles, tile_size=tiny_files.TILE)
+    return make_batch([[sample] for sample in samples], shape, processor.tokenizer.pad_token_id)
 
 
 def small_checkpoint(folder: Path, seed: int = 0, layers: int = 1) -> Path:
@@ -30,7 +48,7 @@ def small_checkpoint(folder: Path, seed: int = 0, layers: int = 1) -> Path:
     from smolvlm_jax import SmolVLMForConditionalGeneration, init_params, save_hf
 
     files = folder / "files"
-    config = tiny_numbers.prepare(files)
+    config = tiny_files.write(files)
     config = config.replace(
         vision_config=config.vision_config.replace(num_hidden_layers=layers),
         text_config=config.text_config.replace(num_hidden_layers=layers),

@@ -1,4 +1,4 @@
-"""Whole training runs: YAML files by name, and generators that make their own data."""
+"""Recipes: whole training runs as YAML files, some of them built in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from ...errors import ConfigError, MissingExtraError
 from ..config import TrainConfig, from_dict
 
-__all__ = ["generated", "load_recipe", "recipe_names", "recipe_path"]
+__all__ = ["load_recipe", "recipe_names", "recipe_path"]
 
 _HERE = Path(__file__).parent
 
@@ -63,13 +63,3 @@ def _set(data: dict, keys: list[str], value: Any, word: str) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"{word!r}: {key} is a value, there is nothing below it")
     data[last] = value
-
-
-def generated(config: TrainConfig, progress: bool | None = None):
-    """Run a recipe that makes its own data."""
-    from . import tiny_numbers
-
-    names = {"tiny-numbers": tiny_numbers.run}
-    if config.data.generated not in names:
-        raise ConfigError(f"data.generated {config.data.generated!r} is none of {', '.join(names)}")
-    return names[config.data.generated](config, progress)

@@ -1,6 +1,6 @@
 """Data for a second skill: which of twelve photographs a piece was cut out of.
 
-    python -m smolvlm_jax.train.recipes.photographs data/photographs
+    python examples/photographs.py data/photographs
     smolvlm-jax train photographs
 
 The photographs are real ones that scikit-image and scikit-learn ship. Each is divided into 6 × 6 blocks; pieces for training
@@ -16,13 +16,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from handwritten_numbers import Example, comparison, comparison_in_words, reading
 from PIL import Image
 
-from ...errors import MissingExtraError
-from ..data import Example
-from .numbers import comparison, comparison_in_words, reading
-
-__all__ = ["PHOTOGRAPHS", "QUESTIONS", "main", "piece", "write"]
+from smolvlm_jax.errors import MissingExtraError
 
 # answer -> file of scikit-image, or of scikit-learn where it ends in its name
 PHOTOGRAPHS = {
@@ -48,7 +45,7 @@ QUESTIONS = (
 _GRID = 6
 
 
-def _is_held_out(row: int, column: int) -> bool:
+def is_held_out(row: int, column: int) -> bool:
     """Nine of the 36 blocks, scattered."""
     return (3 * row + column) % 4 == 1
 
@@ -74,7 +71,7 @@ def photograph(name: str) -> Image.Image:
 def piece(name: str, held_out: bool, rng: np.random.Generator) -> Image.Image:
     """A piece from within one block, of 60 to 100 % of its sides, scaled to 60 to 110 pixels; now and then mirrored."""
     picture = photograph(name)
-    blocks = [(r, c) for r in range(_GRID) for c in range(_GRID) if _is_held_out(r, c) == held_out]
+    blocks = [(r, c) for r in range(_GRID) for c in range(_GRID) if is_held_out(r, c) == held_out]
     row, column = blocks[rng.integers(len(blocks))]
     width, height = picture.width / _GRID, picture.height / _GRID
     w, h = width * rng.uniform(0.6, 1.0), height * rng.uniform(0.6, 1.0)
@@ -95,7 +92,7 @@ def question(name: str, held_out: bool, rng: np.random.Generator) -> Example:
     return Example([{"role": "user", "content": content}], name)
 
 
-def _save(examples, folder: Path, name: str) -> None:
+def save(examples, folder: Path, name: str) -> None:
     """A JSONL file of conversations in `folder`, their pictures as PNG files in a folder beside it."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     lines, number = [], 0
@@ -121,8 +118,8 @@ def write(folder: Path, train: int = 9600, old: int = 12000, held_out: int = 504
     """Write new.jsonl, old.jsonl and held_out.jsonl with their pictures. Every name is as frequent as every other."""
     rng = np.random.default_rng(seed)
     names = list(PHOTOGRAPHS)
-    _save((question(names[i % len(names)], False, rng) for i in range(train)), folder, "new")
-    _save((question(names[i % len(names)], True, rng) for i in range(held_out)), folder, "held_out")
+    save((question(names[i % len(names)], False, rng) for i in range(train)), folder, "new")
+    save((question(names[i % len(names)], True, rng) for i in range(held_out)), folder, "held_out")
     makers = (
         lambda i: reading(rng, False, 1 + i % 4),
         lambda i: reading(rng, False, 3 + i % 2),
@@ -130,11 +127,11 @@ def write(folder: Path, train: int = 9600, old: int = 12000, held_out: int = 504
         lambda i: comparison_in_words(rng),
     )
     shares = (0, 1, 0, 2, 1, 2, 0, 3)  # comparing is the harder of the two, and sooner lost
-    _save((makers[shares[i % len(shares)]](i // len(shares)) for i in range(old)), folder, "old")
+    save((makers[shares[i % len(shares)]](i // len(shares)) for i in range(old)), folder, "old")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m smolvlm_jax.train.recipes.photographs", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("data/photographs"))
     parser.add_argument("--train", type=int, default=9600, help="pieces to learn from")
     parser.add_argument("--old", type=int, default=12000, help="examples of the first skill")

@@ -1,12 +1,21 @@
-"""The tokenizer and processor files of the bundled checkpoint: our own small vocabulary, SmolVLM's special tokens."""
+"""The small files of the bundled checkpoint `tiny`: configuration, tokenizer with its own small vocabulary, processor.
 
+    python examples/tiny_files.py runs/tiny-files
+
+They are the same as those in the package (smolvlm_jax/assets/tiny); only the weights are trained (handwritten_numbers.py).
+"""
+
+import argparse
 from pathlib import Path
 
-from ...io import write_json
-from .numbers import COMPARISONS, QUESTIONS
+from handwritten_numbers import COMPARISONS, QUESTIONS
 
-__all__ = ["VOCAB_SIZE", "write_processor_files"]
+from smolvlm_jax import SmolVLMConfig
+from smolvlm_jax.config import SmolVLMTextConfig, SmolVLMVisionConfig
+from smolvlm_jax.io import write_json
+from smolvlm_jax.processing.chat import DEFAULT_CHAT_TEMPLATE
 
+TILE = 48
 VOCAB_SIZE = 512  # at most; the few texts it is trained on give fewer
 LEADING = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TRAILING = (
@@ -46,7 +55,7 @@ def _tokenizer():
     return tokenizer
 
 
-def write_processor_files(directory: Path, tile: int, image_seq_len: int, chat_template: str) -> dict[str, int]:
+def write_processor_files(directory: Path) -> dict[str, int]:
     """Write tokenizer, chat template, image processor and generation files in Hugging Face format; returns the vocabulary."""
     tokenizer = _tokenizer()
     vocabulary = tokenizer.get_vocab()
@@ -71,8 +80,8 @@ def write_processor_files(directory: Path, tile: int, image_seq_len: int, chat_t
             "pad_token": "<|im_end|>",
             "unk_token": "<|endoftext|>",
         },
-        "chat_template.json": {"chat_template": chat_template},
-        "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": "SmolVLMProcessor"},
+        "chat_template.json": {"chat_template": DEFAULT_CHAT_TEMPLATE},
+        "processor_config.json": {"image_seq_len": (TILE // 8 // 3) ** 2, "processor_class": "SmolVLMProcessor"},
         "preprocessor_config.json": {
             "do_convert_rgb": True,
             "do_image_splitting": True,
@@ -83,12 +92,12 @@ def write_processor_files(directory: Path, tile: int, image_seq_len: int, chat_t
             "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5],
             "image_processor_type": "SmolVLMImageProcessor",
-            "max_image_size": {"longest_edge": tile},
+            "max_image_size": {"longest_edge": TILE},
             "processor_class": "SmolVLMProcessor",
             "resample": 1,
             "rescale_factor": 1 / 255,
-            "size": {"longest_edge": 2 * tile},
-            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile}},
+            "size": {"longest_edge": 2 * TILE},
+            "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": TILE}},
         },
         "generation_config.json": {
             "bos_token_id": vocabulary["<|im_start|>"],
@@ -99,3 +108,53 @@ def write_processor_files(directory: Path, tile: int, image_seq_len: int, chat_t
     for name, content in files.items():
         write_json(directory / name, content)
     return vocabulary
+
+
+def model_config(vocabulary: dict[str, int]) -> SmolVLMConfig:
+    """About 0.9 million parameters; 6 × 6 patches a tile, of which pixel shuffle makes 4 image tokens."""
+    vision = SmolVLMVisionConfig(
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=TILE,
+        patch_size=8,
+        initializer_range=0.1,  # 1/√96: the usual 0.02 suits a width of 2,500
+    )
+    text = SmolVLMTextConfig(
+        vocab_size=-(-len(vocabulary) // 64) * 64,
+        hidden_size=96,
+        intermediate_size=288,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+        rms_norm_eps=1e-5,
+        bos_token_id=vocabulary["<|im_start|>"],
+        eos_token_id=vocabulary["<end_of_utterance>"],
+        pad_token_id=vocabulary["<|im_end|>"],
+        tie_word_embeddings=True,
+    )
+    return SmolVLMConfig(
+        vision_config=vision,
+        text_config=text,
+        scale_factor=3,
+        image_token_id=vocabulary["<image>"],
+        pad_token_id=vocabulary["<|im_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def write(directory: Path) -> SmolVLMConfig:
+    """Write all files but the weights; returns the configuration."""
+    config = model_config(write_processor_files(directory))
+    config.save_pretrained(directory)
+    return config
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("directory", type=Path)
+    write(parser.parse_args().directory)
