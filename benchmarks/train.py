@@ -18,7 +18,7 @@ PEAK = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}  # 
 
 
 def flops_of_step(config, rows: int, length: int, tiles: int) -> float:
-    """6 FLOP a parameter and token in matrix products, and attention's, forward and backward; no recomputation."""
+    """Model FLOP of a step: 6 per parameter and token in matrix products, and those of attention; no recomputation."""
     text, vision = config.text_config, config.vision_config
     h, n = text.head_dim, text.num_attention_heads
     layer = text.hidden_size * h * (2 * n + 2 * text.num_key_value_heads) + 3 * text.hidden_size * text.intermediate_size
@@ -56,7 +56,8 @@ def main() -> None:
     from smolvlm_jax.model import SmolVLMForConditionalGeneration
     from smolvlm_jax.precision import default_dtype
     from smolvlm_jax.train.config import TrainConfig
-    from smolvlm_jax.train.state import create_state, make_optimizer, state_shardings
+    from smolvlm_jax.train.partition import Partition
+    from smolvlm_jax.train.state import create_state, state_shardings
     from smolvlm_jax.train.step import make_step
 
     config = published_config(options.size)
@@ -73,19 +74,20 @@ def main() -> None:
         slots = options.tiles * config.image_seq_len
         ids[:, 5 : 5 + slots] = config.image_token_id
         batch["labels"][:, 5 : 5 + slots] = -100
-        batch["pixel_values"] = rng.integers(0, 256, (options.rows * options.tiles, side, side, 3), np.uint8)
+        batch["pixel_values"] = rng.integers(0, 256, (options.rows, options.tiles, side, side, 3), np.uint8)
+        batch["tile_mask"] = np.ones((options.rows, options.tiles), bool)
     batch["input_ids"] = ids
     training = TrainConfig(steps=100, learning_rate=1e-4, warmup_steps=0, schedule="constant", clip_norm=1e9)
-    mesh, optimizer = make_mesh(devices=jax.devices()[:1]), make_optimizer(training)
+    mesh, partition = make_mesh(devices=jax.devices()[:1]), Partition.of(model, training)
     params = init_params(model, 0, mesh=mesh)
     peer = None if options.alone else torch_step(options, config, params, batch, dtype, jax.default_backend() != "cpu")
-    shardings = state_shardings(model, optimizer, mesh, training)
-    state = jax.jit(lambda p: create_state(p, optimizer, training), out_shardings=shardings, donate_argnums=0)(params)
-    step = make_step(model, optimizer, mesh, training)
+    shardings = state_shardings(partition, mesh)
+    state = jax.jit(lambda p: create_state(p, partition), out_shardings=shardings, donate_argnums=0)(params)
+    step = make_step(model, partition, mesh)
 
     def ours():
         nonlocal state
-        state, metrics = step(state, [batch])
+        state, metrics = step(state, batch)
         return float(metrics["loss"])
 
     started = time.perf_counter()
@@ -147,8 +149,7 @@ def torch_step(options, config, params, batch, dtype: str, accelerated: bool):
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, weight_decay=0.0)
     inputs = {name: torch.tensor(batch[name].astype(np.int64), device=device) for name in ("input_ids", "labels")}
     if "pixel_values" in batch:
-        tiles = np.einsum("ihwc->ichw", batch["pixel_values"]).astype(np.float32) / 127.5 - 1
-        tiles = tiles.reshape(options.rows, options.tiles, *tiles.shape[1:])
+        tiles = np.einsum("bnhwc->bnchw", batch["pixel_values"]).astype(np.float32) / 127.5 - 1
         inputs["pixel_values"] = torch.tensor(tiles, device=device)
 
     def step() -> float:

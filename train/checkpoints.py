@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written while it goes on, the newest few and the best kept, taken up on any number of devices."""
+"""Checkpoints of a run: written while it continues, the newest few and the best kept, restored on any number of devices."""
 
 from pathlib import Path
 
@@ -13,8 +13,13 @@ __all__ = ["Checkpoints"]
 class Checkpoints:
     """directory/checkpoints/STEP: the state (parameters, moments, counters) and the data position.
 
-    keep: how many of the newest stay. better: the metric by which one more, the best, stays as well. A context manager: leaving
-    it waits for what is being written. A process that is killed while one is written leaves the one before it as the newest.
+    A context manager: leaving it waits for what is being written. If a process is killed while writing one, the one before it
+    stays the newest.
+
+    Args:
+        directory: of the run.
+        keep: how many of the newest are kept.
+        better: the metric by which the best one is kept as well.
     """
 
     def __init__(self, directory: Path, keep: int, better: str = "exact_match"):
@@ -39,7 +44,7 @@ class Checkpoints:
         self._manager.close()
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
@@ -47,7 +52,14 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, positions: list, metrics: dict[str, float] | None = None) -> None:
-        """Start writing; returns when the state has been copied. positions: the data position of every process."""
+        """Start writing; returns when the state has been copied.
+
+        Args:
+            step: of the state. A step that has a checkpoint already is not written again.
+            state: the state.
+            positions: the data position of every process.
+            metrics: figures of the evaluation at this step.
+        """
         if step in self._manager.all_steps():
             return
         args = self._ocp.args.Composite(
@@ -81,9 +93,9 @@ class Checkpoints:
         return restored.state, restored.data["positions"]
 
     def wait(self) -> None:
-        """Return when everything is written."""
+        """Wait until everything is written."""
         self._manager.wait_until_finished()
 
     def preempted(self, step: int) -> bool:
-        """In a job of several processes: whether the machine has announced that it will stop, agreed on by all of them."""
+        """In a job of several processes: whether one of them was told to stop, agreed on by all of them."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)

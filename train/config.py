@@ -1,4 +1,4 @@
-"""`TrainConfig`: everything a training run is told, from a recipe (YAML) and `key=value` words or from Python."""
+"""`TrainConfig`: all settings of a training run, from a recipe (YAML) and `key=value` words or from Python."""
 
 import dataclasses
 import types
@@ -52,14 +52,21 @@ class DataSource:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from, and how it becomes batches.
+    """The data of a run, and how it becomes batches.
 
-    train: the mixture. length: tokens of a row. batch_size: rows of one batch over all devices. packing: put several
-    conversations into a row. tiles_per_row: room for tiles, batch_size times this many a batch; default: as many as a row of
-    image tokens could hold. too_long: "skip" a sample that does not fit, or "drop_pictures", whole ones from the end, until it
-    does. loss_on: "assistant" turns, the "last" of them, or "all" words; never image tokens or padding. shuffle: else in order.
-    workers: processes that read pictures (0: threads). window_rows: rows that are planned together when packing.
-    special_tokens_in_text: see `apply_chat_template`. image_options: arguments of the image processor, such as max_tiles.
+    Attributes:
+        train: the mixture.
+        length: tokens of a row.
+        batch_size: rows of one batch over all devices.
+        packing: put several conversations into a row.
+        tiles_per_row: room for tiles in a row; default: as many as a row of image tokens could hold.
+        too_long: "skip" a sample that does not fit, or "drop_pictures", whole ones from the end, until it does.
+        loss_on: "assistant" turns, the "last" of them, or "all" words; never image tokens or padding.
+        shuffle: anew in each pass; otherwise the records keep their order.
+        workers: processes that read pictures (0: threads).
+        window_rows: rows that are planned together when packing.
+        special_tokens_in_text: see `apply_chat_template`.
+        image_options: arguments of the image processor, such as max_tiles.
     """
 
     train: tuple[DataSource, ...] = ()
@@ -87,10 +94,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters: y = x W + (alpha / rank) x A B with A random and B zero at first.
+    """Low-rank adapters: y = x W + (alpha / rank) · x A B, with A random and B zero at first.
 
-    targets: a regular expression that a projection's whole path matches, such as "text_model/.*/(q|v)_proj"; the paths are
-    those of the parameter tree without "model/" in front and "/kernel" behind.
+    Attributes:
+        rank: of A B.
+        alpha: see above.
+        targets: a regular expression that a projection's whole path matches, such as "text_model/.*/(q|v)_proj"; the paths are
+            those of the parameter tree without "model/" in front and "/kernel" behind.
     """
 
     rank: int = 16
@@ -103,12 +113,20 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """alpha / rank."""
         return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 takes the devices that are left. devices: use only the first so many."""
+    """The mesh.
+
+    Attributes:
+        data: size of the axis; -1 takes the devices that are left.
+        fsdp: likewise.
+        tensor: likewise.
+        devices: use only the first so many.
+    """
 
     data: int = 1
     fsdp: int = -1
@@ -120,8 +138,13 @@ class MeshConfig:
 class EvaluationConfig:
     """Held-out conversations; the last assistant turn of each is the wanted answer.
 
-    every: steps between evaluations, besides the one at the end (0: only that). samples: the first so many. batch_size: rows
-    generated together. max_new_tokens: room for an answer. show: samples on the page of examples.
+    Attributes:
+        path: as `DataSource.path`.
+        every: steps between evaluations, besides the one at the end (0: only that).
+        samples: use the first so many.
+        batch_size: rows generated together.
+        max_new_tokens: room for an answer.
+        show: samples on the page of examples.
     """
 
     path: str
@@ -140,27 +163,46 @@ class EvaluationConfig:
 class TrainConfig:
     """Model, data, optimiser, schedule, length and bookkeeping of a run.
 
-    model: what to start from: a bundled name, a directory or a Hub id. weights: "checkpoint", or "random" to start from
-    random weights of this checkpoint's shape, with its tokenizer and processor.
-    output: the run's directory. dtype: what to compute in ("float32", "bfloat16"; default: bfloat16, on CPU float32).
-    param_dtype: of the weights that are trained and of what their gradients are kept in. frozen_dtype: of the frozen base
-    under LoRA; default: dtype.
-
-    learning_rate: peak; it rises linearly over warmup_steps (or warmup_fraction of all steps) and then follows `schedule`:
-    "cosine" or "linear" down to final_fraction of itself, or "constant".
-    learning_rates: peaks of the parts vision, connector, text; a part that is not named has learning_rate, or is frozen under
-    LoRA, whose adapters have learning_rate; 0 freezes.
-    restarts: further cycles of the same form, as (first step, peak); the first cycle then ends where the second begins.
-    accumulation: batches that make one step. remat: "none", "full" (recompute each layer in the backward pass), "dots" (keep
-    the results of matrix products). scan_layers: layers in a loop instead of one after the other: for accelerators, where a
-    step needs less memory and compiles in a fraction of the time. tile_chunk: tiles that one device encodes at a time (default:
-    all).
-    loss_chunk: tokens of one device whose logits exist at a time.
-    checkpoint_every, keep: an orbax checkpoint each so many steps, of which the newest `keep` stay, and the best by
-    evaluation.
-    loggers: "tensorboard" besides metrics.jsonl. distributed: this is one process of a jax job.
-    topology: the accelerators that a recipe is meant for, such as "v5e:2x4": what `memory.py` compiles for; no matter to a run.
-    export: write OUTPUT/model at the end, in Hugging Face format, adapters merged.
+    Attributes:
+        steps: of the whole run.
+        learning_rate: the peak; it rises linearly over the warm-up and then follows `schedule`.
+        warmup_steps: length of the warm-up.
+        warmup_fraction: the same as a share of all steps, instead.
+        schedule: "cosine" or "linear" down to `final_fraction` of the peak, or "constant".
+        final_fraction: see there.
+        restarts: further cycles of the same form, as (first step, peak); the first cycle then ends where the second begins.
+        learning_rates: peaks of the parts vision, connector, text; 0 freezes. A part that is not named has `learning_rate`;
+            under LoRA it is frozen, and the adapters have `learning_rate`.
+        weight_decay: of matrices.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        epsilon: of AdamW.
+        clip_norm: largest norm of the gradient.
+        accumulation: batches that make one step.
+        remat: "none", "full" (recompute each layer in the backward pass), "dots" (keep the results of matrix products).
+        scan_layers: layers in a loop instead of one after the other: for accelerators, where a step then needs less memory and
+            compiles in a fraction of the time.
+        tile_chunk: tiles that one device encodes at a time; default: all.
+        loss_chunk: tokens of one device whose logits exist at a time.
+        seed: of everything random.
+        log_every: steps between lines of the log.
+        checkpoint_every: steps between checkpoints.
+        keep: how many of the newest checkpoints are kept, besides the best by evaluation.
+        model: what to start from: a bundled name, a directory or a Hub id.
+        weights: "checkpoint", or "random" to start from random weights of this checkpoint's shape, with its tokenizer and
+            processor.
+        output: the run's directory.
+        dtype: of the computation, "float32" or "bfloat16"; default: bfloat16, on CPU float32.
+        param_dtype: of the weights that are trained and of their gradients.
+        frozen_dtype: of the frozen base under LoRA; default: `dtype`.
+        data: the training data.
+        lora: adapters.
+        mesh: the devices.
+        evaluation: held-out data.
+        loggers: "tensorboard" besides metrics.jsonl.
+        distributed: this is one process of a jax job.
+        topology: the accelerators that a recipe is meant for, such as "v5e:2x4"; `memory` compiles for them, a run ignores it.
+        export: write OUTPUT/model at the end, in Hugging Face format, adapters merged.
     """
 
     steps: int
@@ -214,7 +256,7 @@ class TrainConfig:
         _choice("weights", self.weights, ("checkpoint", "random"))
         _choice("remat", self.remat, ("none", "full", "dots"))
         for name in ("dtype", "param_dtype", "frozen_dtype"):
-            # Not float16: its range is left by gradients and by the encoder's activations.
+            # Not float16: gradients and the encoder's activations exceed its range.
             if getattr(self, name) not in (None, "float32", "bfloat16") or (name == "param_dtype" and self.param_dtype is None):
                 raise ConfigError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
         for part, rate in self.learning_rates:
@@ -263,7 +305,16 @@ def to_dict(config) -> dict[str, Any]:
 
 
 def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
-    """A config from plain data. Raises ConfigError that names an unknown, missing or ill-typed key and what is known."""
+    """A config from plain data.
+
+    Args:
+        data: keys and values.
+        cls: the dataclass to make.
+        where: prefix of keys in messages.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of the wrong type; the message names it and the keys that are known.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where or 'a recipe'} must be a mapping of keys to values, not {data!r}")
     hints = typing.get_type_hints(cls)
@@ -280,12 +331,12 @@ def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
 
 
 def _convert(value, kind, where: str):
-    """A value as its field's type: YAML 1.1 reads 5e-6 as a string, and a lone path may stand for a list of sources."""
+    """A value converted to its field's type: YAML 1.1 reads 5e-6 as a string, and one path may stand for a list of sources."""
     if isinstance(kind, types.UnionType):
         if value is None:
             return None
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if kind is EvaluationConfig and isinstance(value, str):
             value = {"path": value}
         return value if isinstance(value, kind) else from_dict(value, kind, f"{where}.")

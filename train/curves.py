@@ -1,4 +1,4 @@
-"""Loss, learning rate and accuracy over steps as a PNG, drawn with Pillow: no plotting library to install."""
+"""Loss, learning rate and accuracy over steps as a PNG, drawn with Pillow so that no plotting library is needed."""
 
 import math
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, points: list[tuple[i
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers in a range."""
+    """About `count` round numbers in a range."""
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw)

@@ -19,12 +19,11 @@ from ..model import SmolVLMForConditionalGeneration
 from ..processing import SmolVLMProcessor
 from ..processing.chat import collect_media, normalize_conversations
 from ..processing.fetch import load_image
-from ..records.conversations import conversation_of
 from ..sharding import make_mesh, parameter_shardings
 from .config import DataConfig, EvaluationConfig
 from .partition import Partition, join
 from .processes import everyones, on_host
-from .records import open_records
+from .records import messages_of, open_records
 from .state import TrainState
 
 __all__ = ["Answer", "Evaluator", "Task", "ask", "held_out", "write_page"]
@@ -60,9 +59,10 @@ def held_out(config: EvaluationConfig) -> list[Task]:
     records = open_records(config.path)
     out = []
     for index in range(min(config.samples, len(records))):
-        record, folder, place = records[index]
+        element = records[index]
+        place = element[-1]
         try:
-            messages = conversation_of(record, folder=folder, last="assistant")
+            messages = messages_of(element)
         except InputError as error:
             raise InputError(f"evaluation data, {place}: {error}") from error
         content = messages[-1]["content"]
@@ -131,6 +131,8 @@ class Evaluator:
     ):
         self._model, self._partition, self._base = model.clone(remat="none", scan_layers=False), partition, base
         self._processor, self._tasks, self._directory = processor, tasks, directory
+        assert partition.config.evaluation is not None  # the run has none to call otherwise
+        self._config = partition.config.evaluation
         if jax.process_count() > 1:
             mesh = make_mesh(1, -1, 1, jax.local_devices())
         self._mesh = mesh if mesh.size > 1 else None
@@ -142,7 +144,7 @@ class Evaluator:
             exact_match, the share of exact answers, and evaluation_s, seconds.
         """
         started = time.perf_counter()
-        config, tasks = self._partition.config, self._tasks
+        tasks = self._tasks
         params = self._partition.combine(self._base, state.params)
         count = jax.process_count()
         if count > 1:
@@ -151,7 +153,7 @@ class Evaluator:
                 axes = join(self._partition.base_axes, self._partition.axes)
                 params = jax.device_put(params, parameter_shardings(params, axes, self._mesh))
             tasks = tasks[jax.process_index() :: count]
-        own = ask(self._model, params, self._processor, tasks, config.evaluation, config.data, self._mesh)
+        own = ask(self._model, params, self._processor, tasks, self._config, self._partition.config.data, self._mesh)
         texts = everyones([answer.got for answer in own])
         got = [texts[i % count][i // count] for i in range(len(self._tasks))]
         answers = [Answer(messages, wanted, text) for (messages, wanted), text in zip(self._tasks, got, strict=True)]
@@ -161,9 +163,8 @@ class Evaluator:
         return {"exact_match": share, "evaluation_s": time.perf_counter() - started}
 
     def _write(self, answers: list[Answer], share: float, step: int) -> None:
-        config = self._partition.config.evaluation
-        title = f"{Path(config.path).name} at step {step}"
-        write_page(answers, self._directory / "samples.html", title, config.show)
+        title = f"{Path(self._config.path).name} at step {step}"
+        write_page(answers, self._directory / "samples.html", title, self._config.show)
         rows = [{"wanted": answer.wanted, "got": answer.got} for answer in answers]
         write_json(self._directory / "evaluation.json", {"step": step, "exact_match": share, "answers": rows})
 
@@ -212,7 +213,7 @@ def _row(answer: Answer) -> str:
 
 
 def _thumbnail(item: dict) -> str:
-    picture = next((item[key] for key in ("image", "url", "path", "base64") if item.get(key) is not None), None)
+    picture: Any = next((item[key] for key in ("image", "url", "path", "base64") if item.get(key) is not None), None)
     try:
         picture = load_image(picture) if not hasattr(picture, "convert") else picture
     except (InputError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A trained model home again: a Hugging Face directory, adapters merged tensor by tensor through the converter's leaves."""
+"""Export of a trained model as a Hugging Face directory; adapters are merged tensor by tensor."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["MergedLeaf", "export"]
 
 
 class MergedLeaf(Leaf):
-    """A kernel with its adapter added in float32, in the kernel's own dtype; only this one is in memory."""
+    """A kernel with its adapter added in float32, returned in the kernel's own dtype; read when it is written."""
 
     def __init__(self, base: Leaf, a: np.ndarray, b: np.ndarray, scale: float):
         self.path, self.shape, self.dtype = base.path, base.shape, base.dtype
@@ -42,9 +42,19 @@ def export(
 ) -> Path:
     """Write `destination` as a Hugging Face directory.
 
-    base: the checkpoint that training started from; its config, tokenizer and processor files are carried over. trained: the
-    parameters of the run, all of the model's, or under LoRA the adapters and what else was trained; B times `scale` is merged.
-    Raises CheckpointError where a trained parameter is not the base's.
+    Args:
+        base: the checkpoint that training started from; its config, tokenizer and processor files are copied.
+        trained: the run's parameters: the whole model's, or under LoRA the adapters and the parts that were trained whole.
+        destination: the directory to write.
+        scale: factor of every `lora_b`.
+        max_shard_size: of a safetensors file, in bytes or as "4GB".
+        force: replace `destination` if it exists.
+
+    Returns:
+        `destination`.
+
+    Raises:
+        CheckpointError: a trained parameter is not one of the base's.
     """
     destination = Path(destination)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(jax.device_get(trained)).items()}
@@ -61,9 +71,9 @@ def export(
             elif path.endswith("/kernel") and names[0] in flat:
                 leaves[path] = MergedLeaf(leaf, flat[names[0]], flat[names[1]], scale)
                 used.update(names)
-        strange = sorted(set(flat) - used)
-        if strange:
-            raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(strange[:5])}")
+        unknown = sorted(set(flat) - used)
+        if unknown:
+            raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(unknown[:5])}")
         with whole_directory(destination, force) as target:
             dtype = max({leaf.dtype for leaf in leaves.values()}, key=lambda d: (d.itemsize, d.name))
             source.config.replace(dtype=dtype.name).save_pretrained(target)

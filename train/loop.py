@@ -81,7 +81,7 @@ def fit(
         del params  # the state has its own
         first = int(state.step)
         step = make_step(model, partition, mesh)
-        log = Log(directory, config.steps, first, progress, config.loggers, main)
+        log = Log(directory, steps=config.steps, first=first, progress=progress, loggers=config.loggers, main=main)
         stack.callback(log.close)
         stopping = stack.enter_context(_told_to_stop())
         every = 0 if evaluate is None or config.evaluation is None else config.evaluation.every

@@ -1,8 +1,8 @@
-"""Low-rank adapters: two thin factors beside a projection's kernel, which stays as it is.
+"""Low-rank adapters (LoRA, arXiv:2106.09685): two thin factors beside a projection's kernel, which stays as it is.
 
 An adapter is two more leaves in the parameter tree, `lora_a` and `lora_b`, beside `kernel`; a projection that finds them adds
 x A B (`layers.Projection`). So a tree with adapters is used like any other: to train, to generate, to evaluate. In training B
-is kept without its factor alpha / rank; `combine` multiplies it in.
+is kept without its factor alpha / rank; `partition.combine` multiplies it in.
 """
 
 import math
@@ -19,11 +19,15 @@ from ..model import SmolVLMForConditionalGeneration
 from ..parameters import AxisNames, abstract_params, flatten_params, logical_axes, summed_dimensions, unflatten_params
 from .config import LoraConfig
 
-__all__ = ["adapter_axes", "adapter_shapes", "init_adapters", "matched", "merge", "product"]
+__all__ = ["adapter_axes", "adapter_shapes", "init_adapters", "matched", "product"]
 
 
-def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Paths of the kernels that `config.targets` names. Raises ConfigError if it is no regular expression or names none."""
+def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[str, Any]:
+    """The kernels that `config.targets` matches, by path.
+
+    Raises:
+        ConfigError: it is no regular expression, or matches no projection.
+    """
     try:
         pattern = re.compile(config.targets)
     except re.error as error:
@@ -37,34 +41,32 @@ def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[
     return found
 
 
-def _factors(path: str, shape: tuple, summed: int, rank) -> dict[str, tuple]:
-    """The two leaves beside a kernel, with the kernel's dimensions (or axis names) and the rank's. summed: leading dimensions
-    of the kernel that its projection sums over."""
-    holder = path.removesuffix("kernel")
-    return {f"{holder}lora_a": (*shape[:summed], rank), f"{holder}lora_b": (rank, *shape[summed:])}
+def _factors(model: SmolVLMForConditionalGeneration, config: LoraConfig, tree: dict, rank: Any) -> dict[str, tuple]:
+    """For each adapter leaf its shape or axis names, from `tree` with those of the kernels and from what the rank has."""
+    summed, kernels = summed_dimensions(model), flatten_params(tree)
+    factors: dict[str, tuple] = {}
+    for path in matched(model, config):
+        inside, kernel, holder = summed[path], kernels[path], path.removesuffix("kernel")
+        dimensions = kernel if isinstance(kernel, tuple) else kernel.shape
+        factors[f"{holder}lora_a"] = (*dimensions[:inside], rank)
+        factors[f"{holder}lora_b"] = (rank, *dimensions[inside:])
+    return factors
 
 
 def adapter_shapes(model: SmolVLMForConditionalGeneration, config: LoraConfig, dtype=jnp.float32) -> dict:
     """The nested tree of adapters as ShapeDtypeStructs."""
-    flat: dict[str, Any] = {}
-    summed = summed_dimensions(model)
-    for path, leaf in matched(model, config).items():
-        factors = _factors(path, leaf.shape, summed[path], config.rank)
-        flat |= {p: jax.ShapeDtypeStruct(s, dtype) for p, s in factors.items()}
-    return unflatten_params(flat)
+    factors = _factors(model, config, abstract_params(model), config.rank)
+    return unflatten_params({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in factors.items()})
 
 
 def adapter_axes(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict:
-    """The same tree with logical axis names: a factor lies as its kernel's dimensions lie, the rank is whole."""
-    axes, summed = flatten_params(logical_axes(model)), summed_dimensions(model)
-    flat: dict[str, Any] = {}
-    for path in matched(model, config):
-        flat |= {p: AxisNames(names) for p, names in _factors(path, axes[path], summed[path], None).items()}
-    return unflatten_params(flat)
+    """The same tree with logical axis names: those of the kernel's dimensions, and none for the rank."""
+    factors = _factors(model, config, logical_axes(model), None)
+    return unflatten_params({path: AxisNames(names) for path, names in factors.items()})
 
 
 def init_adapters(model: SmolVLMForConditionalGeneration, config: LoraConfig, seed: int = 0, dtype=jnp.float32) -> dict:
-    """A normal with the variance of 1 / fan-in, B zero: the model is the base at first."""
+    """Initial adapters: A normal with variance 1 / fan-in, B zero, so that the model equals the base at first."""
 
     def make(path, leaf):
         if path.endswith("lora_b"):
@@ -77,21 +79,5 @@ def init_adapters(model: SmolVLMForConditionalGeneration, config: LoraConfig, se
 
 
 def product(a, b, scale: float, shape) -> np.ndarray | jax.Array:
-    """scale x A B in the kernel's shape, for numpy and jax arrays alike; computed in A's dtype."""
+    """scale · A B in the kernel's shape, for numpy and jax arrays alike; computed in A's dtype."""
     return (a.reshape(-1, a.shape[-1]) @ b.reshape(b.shape[0], -1)).reshape(shape) * scale
-
-
-def merge(params: dict) -> dict:
-    """A tree as `combine` returns it, with every adapter added into its kernel, in float32, and gone."""
-    flat = flatten_params(params)
-    out = {}
-    for path, leaf in flat.items():
-        if path.rsplit("/", 1)[-1].startswith("lora_"):
-            continue
-        a = flat.get(path.removesuffix("kernel") + "lora_a") if path.endswith("/kernel") else None
-        if a is not None:
-            b = flat[path.removesuffix("kernel") + "lora_b"]
-            delta = product(a.astype(jnp.float32), b.astype(jnp.float32), 1.0, leaf.shape)
-            leaf = (leaf.astype(jnp.float32) + delta).astype(leaf.dtype)
-        out[path] = leaf
-    return unflatten_params(out)

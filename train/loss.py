@@ -1,13 +1,14 @@
-"""Cross-entropy without logits: head and loss a few tokens at a time, gradient included.
+"""Cross-entropy that never holds all logits: head and loss a few tokens at a time, gradient included.
 
 Logits of 8 rows of 2,048 tokens over 49,280 words are 3.2 GB in float32, and a plain loss keeps several such arrays. Here a
-loop makes the logits of a few columns, takes their loss and forgets them; the backward pass makes them again. Columns without
-a label are gathered at the end, where whole chunks of them are skipped: in fine-tuning most tokens are a picture's or a
-prompt's, so the head's products cost little even twice.
+loop computes the logits of a few columns and their loss and discards them; the backward pass computes them again. Columns
+without a label are moved to the end, where whole chunks of them are skipped: in fine-tuning most tokens belong to a picture or
+a prompt, so the head's products cost little even when computed twice.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +37,23 @@ def chunked_loss(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sum of cross-entropies over targets that are not -100, their number, and how many of them rank first.
 
-    hidden (b, t, d); kernel (d, v), or with `tied` the embedding (v, d); targets int (b, t), already shifted. chunk: tokens of
-    one device whose logits exist at a time. dtype: what the product is computed in; softmax and sums are float32.
-    Returns () float32, () int32, () int32. Differentiable in hidden and kernel. Inside a mesh each device takes its own rows;
-    the gradient of the kernel crosses devices once, not once a chunk.
+    Differentiable in hidden and kernel. On a mesh each device computes its own rows; the gradient of the kernel is reduced over
+    devices once, not once a chunk.
+
+    Args:
+        hidden: (b, t, d).
+        kernel: (d, v), or with `tied` the embedding (v, d).
+        targets: int (b, t), already shifted.
+        chunk: tokens of one device whose logits exist at a time.
+        tied: which layout `kernel` has.
+        dtype: of the product; softmax and sums are float32.
+
+    Returns:
+        () float32, () int32, () int32.
     """
     rows_alone = functools.partial(_columns, chunk=chunk, tied=tied, dtype=jnp.dtype(dtype))
-    fn, mesh = rows_alone, jax.sharding.get_abstract_mesh()
+    fn: Callable = rows_alone
+    mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in ("data", "fsdp") if mesh.shape.get(axis, 1) > 1) if not mesh.empty else ()
     if axes and hidden.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0:
         rows, whole = PartitionSpec(axes), PartitionSpec()
@@ -59,7 +70,7 @@ def _columns(hidden, kernel, targets, *, chunk: int, tied: bool, dtype):
     """The rows of one device, chunk by chunk of columns."""
     b, t, _ = hidden.shape
     width = max(1, min(t, chunk // max(b, 1)))
-    # Labelled columns first, row by row, so that chunks of nothing are whole.
+    # Labelled columns first, row by row, so that as many chunks as possible have no label.
     order = jnp.argsort(targets == IGNORE, axis=1, stable=True)
     hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
     targets = jnp.take_along_axis(targets, order, axis=1)
@@ -87,7 +98,7 @@ def _measure(logits, y):
     keep = y != IGNORE
     safe = jnp.where(keep, y, 0)
     norm = jax.nn.logsumexp(logits, axis=-1)
-    # Not a gather: the vocabulary may be split over devices.
+    # A comparison instead of a gather: the vocabulary may be split over devices.
     here = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == safe[..., None]
     losses = norm - jnp.where(here, logits, 0).sum(-1)
     hits = (logits.argmax(-1) == safe) & keep
@@ -139,8 +150,10 @@ def _backward(width: int, tied: bool, dtype, saved, cotangents):
 
 
 def _add_outer(dkernel, x, dlogits, tied: bool):
-    """dkernel + the kernel's gradient, a slice of the model's width at a time: where the compiler cannot add into place, the
-    sum's second operand would be as large as the kernel."""
+    """dkernel + the kernel's gradient, a slice of the model's width at a time.
+
+    Where the compiler cannot add in place, the second operand of the sum would otherwise be as large as the kernel.
+    """
     d, v = x.shape[-1], dlogits.shape[-1]
     pieces = next(n for n in range(1, d + 1) if n == d or (d % n == 0 and v * (d // n) * 4 <= _SLICE_BYTES))
     size, axis = d // pieces, 1 if tied else 0

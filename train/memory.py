@@ -1,9 +1,9 @@
-"""What a run's step needs on accelerators that are not here: the TPU compiler's own figures, ahead of time.
+"""The memory that a run's step needs on accelerators that are not present: the TPU compiler's figures, ahead of time.
 
     python -m smolvlm_jax.train.memory full-500m-fsdp [key=value …]
 
-Needs libtpu (pip install 'smolvlm-jax[test]' on Linux brings it) and no TPU: `topology` of the recipe says which chips to
-compile for, and nothing is allocated. The work is done in a process of its own, where the compiler looks for no chips.
+Needs libtpu (pip install 'smolvlm-jax[test]' on Linux brings it) and no TPU: `topology` of the recipe names the chips to
+compile for, and nothing is allocated. The work is done in a child process, in which the compiler looks for no chips.
 """
 
 import argparse
@@ -67,10 +67,16 @@ def abstract_inputs(model, partition: Partition, mesh) -> tuple[TrainState, dict
 
 
 def compiled_memory(config: TrainConfig) -> dict[str, Any]:
-    """Compile the step of a config for its topology, in this process. Returns bytes of one chip: arguments (state, base,
-    batch), temporaries, and total, which counts what the step writes in place of its arguments once; and seconds.
+    """Compile the step of a config for its topology, in this process.
 
-    `total_bytes` is what has to fit. Where it does not the compiler refuses, and `error` holds its message.
+    Returns:
+        Bytes of one chip: `argument_bytes` (state, base, batch), `temporary_bytes`, `output_bytes`, `alias_bytes` (outputs
+        written in place of arguments), `code_bytes`, and `total_bytes`, which has to fit; and `seconds`. Where it does not fit
+        the compiler refuses, and `error` holds its message.
+
+    Raises:
+        ConfigError: the recipe names no topology, or one that is not known.
+        MissingExtraError: the compiler is not installed.
     """
     if config.topology is None:
         raise ConfigError("the recipe names no topology: add topology=v5e:2x4, say")
@@ -109,7 +115,7 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
 
 
 def memory_of(recipe: str, overrides: Sequence[str] = (), timeout: float | None = None) -> dict[str, Any]:
-    """`compiled_memory` of a recipe in a child process, so that the TPU compiler and this process's devices do not meet."""
+    """`compiled_memory` of a recipe in a child process, so that the TPU compiler does not interfere with this one's devices."""
     command = [sys.executable, "-m", "smolvlm_jax.train.memory", recipe, *overrides, "--json"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     environment.pop("XLA_FLAGS", None)
@@ -123,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m smolvlm_jax.train.memory", description=__doc__.split("\n")[0])
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="figures only, here and now")
+    parser.add_argument("--json", action="store_true", help="in this process, figures as JSON")
     options = parser.parse_args(arguments)
     if options.json:
         print(json.dumps(compiled_memory(load_recipe(options.recipe, options.overrides))))

@@ -1,4 +1,4 @@
-"""What a run says about itself: lines of JSON, a bar, and TensorBoard where it is asked for."""
+"""Metrics of a run: lines of JSON, a progress bar, and TensorBoard if it is asked for."""
 
 import json
 import math
@@ -13,10 +13,18 @@ __all__ = ["Log", "read_metrics"]
 
 
 class Log:
-    """metrics.jsonl in `directory`, appended to; a progress bar on stderr (not when piped, unless `progress` says so); the
-    loggers named. Only the first process of a job writes."""
+    """Appends to metrics.jsonl, shows a progress bar on stderr, and feeds the loggers.
 
-    def __init__(self, directory: Path, steps: int, first: int, progress: bool | None, loggers: Sequence[str], main: bool):
+    Args:
+        directory: of the run.
+        steps: of the whole run.
+        first: steps that are done already.
+        progress: show the bar; default: when stderr is a terminal.
+        loggers: names of further loggers.
+        main: whether this is the first process of its job, the only one that writes.
+    """
+
+    def __init__(self, directory: Path, *, steps: int, first: int, progress: bool | None, loggers: Sequence[str], main: bool):
         from tqdm import tqdm
 
         self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8") if main else None
@@ -25,10 +33,11 @@ class Log:
         self._board = _tensorboard(directory / "tensorboard") if main and "tensorboard" in loggers else None
 
     def advance(self) -> None:
+        """Move the bar by one step."""
         self._bar.update()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line; numbers that are not finite become strings, since JSON has none."""
+        """Write one line; numbers that are not finite become strings, since JSON has none."""
         if self._file is None:
             return
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
@@ -59,14 +68,16 @@ def _tensorboard(directory: Path):
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl in the order of steps. Where a run was cut off and went on, a step's last line
-    counts; lines of one step (training, evaluation) are put together."""
+    """The lines of a run's metrics.jsonl, one per step, in order.
+
+    Lines of one step (training, evaluation) are merged; where an interrupted run repeated a step, the last line counts.
+    """
     lines: dict[int, dict] = {}
     path = Path(directory) / "metrics.jsonl"
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
         except ValueError:
-            continue  # half a line: the run was killed while it wrote
+            continue  # half a line: the run was killed while writing it
         lines[line["step"]] = {**lines.get(line["step"], {}), **line}
     return [lines[step] for step in sorted(lines)]

@@ -78,7 +78,7 @@ def make_batch(rows: Sequence[Sequence[Sample]], shape: BatchShape, pad_token_id
         tiles also pixel_values uint8 (b, n, T, T, 3), the tiles of each row in the order of its image tokens, then padding; and
         tile_mask bool (b, n), true for real tiles.
     """
-    batch = {name: np.zeros(*entry) for name, entry in shape.arrays().items()}
+    batch: dict[str, np.ndarray] = {name: np.zeros(*entry) for name, entry in shape.arrays().items()}
     batch["input_ids"][:] = pad_token_id
     batch["labels"][:] = IGNORE
     for row, samples in enumerate(rows):

@@ -33,7 +33,8 @@ def part_of(path: str) -> str:
 
 def split(tree: dict, choose: Callable[[str], bool]) -> tuple[dict, dict]:
     """Split a nested dict in two: the leaves whose path `choose` accepts, and the others. `join` is the inverse."""
-    chosen, others = {}, {}
+    chosen: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for path, leaf in flatten_params(tree).items():
         (chosen if choose(path) else others)[path] = leaf
     return unflatten_params(chosen), unflatten_params(others)

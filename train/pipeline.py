@@ -1,8 +1,8 @@
 """Training data as a stream of batches with a position: shuffled, mixed, sharded over processes, read ahead by workers.
 
-Grain draws, shuffles and mixes records, element i of an endless sequence being a function of i alone, and prepares them in
-worker processes. Rows are put together here, in the main process. The position is two numbers, records taken and rows given out
-since, so it does not depend on how many workers there are; taking it up again reads one window of rows once more.
+Grain shuffles and mixes records, element i of an endless sequence being a function of i alone, and prepares them in worker
+processes. Rows are packed here, in the main process. The position is two numbers, records taken and rows returned since, so it
+does not depend on the number of workers; to resume, one window of rows is read again.
 """
 
 from collections import Counter
@@ -15,17 +15,23 @@ from ..errors import CheckpointError, ConfigError, MissingExtraError
 from .config import DataConfig
 from .packing import BatchShape, make_batch, plan_rows
 from .records import open_records
-from .samples import Prepare, Readable, Sample, Skipped
+from .samples import Prepare, Sample, Skipped
 
 __all__ = ["TrainingData", "dataset"]
 
-_SHOWN = 20  # skipped records that are told in words
-_IDLE = 1000  # skipped records in a row after which there is no point in going on
+_SHOWN = 20  # skipped records that are described at the end
+_IDLE = 1000  # skipped records in a row after which the run fails
 
 
 def dataset(config: DataConfig, seed: int):
-    """(the endless sequence of records as a Grain dataset, records of each source): sources shuffled anew in each pass, mixed
-    by their weights."""
+    """(the endless sequence of records as a Grain dataset, number of records of each source).
+
+    Sources are shuffled anew in each pass and mixed by their weights.
+
+    Raises:
+        ConfigError: no source is named.
+        InputError: a source does not exist or cannot be read.
+    """
     try:
         import grain
         from absl import flags
@@ -39,7 +45,7 @@ def dataset(config: DataConfig, seed: int):
     for number, source in enumerate(config.train):
         records = open_records(source)
         lengths.append(len(records))
-        part = grain.MapDataset.source(Readable(records))
+        part = grain.MapDataset.source(records)
         if config.shuffle:
             part = part.seed(seed + number).shuffle()
         parts.append(part.repeat(None))
@@ -51,8 +57,18 @@ def dataset(config: DataConfig, seed: int):
 class TrainingData:
     """Batches of one process, `accumulation` at a time, stacked.
 
-    processor: directory of the processor's files. index, count: this process among all; it takes every count-th record.
-    Iterate, ask `state()` after each batch, and `close()` at the end: worker processes hold shared memory.
+    Iterate, call `state()` after each batch, and `close()` at the end: worker processes hold shared memory.
+
+    Args:
+        config: what is learned from.
+        processor: directory of the processor's files.
+        seed: of the shuffling.
+        accumulation: batches that are stacked.
+        index: of this process among all; it takes every `count`-th record.
+        count: of processes.
+
+    Raises:
+        ConfigError: the rows of a batch cannot be divided over the processes, or no source is named.
     """
 
     def __init__(self, config: DataConfig, processor: str, *, seed: int, accumulation: int = 1, index: int = 0, count: int = 1):
@@ -79,7 +95,7 @@ class TrainingData:
     # ---- position
 
     def state(self) -> dict[str, Any]:
-        """The position behind the last batch: plain numbers, for a checkpoint."""
+        """The position after the last batch: plain numbers, for a checkpoint."""
         counts = {name: int(value) for name, value in self.counts.items()}
         return {
             "samples": self._taken,
@@ -92,7 +108,11 @@ class TrainingData:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on behind a batch. Raises CheckpointError where the same position would mean other data."""
+        """Continue after the batch for which `state()` was returned.
+
+        Raises:
+            CheckpointError: the same position would mean other data.
+        """
         now = self.state()
         for name in ("seed", "processes", "records", "packing"):
             if state.get(name) != now[name]:
@@ -126,13 +146,13 @@ class TrainingData:
         return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     def _rows(self) -> Iterator[list[Sample]]:
-        """Rows of samples, window by window: a window is planned together, so the position is that of its beginning."""
+        """Rows of samples. A window of samples is packed together, so the position refers to its beginning."""
         while True:
             samples, seen, told = self._window()
             plan = plan_rows(samples, self.shape, alone=not self.config.packing)
             for number in range(self._skip + 1, len(plan) + 1):
                 self._skip = number
-                if number == len(plan):  # counted with the window's last row, so that taking it up again counts nothing twice
+                if number == len(plan):  # counted with the window's last row, so that resuming counts nothing twice
                     self._skip = 0
                     self._taken += seen.pop("records")
                     self.counts += seen
@@ -140,10 +160,11 @@ class TrainingData:
                 yield [samples[n] for n in plan[number - 1]]
 
     def _window(self) -> tuple[list[Sample], Counter, list[str]]:
-        """The next samples, what was seen on the way to them, and in words what was skipped."""
+        """The next samples, counts of the records read for them, and descriptions of those that were skipped."""
         if self._stream is None:
             self._stream = self._read(self._taken)
-        samples, seen, told, tokens, idle = [], Counter(), [], 0, 0
+        seen: Counter[str] = Counter()
+        samples, told, tokens, idle = [], [], 0, 0
         want = self.config.window_rows * self.config.length if self.config.packing else 1
         while tokens < want:
             item = next(self._stream)
@@ -162,7 +183,7 @@ class TrainingData:
         return samples, seen, told
 
     def _read(self, start: int):
-        """Samples of this process from number `start` of its own on, read ahead."""
+        """Samples of this process from its record number `start` on, read ahead."""
         import grain
 
         own = self._dataset[self._index + start * self._count :: self._count].map(self._prepare)
@@ -175,7 +196,7 @@ class TrainingData:
         return iter(own.to_iter_dataset(reading).mp_prefetch(options))
 
     def close(self) -> None:
-        """End the workers and give their shared memory back. Iterating afterwards starts them again."""
+        """Stop the workers and release their shared memory. Iterating afterwards starts them again."""
         stream, self._stream, self._generator = self._stream, None, None
         if stream is not None and hasattr(stream, "close"):
             stream.close()

@@ -1,4 +1,4 @@
-"""What the processes of one job tell each other. Every function is called by all of them, or by none."""
+"""Exchange between the processes of one job. Each function is a collective: all of them call it, or none."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["everyones", "on_host"]
 
 
 def everyones(value: Any) -> list:
-    """The JSON values of all processes, in their order, on each of them."""
+    """The JSON values of all processes, in the order of processes, on each of them."""
     if jax.process_count() == 1:
         return [value]
     import numpy as np

@@ -1,8 +1,7 @@
 """Conversations by number, wherever they are stored. No jax in this module.
 
 Grain asks for element i in any order and from any process, so a source here is a sequence: it knows its length, finds an
-element without reading those before it, and can be pickled to a worker. An element is a decoded record, of which
-`records.conversation_of` makes chat messages, as for the batch job.
+element without reading those before it, and can be pickled to a worker.
 
 JSON lines are read here. All other formats are read by Hugging Face's `datasets`, which is imported only where it is needed.
 """
@@ -19,16 +18,34 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, MissingExtraError
+from ..records.conversations import conversation_of
 from .config import DataSource
 
-__all__ = ["Records", "open_records"]
+__all__ = ["Element", "Records", "messages_of", "open_records"]
 
 _LINES = (".jsonl", ".ndjson")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # Ending -> the name of its reader in `datasets`.
 _FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json"}
+
+
+# A decoded record, or the error if it cannot be decoded; the folder that its relative paths start from; and its place.
+Element = tuple[Any, str, str]
+
+
+def messages_of(element: Element) -> list[dict[str, Any]]:
+    """The conversation of an element, ending with the assistant's turn.
+
+    Raises:
+        InputError: it cannot be read, or is no such conversation.
+    """
+    record, folder, _ = element
+    if isinstance(record, InputError):
+        raise record
+    return conversation_of(record, folder=folder, last="assistant")
 
 
 class Records(ABC):
@@ -48,19 +65,14 @@ class Records(ABC):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> tuple[dict, str, str]:
-        """(record, the folder that its relative paths start from, where it stands).
-
-        Raises:
-            InputError: the row cannot be read.
-        """
+    def __getitem__(self, index: int) -> Element:
         index = int(index)
         if not 0 <= index < self._length:
             raise IndexError(index)
         return self._row(index)
 
     @abstractmethod
-    def _row(self, index: int) -> tuple[dict, str, str]: ...
+    def _row(self, index: int) -> Element: ...
 
 
 class LineRecords(Records):
@@ -80,7 +92,7 @@ class LineRecords(Records):
     def __getstate__(self):
         return {**self.__dict__, "_opened": {}}
 
-    def _row(self, index: int) -> tuple[dict, str, str]:
+    def _row(self, index: int) -> Element:
         number = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
         file, (start, end) = self._files[number], self._starts[number][row : row + 2]
@@ -92,13 +104,13 @@ class LineRecords(Records):
         try:
             record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"not valid JSON: {error}") from error
+            record = InputError(f"not valid JSON: {error}")
         return record, os.path.dirname(file), f"{os.path.basename(file)}:{row + 1}"
 
 
 def _unpacked(file: str) -> bytes:
     try:
-        import fsspec
+        import fsspec  # comes with `datasets`
 
         with fsspec.open(file, "rb", compression="infer") as opened:
             return opened.read()
@@ -129,7 +141,7 @@ class DatasetRecords(Records):
         self._folder, self._name = folder, name
         super().__init__(len(dataset), limit, name)
 
-    def _row(self, index: int) -> tuple[dict, str, str]:
+    def _row(self, index: int) -> Element:
         row = self._features.decode_example(self._rows[index].to_pylist()[0])
         return _plain(row), self._folder, f"{self._name}:{index + 1}"
 

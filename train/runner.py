@@ -113,8 +113,8 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
     """
     if config.distributed and not jax.distributed.is_initialized():
         # TPU pods, Slurm and the like are recognised by jax; elsewhere three variables describe the job.
-        given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
-        jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value})
+        count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+        jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(index) if index else None)
     if config.model.startswith("shape:"):
         raise ConfigError(f"model {config.model!r} is a shape without tokenizer: name a checkpoint to train")
     main = jax.process_index() == 0

@@ -1,4 +1,4 @@
-"""From a conversation to a sample: ids, labels on what is to be learned, tiles. No jax in here: workers run it."""
+"""From a conversation to a sample: token ids, labels, tiles. No jax in this module: worker processes run it."""
 
 import functools
 import os
@@ -8,19 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, PromptError, SmolVLMError
+from ..errors import PromptError, SmolVLMError
 from ..processing import SmolVLMProcessor
 from ..processing.fetch import image_size
-from ..records.conversations import conversation_of
 from .config import IGNORE, DataConfig
+from .records import Element, messages_of
 
 __all__ = ["Prepare", "Sample", "Skipped", "label_tokens", "make_sample"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """input_ids and labels int32 (t,), labels -100 where nothing is learned; tiles uint8 (n, T, T, 3), or (0, 0, 0, 3);
-    dropped: pictures left out so that the others fit."""
+    """A conversation, ready for a row.
+
+    Attributes:
+        input_ids: int32 (t,).
+        labels: int32 (t,), -100 where nothing is learned.
+        tiles: uint8 (n, T, T, 3), or (0, 0, 0, 3) without pictures.
+        dropped: number of pictures left out so that the others fit.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -33,7 +39,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that makes no sample. reason: "too_long" or "faulty"; detail says why, and where it stands."""
+    """A record that gives no sample.
+
+    Attributes:
+        reason: "too_long" or "faulty".
+        detail: why, and which record it is.
+    """
 
     reason: str
     detail: str
@@ -45,16 +56,25 @@ def _answer_header(processor: SmolVLMProcessor) -> tuple[int, ...]:
     turn = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
     without, opened = (processor.apply_chat_template(turn, add_generation_prompt=flag) for flag in (False, True))
     if not opened.startswith(without) or opened == without:
-        raise PromptError("the chat template does not open answers after what was said before, so their place is not known")
+        raise PromptError("the chat template does not append the beginning of an answer, so answers cannot be located")
     return tuple(processor.tokenizer.encode(opened[len(without) :], add_special_tokens=False))
 
 
 def label_tokens(processor: SmolVLMProcessor, messages: Sequence[dict], ids: np.ndarray, learn: str) -> np.ndarray:
-    """Labels int32 (t,) of a tokenised conversation.
+    """Labels of a tokenised conversation.
 
-    learn: "assistant" every answer and the token that ends it, "last" only the last one, "all" every word and end. Image
-    tokens, markers, timestamps of videos and everything else the template writes into a user's turn are the prompt's.
-    Raises PromptError where the turns are not found: this is decided by ids, not by guessing at strings.
+    Args:
+        processor: whose tokenizer and chat template made `ids`.
+        messages: the conversation.
+        ids: int (t,).
+        learn: "assistant" for every answer and the token that ends it, "last" for the last one only, "all" for every word and
+            end of turn. Image tokens, markers, timestamps of videos and whatever else the template writes are not learned.
+
+    Returns:
+        int32 (t,), -100 where nothing is learned.
+
+    Raises:
+        PromptError: the turns are not found. They are located by token ids, not by searching the text.
     """
     end = processor.tokenizer.eos_token_id
     ends = np.flatnonzero(ids == end)
@@ -70,22 +90,26 @@ def label_tokens(processor: SmolVLMProcessor, messages: Sequence[dict], ids: np.
     answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     for k in answers if learn == "assistant" else answers[-1:]:
         start, stop = (ends[k - 1] + 1 if k else 0), ends[k]
-        # The header stands at the start of the turn, behind a line break at most.
+        # The header is at the start of the turn, after a line break at most.
         found = [at for at in range(start, min(start + 3, stop)) if tuple(ids[at : at + len(header)]) == header]
         if not found:
-            raise PromptError(f"turn {k} is the assistant's, but does not begin as the template lets an answer begin")
+            raise PromptError(f"turn {k} is the assistant's, but does not begin as the template begins an answer")
         learned[found[0] + len(header) : stop + 1] = True
     return np.where(learned & words, ids, IGNORE).astype(np.int32)
 
 
 def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], config: DataConfig) -> Sample | Skipped:
-    """A conversation as a sample, or why it does not fit into a row. Raises the processor's errors."""
+    """A conversation as a sample, or why it does not fit into a row.
+
+    Raises:
+        SmolVLMError: the processor cannot read the messages or their pictures.
+    """
     options = dict(config.image_options)
-    messages, dropped, needed = _fit(processor, messages, config, options)
-    if messages is None:
+    fitting, dropped, needed = _fit(processor, messages, config, options)
+    if fitting is None:
         return Skipped("too_long", needed)
     out = processor.apply_chat_template(
-        messages,
+        fitting,
         tokenize=True,
         return_dict=True,
         return_tensors="np",
@@ -97,18 +121,18 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
     tiles = out["pixel_values"][: int(out["num_tiles"])] if "pixel_values" in out else np.zeros((0, 0, 0, 3), np.uint8)
     if len(ids) > config.length or (config.tiles_per_row is not None and len(tiles) > config.tiles_per_row):
         return Skipped("too_long", f"{len(ids)} tokens and {len(tiles)} tiles")
-    return Sample(ids, label_tokens(processor, messages, ids, config.loss_on), tiles, dropped)
+    return Sample(ids, label_tokens(processor, fitting, ids, config.loss_on), tiles, dropped)
 
 
-def _videos(messages) -> bool:
+def _has_video(messages) -> bool:
     items = [item for m in messages for item in (m["content"] if isinstance(m["content"], list) else [])]
     return any(isinstance(item, dict) and item.get("type") == "video" for item in items)
 
 
-def _fit(processor, messages, config: DataConfig, options: dict) -> tuple[list | None, int, str]:
-    """(messages that fit, pictures dropped, what was needed at first), from the headers of the pictures alone."""
+def _fit(processor, messages: list, config: DataConfig, options: dict) -> tuple[list | None, int, str]:
+    """(messages that fit or None, pictures dropped, what all of it needs), from the headers of the pictures alone."""
     needed, dropped = "", 0
-    if _videos(messages):  # a video has to be opened to be counted, so it is made and measured
+    if _has_video(messages):  # its length is known only when it is decoded, so it is measured afterwards
         return messages, 0, needed
     while True:
         tokens = processor.count_prompt_tokens(messages, special_tokens_in_text=config.special_tokens_in_text, **options)[0]
@@ -146,7 +170,7 @@ def _without_last_picture(messages: list[dict]) -> list[dict] | None:
 
 
 class Prepare:
-    """record -> Sample | Skipped, in whatever process: the processor is read from its directory where it is first needed."""
+    """record -> Sample | Skipped, in any process: the processor is read from its directory when it is first needed."""
 
     def __init__(self, directory: str | os.PathLike, config: DataConfig):
         self.directory, self.config = os.fspath(directory), config
@@ -161,28 +185,10 @@ class Prepare:
             self._processor = SmolVLMProcessor.from_pretrained(self.directory)
         return self._processor
 
-    def __call__(self, element) -> Sample | Skipped:
-        record, folder, place = element
-        if isinstance(record, Skipped):
-            return record
+    def __call__(self, element: Element) -> Sample | Skipped:
+        place = element[-1]
         try:
-            sample = make_sample(self.processor, conversation_of(record, folder=folder, last="assistant"), self.config)
+            sample = make_sample(self.processor, messages_of(element), self.config)
         except (SmolVLMError, OSError) as error:
             return Skipped("faulty", f"{place}: {error}")
         return Skipped(sample.reason, f"{place}: {sample.detail}") if isinstance(sample, Skipped) else sample
-
-
-class Readable:
-    """Records as a source for Grain: a line that cannot be read is an element that says so, not an exception."""
-
-    def __init__(self, records):
-        self.records = records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index):
-        try:
-            return self.records[index]
-        except InputError as error:
-            return Skipped("faulty", f"record {int(index) + 1}: {error}"), "", ""

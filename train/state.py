@@ -97,8 +97,9 @@ def create_state(params: dict, partition: Partition) -> TrainState:
 
 
 def state_shardings(partition: Partition, mesh: Mesh) -> TrainState:
-    """A sharding for every leaf of the state: moments are placed like their parameters, counters are replicated."""
-    params, everywhere = partition.shardings(mesh), replicated(mesh)
+    """A TrainState of shardings, one for each leaf: moments are placed like their parameters, counters are replicated."""
+    params = partition.shardings(mesh)
+    everywhere: Any = replicated(mesh)
     optimizer = make_optimizer(partition.config)
     moments = optax.tree_map_params(
         optimizer,

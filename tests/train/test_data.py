@@ -17,16 +17,16 @@ from train_helpers import write_records
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.errors import CheckpointError, ConfigError, InputError, PromptError
 from smolvlm_jax.processing import SmolVLMProcessor
-from smolvlm_jax.records.conversations import conversation_of
 from smolvlm_jax.train.config import IGNORE, DataConfig, DataSource
 from smolvlm_jax.train.packing import BatchShape, make_batch, plan_rows
 from smolvlm_jax.train.pipeline import TrainingData
+from smolvlm_jax.train.records import messages_of as messages_of_element
 from smolvlm_jax.train.records import open_records
 from smolvlm_jax.train.samples import Prepare, Sample, Skipped, label_tokens, make_sample
 
 
 def messages_of(record, folder=""):
-    return conversation_of(record, folder=folder, last="assistant")
+    return messages_of_element((record, folder, "here"))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_sources_hold_the_same_records(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     lines = open_records(str(folder / "train.jsonl"))
-    want = [messages_of(record, place) for record, place, _ in (lines[i] for i in range(len(lines)))]
+    want = [messages_of_element(lines[i]) for i in range(len(lines))]
     rows = [{"messages": json.dumps(messages), "id": i} for i, messages in enumerate(want)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "all.parquet", row_group_size=5)
     # Pictures in a column of the feature Image, which a reader would decode if it were not told otherwise.

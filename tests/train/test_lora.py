@@ -12,7 +12,7 @@ from smolvlm_jax.parameters import abstract_params, flatten_params, summed_dimen
 from smolvlm_jax.train.config import LoraConfig, TrainConfig
 from smolvlm_jax.train.export import export
 from smolvlm_jax.train.forward import token_losses
-from smolvlm_jax.train.lora import adapter_axes, adapter_shapes, init_adapters, matched, merge
+from smolvlm_jax.train.lora import adapter_axes, adapter_shapes, init_adapters, matched, product
 from smolvlm_jax.train.partition import Partition, combine, join, part_of
 
 EVERYTHING = LoraConfig(rank=4, alpha=8.0, targets=".*")
@@ -25,6 +25,22 @@ def drawn(model, config=EVERYTHING, seed=3):
     return unflatten_params(
         {path: 0.1 * jax.random.normal(key, leaf.shape) for key, (path, leaf) in zip(keys, flat.items(), strict=True)}
     )
+
+
+def merge(params: dict) -> dict:
+    """What export has to equal: a tree as `combine` returns it, every adapter added into its kernel in float32 and removed."""
+    flat = flatten_params(params)
+    out = {}
+    for path, leaf in flat.items():
+        if path.rsplit("/", 1)[-1].startswith("lora_"):
+            continue
+        a = flat.get(path.removesuffix("kernel") + "lora_a") if path.endswith("/kernel") else None
+        if a is not None:
+            b = flat[path.removesuffix("kernel") + "lora_b"]
+            delta = product(a.astype(jnp.float32), b.astype(jnp.float32), 1.0, leaf.shape)
+            leaf = (leaf.astype(jnp.float32) + delta).astype(leaf.dtype)
+        out[path] = leaf
+    return unflatten_params(out)
 
 
 def logits(tiny, params):

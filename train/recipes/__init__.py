@@ -18,7 +18,11 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name: str) -> Path:
-    """A file, or a built-in recipe by its name. Raises ConfigError that lists the built-in ones."""
+    """A file, or a built-in recipe by its name.
+
+    Raises:
+        ConfigError: there is neither; the message lists the built-in ones.
+    """
     path = Path(name)
     if path.is_file():
         return path
@@ -28,9 +32,15 @@ def recipe_path(name: str) -> Path:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A recipe with `key=value` words applied: dots go into nested settings, values are YAML.
+    """Read a recipe and apply `key=value` words.
 
-    Raises ConfigError with the file's name for whatever does not fit.
+    Args:
+        name: a YAML file, or the name of a built-in recipe.
+        overrides: words such as "data.length=1024": dots go into nested settings, values are YAML.
+
+    Raises:
+        ConfigError: something does not fit; the message names the recipe and the key.
+        MissingExtraError: PyYAML is not installed.
     """
     try:
         import yaml
