@@ -34,7 +34,7 @@ SPLIT_SEED = 0
 HELD_OUT = 297
 
 STEPS = 7800
-READINGS, COMPARED, IN_WORDS = 52, 16, 32  # conversations of a step: with one picture, with two, with none
+READINGS, COMPARED, WORDED = 52, 16, 32  # conversations of a step: with one picture, with two, with none
 DIGIT_STEPS = 150  # one digit more every so many steps
 FREE_FROM, FREE_TO = 500, 2000  # steps over which pictures grow from uniform to free
 # Of the pictures of a step, those that are not wide: 2 × 2 tiles and the global view instead of 1 × 2 and the global view.
@@ -245,7 +245,7 @@ def examples_of_step(step: int, seed: int = 0) -> list[Example]:
     pairs = [
         comparison(rng, False, longest, (2 * row not in square, 2 * row + 1 not in square), style) for row in range(COMPARED)
     ]
-    words = [comparison_in_words(rng, longest) for _ in range(IN_WORDS)]
+    words = [comparison_in_words(rng, longest) for _ in range(WORDED)]
     examples = [*readings, *pairs, *words]
     return [examples[number] for number in rng.permutation(len(examples))]
 

@@ -112,7 +112,7 @@ def test_pictures_are_a_function_of_the_step(tmp_path):
         [numbers.as_record(example) for example in numbers.examples_of_step(*of)] for of in ((7,), (7,), (8,), (7, 1))
     )
     assert first == again and first != other and first != seeded
-    assert len(first) == len(other) == numbers.READINGS + numbers.COMPARED + numbers.IN_WORDS
+    assert len(first) == len(other) == numbers.READINGS + numbers.COMPARED + numbers.WORDED
     files = [numbers.make(tmp_path / str(workers), steps=3, processes=workers) for workers in (1, 2)]
     assert files[0].read_bytes() == files[1].read_bytes()
     records = open_records(str(files[0]))
