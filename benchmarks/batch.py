@@ -39,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, nargs="+", default=None)
     parser.add_argument("--ring-lengths", type=int, nargs="+", default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-reference", action="store_true", help="measure our side alone")
     parser.add_argument("--side", choices=("ours", "peer", "check"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -241,10 +242,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare_weights(options, folder)
-        for side in ("ours", "peer", "check"):
+        sides = ("ours",) if options.skip_reference else ("ours", "peer", "check")
+        for side in sides:
             print(f"{side} …", file=sys.stderr, flush=True)
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", name], check=True)
-        mine, other, gaps = (json.loads((folder / f"{n}.json").read_text()) for n in ("ours", "peer", "gaps"))
+        mine, *reference = (json.loads((folder / f"{n}.json").read_text()) for n in ("ours", "peer", "gaps")[: len(sides)])
     s, records = mine["summary"], options.records
     counts = f"{s['prompt_tokens']} prompt tokens, {s['tiles']} tiles, {s['new_tokens']} new tokens"
     print(f"{options.model}, {options.dtype}: {records} records, {counts}")
@@ -256,11 +258,14 @@ def main() -> int:
         ("new tokens/s", lambda x: s["new_tokens"] / x["seconds"]),
         ("decode alone, tokens/s", lambda x: (s["new_tokens"] - records) / x["decode_seconds"]),
     ]:
-        a, b = figure(mine), figure(other)
-        print(f"{name:24}{a:10.1f}{b:14.1f}{a / b if b else float('nan'):8.2f}")
+        a, *peers = (figure(side) for side in (mine, *reference[:1]))
+        print(f"{name:24}{a:10.1f}" + "".join(f"{b:14.1f}{a / b if b else float('nan'):8.2f}" for b in peers))
     shares = ("prefill_padding_share", "encoder_padding_share", "decode_padding_share", "live_cache_share", "device_idle_share")
     print("; ".join(f"{name.replace('_', ' ')} {s[name]:.1%}" for name in shares))
     print(f"warm-up {mine['warm_up_seconds']:.0f} s for {s['compilations']} programs")
+    if not reference:
+        return 0
+    gaps = reference[1]
     equal = records - len(gaps)
     print(f"identical to the last token: {equal} of {records} ({equal / records:.1%})")
     for key, where in sorted(gaps.items(), key=lambda item: int(item[0])):
