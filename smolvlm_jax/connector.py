@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from .config import SmolVLMConfig
 from .errors import InputError
-from .layers import Dimension, Execution, Projection
-from .sharding import constrain
+from .layers import Execution, Projection
+from .sharding import Dimension, constrain
 
 __all__ = ["SmolVLMConnector", "pixel_shuffle"]
 

@@ -1,6 +1,5 @@
 """The Llama-style text decoder: rotary grouped-query attention, SwiGLU, RMSNorm."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError
 from .layers import (
-    Dimension,
     Embedding,
     Execution,
     LayerOutput,
@@ -25,7 +23,7 @@ from .layers import (
     rotary_tables,
     run_layers,
 )
-from .sharding import constrain
+from .sharding import Dimension, constrain
 
 __all__ = ["SmolVLMTextModel", "SmolVLMTextOutput", "dimensions", "segment_positions"]
 
@@ -52,17 +50,21 @@ def dimensions(config: SmolVLMTextConfig) -> dict[str, Dimension]:
     }
 
 
-def projections(config: SmolVLMTextConfig, execution: Execution) -> Callable[..., Projection]:
-    """The decoder's projections, of which an equation and a name are left to say."""
-    return partial(Projection, dimensions=dimensions(config), initializer_range=config.initializer_range, dtype=execution.dtype)
-
-
-class TextAttention(nn.Module):
-    """Causal attention with rotary positions; several query heads share a key/value head."""
+class _Part(nn.Module):
+    """A part of the decoder's layers: the fields of all of them, and how they declare their projections."""
 
     config: SmolVLMTextConfig
     execution: Execution = Execution()
     return_weights: bool = False
+
+    def project(self, equation: str, name: str) -> Projection:
+        """A projection, written in the letters of `dimensions`."""
+        init, dtype = self.config.initializer_range, self.execution.dtype
+        return Projection(equation, dimensions(self.config), initializer_range=init, dtype=dtype, name=name)
+
+
+class TextAttention(_Part):
+    """Causal attention with rotary positions; several query heads share a key/value head."""
 
     @nn.compact
     def __call__(
@@ -74,10 +76,9 @@ class TextAttention(nn.Module):
         cache: LayerCache | None = None,
     ) -> LayerOutput:
         """See `TextLayer.__call__`."""
-        project = projections(self.config, self.execution)
-        q = project("btd,dnh->bnth", name="q_proj")(x)
-        k = project("btd,dkh->bkth", name="k_proj")(x)
-        v = project("btd,dkh->bkth", name="v_proj")(x)
+        q = self.project("btd,dnh->bnth", "q_proj")(x)
+        k = self.project("btd,dkh->bkth", "k_proj")(x)
+        v = self.project("btd,dkh->bkth", "v_proj")(x)
         q = constrain(apply_rotary(q, *rotary), "batch", "act_heads", None, None)
         k = constrain(apply_rotary(k, *rotary), "batch", "act_kv_heads", None, None)
         form, weighed = self.execution.attention, self.return_weights
@@ -85,31 +86,23 @@ class TextAttention(nn.Module):
             found = attention(q, k, v, mask, form=form, return_weights=weighed)._replace(keys_values=(k, v))
         else:
             found = cached_attention(q, k, v, cache, mask, form=form, return_weights=weighed)
-        out = project("bnth,nhd->btd", name="o_proj")(found.output)
+        out = self.project("bnth,nhd->btd", "o_proj")(found.output)
         return LayerOutput(out, found.keys_values, found.weights)
 
 
-class TextMLP(nn.Module):
+class TextMLP(_Part):
     """SwiGLU."""
-
-    config: SmolVLMTextConfig
-    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        project = projections(self.config, self.execution)
-        gate = project("btd,df->btf", name="gate_proj")(x)
-        up = project("btd,df->btf", name="up_proj")(x)
+        gate = self.project("btd,df->btf", "gate_proj")(x)
+        up = self.project("btd,df->btf", "up_proj")(x)
         x = constrain(activation(self.config.hidden_act)(gate) * up, "batch", None, "act_mlp")
-        return project("btf,fd->btd", name="down_proj")(x)
+        return self.project("btf,fd->btd", "down_proj")(x)
 
 
-class TextLayer(nn.Module):
+class TextLayer(_Part):
     """Attention and MLP, each after a norm and added to its input."""
-
-    config: SmolVLMTextConfig
-    execution: Execution = Execution()
-    return_weights: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, **attending) -> LayerOutput:

@@ -17,22 +17,7 @@ from flax import linen as nn
 from .attention import LayerCache, check_form
 from .errors import ConfigError
 from .precision import matmul_precision
-from .sharding import constrain, parameter
-
-__all__ = [
-    "Dimension",
-    "Embedding",
-    "Execution",
-    "LayerNorm",
-    "LayerOutput",
-    "Projection",
-    "RMSNorm",
-    "StackOutput",
-    "activation",
-    "apply_rotary",
-    "rotary_tables",
-    "run_layers",
-]
+from .sharding import Dimension, constrain, parameter
 
 
 @dataclass(frozen=True)
@@ -176,13 +161,6 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return table[name]
 
 
-class Dimension(NamedTuple):
-    """Size and logical axis of the dimension that a letter stands for; axis None is never sharded."""
-
-    size: int
-    axis: str | None = None
-
-
 class Projection(nn.Module):
     """A linear map, written as the einsum it is: y = einsum(equation, x, kernel) (+ bias).
 
@@ -231,8 +209,7 @@ class Projection(nn.Module):
 
     def _declare(self, name: str, init, letters: str, summed: int | None = None) -> jax.Array:
         """A parameter whose dimensions are `letters`."""
-        declared = [self.dimensions[letter] for letter in letters]
-        return parameter(self, name, init, [d.size for d in declared], [d.axis for d in declared], summed=summed)
+        return parameter(self, name, init, *(self.dimensions[letter] for letter in letters), summed=summed)
 
 
 class LayerNorm(nn.Module):
@@ -244,8 +221,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = parameter(self, "scale", nn.initializers.ones, (self.size,), (None,)).astype(jnp.float32)
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.size,), (None,)).astype(jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, Dimension(self.size)).astype(jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, Dimension(self.size)).astype(jnp.float32)
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
         x = x - mean
@@ -262,7 +239,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = parameter(self, "scale", nn.initializers.ones, (self.size,), (None,)).astype(self.dtype)
+        scale = parameter(self, "scale", nn.initializers.ones, Dimension(self.size)).astype(self.dtype)
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
         return wide.astype(self.dtype) * scale
@@ -284,8 +261,8 @@ class Embedding(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        shape, axes = (self.rows.size, self.width.size), (self.rows.axis, self.width.axis)
-        self.embedding = parameter(self, "embedding", nn.initializers.normal(self.initializer_range), shape, axes)
+        init = nn.initializers.normal(self.initializer_range)
+        self.embedding = parameter(self, "embedding", init, self.rows, self.width)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Look up rows: int (…) -> (…, width)."""

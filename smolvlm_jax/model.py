@@ -255,14 +255,9 @@ class SmolVLMForConditionalGeneration(_Configured):
                 "btd,dv->btv", dimensions(text), initializer_range=text.initializer_range, dtype=self.dtype
             )
 
-    def get_image_features(
-        self,
-        pixel_values: jax.Array,
-        pixel_attention_mask: jax.Array | None = None,
-        num_tiles: jax.Array | int | None = None,
-    ) -> ImageFeatures:
-        """See `SmolVLMModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, pixel_attention_mask, num_tiles)
+    def get_image_features(self, *pictures: Any, **named: Any) -> ImageFeatures:
+        """See `SmolVLMModel.get_image_features`, whose arguments it takes."""
+        return self.model.get_image_features(*pictures, **named)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Hidden states (b, t, d) -> logits (b, t, v), with the embedding where the head is tied to it."""

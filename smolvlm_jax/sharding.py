@@ -11,7 +11,7 @@ scope `constrain` returns its input, so single-device code needs no mesh at all.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,21 +20,6 @@ from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .errors import InputError
-
-__all__ = [
-    "AXES",
-    "AXIS_RULES",
-    "Declared",
-    "activate",
-    "attention_axes",
-    "batch_sharding",
-    "constrain",
-    "make_mesh",
-    "parameter",
-    "parameter_shardings",
-    "partition_spec",
-    "replicated",
-]
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -117,15 +102,23 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, q
     return PartitionSpec(*entries)
 
 
-def attention_axes(keys: jax.Array) -> tuple[Any, Any, Any] | None:
-    """The mesh in use, and its axes that rows and heads of keys (b, k, …) are split over: what a kernel needs to run on every
-    device's part, where the compiler cannot split it. None where there is one device, or one device's part already."""
+def on_each_device(function: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """Run a kernel, which the compiler cannot split, on each device's part of its arrays.
+
+    With no mesh in scope, or within a device's part already, the function is called as it is.
+
+    Args:
+        function: of the arrays; all its results have the dimensions (b, heads, …, …).
+        *arrays: (b, heads, …, …), split by rows and, where they divide, by heads; (b, …), split by rows; or (). The second one
+            has the key/value heads, whose number decides.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
-        return None
-    spec = partition_spec(("batch", "act_kv_heads"), keys.shape[:2], mesh, quiet=True)
-    rows, heads = (*spec, None, None)[:2]
-    return mesh, rows, heads
+        return function(*arrays)
+    found = partition_spec(("batch", "act_kv_heads"), arrays[1].shape[:2], mesh, quiet=True)
+    rows, heads = (*found, None, None)[:2]
+    specs = tuple(PartitionSpec(*(rows, heads if x.ndim == 4 else None)[: x.ndim]) for x in arrays)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(rows, heads), check_vma=False)(*arrays)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -140,6 +133,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, quiet=True))
 
 
+class Dimension(NamedTuple):
+    """Size and logical axis of a parameter's dimension; axis None is never sharded."""
+
+    size: int
+    axis: str | None = None
+
+
 @struct.dataclass
 class Declared(nn.LogicallyPartitioned):
     """A parameter as `init` returns it: value and logical axes (`names`), and what a projection says of its kernel.
@@ -151,31 +151,18 @@ class Declared(nn.LogicallyPartitioned):
     summed: int | None = struct.field(default=None, pytree_node=False)
 
 
-def parameter(
-    module: nn.Module,
-    name: str,
-    init: Callable[..., jax.Array],
-    shape: Sequence[int],
-    axes: Sequence[str | None],
-    *,
-    summed: int | None = None,
-) -> jax.Array:
+def parameter(module: nn.Module, name: str, init: Any, *dimensions: Dimension, summed: int | None = None) -> jax.Array:
     """Declare a parameter once; shapes, shardings, initial values and adapters are all derived from this.
 
     Args:
         module: the module that the parameter belongs to.
         name: its name there.
         init: function of a key and a shape.
-        shape: its shape.
-        axes: logical axis of each dimension, None = never sharded.
+        *dimensions: sizes and logical axes.
         summed: see `Declared`.
-
-    Raises:
-        InputError: if there are not as many axes as dimensions.
     """
-    if len(axes) != len(shape):
-        raise InputError(f"parameter {name}: {len(axes)} axes {tuple(axes)} for shape {tuple(shape)}")
-    value: Any = module.param(name, lambda *args: Declared(init(*args), tuple(axes), summed=summed), tuple(shape))
+    shape, axes = tuple(d.size for d in dimensions), tuple(d.axis for d in dimensions)
+    value: Any = module.param(name, lambda *args: Declared(init(*args), axes, summed=summed), shape)
     return value  # without its box, which only `init` returns
 
 

@@ -1,6 +1,5 @@
 """`SmolVLMVisionTransformer`: the SigLIP-style image encoder, its position ids, and the normalisation of uint8 pixels."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +11,9 @@ from flax import linen as nn
 from .attention import attention
 from .config import SmolVLMVisionConfig
 from .errors import ConfigError
-from .layers import Dimension, Embedding, Execution, LayerNorm, LayerOutput, Projection, StackOutput, activation, run_layers
+from .layers import Embedding, Execution, LayerNorm, LayerOutput, Projection, StackOutput, activation, run_layers
 from .precision import matmul_precision
-from .sharding import constrain, parameter
+from .sharding import Dimension, constrain, parameter
 
 __all__ = [
     "POSITION_RULES",
@@ -107,15 +106,17 @@ def dimensions(config: SmolVLMVisionConfig) -> dict[str, Dimension]:
     }
 
 
-def projections(config: SmolVLMVisionConfig, execution: Execution) -> Callable[..., Projection]:
-    """The encoder's projections, of which an equation and a name are left to say."""
-    return partial(
-        Projection,
-        dimensions=dimensions(config),
-        use_bias=True,
-        initializer_range=config.initializer_range,
-        dtype=execution.dtype,
-    )
+class _Part(nn.Module):
+    """A part of the encoder's layers: the fields of all of them, and how they declare their projections."""
+
+    config: SmolVLMVisionConfig
+    execution: Execution = Execution()
+    return_weights: bool = False
+
+    def project(self, equation: str, name: str) -> Projection:
+        """A projection with bias, written in the letters of `dimensions`."""
+        init, dtype = self.config.initializer_range, self.execution.dtype
+        return Projection(equation, dimensions(self.config), use_bias=True, initializer_range=init, dtype=dtype, name=name)
 
 
 class PatchEmbedding(nn.Module):
@@ -127,11 +128,10 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
         """(i, H, W, 3) -> (i, rows, columns, d); pixels beyond the last whole patch are not read."""
-        c, d = self.config.num_channels, self.config.hidden_size
-        p = self.config.patch_size
+        c, p, d = self.config.num_channels, self.config.patch_size, dimensions(self.config)["d"]
         init = nn.initializers.normal(self.config.initializer_range)
-        kernel = parameter(self, "kernel", init, (p, p, c, d), (None, None, None, "embed")).astype(self.dtype)
-        bias = parameter(self, "bias", nn.initializers.zeros, (d,), (None,)).astype(self.dtype)
+        kernel = parameter(self, "kernel", init, Dimension(p), Dimension(p), Dimension(c), d).astype(self.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, Dimension(d.size)).astype(self.dtype)
         i, height, width, _ = pixel_values.shape
         rows, columns = height // p, width // p
         x = pixel_values[:, : rows * p, : columns * p].reshape(i, rows, p, columns, p, c)
@@ -166,43 +166,30 @@ class SmolVLMVisionEmbeddings(nn.Module):
         return (x + table(ids)).reshape(i, rows * columns, d)
 
 
-class SmolVLMVisionAttention(nn.Module):
+class SmolVLMVisionAttention(_Part):
     """Every patch attends to every patch of its tile that the mask admits."""
-
-    config: SmolVLMVisionConfig
-    execution: Execution = Execution()
-    return_weights: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> LayerOutput:
         """x (i, p, d), mask bool (i, 1, p) or None."""
-        project = projections(self.config, self.execution)
-        q, k, v = (project("ipd,dnh->inph", name=f"{name}_proj")(x) for name in "qkv")
+        q, k, v = (self.project("ipd,dnh->inph", name)(x) for name in ("q_proj", "k_proj", "v_proj"))
         q, k, v = (constrain(y, "tile", "act_heads", None, None) for y in (q, k, v))
         found = attention(q, k, v, mask, form=self.execution.attention, return_weights=self.return_weights)
-        return LayerOutput(project("inph,nhd->ipd", name="out_proj")(found.output), weights=found.weights)
+        return LayerOutput(self.project("inph,nhd->ipd", "out_proj")(found.output), weights=found.weights)
 
 
-class SmolVLMVisionMLP(nn.Module):
+class SmolVLMVisionMLP(_Part):
     """Two projections with an activation in between."""
-
-    config: SmolVLMVisionConfig
-    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        project = projections(self.config, self.execution)
-        x = project("ipd,df->ipf", name="fc1")(x)
+        x = self.project("ipd,df->ipf", "fc1")(x)
         x = constrain(activation(self.config.hidden_act)(x), "tile", None, "act_mlp")
-        return project("ipf,fd->ipd", name="fc2")(x)
+        return self.project("ipf,fd->ipd", "fc2")(x)
 
 
-class SmolVLMEncoderLayer(nn.Module):
+class SmolVLMEncoderLayer(_Part):
     """Attention and MLP, each after a norm and added to its input."""
-
-    config: SmolVLMVisionConfig
-    execution: Execution = Execution()
-    return_weights: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> LayerOutput:
@@ -215,16 +202,13 @@ class SmolVLMEncoderLayer(nn.Module):
         return attended._replace(hidden=constrain(x, "tile", None, None))
 
 
-class SmolVLMEncoder(nn.Module):
+class SmolVLMEncoder(_Part):
     """The layers of the encoder."""
 
-    config: SmolVLMVisionConfig
-    execution: Execution = Execution()
-
     @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None, return_weights: bool = False) -> StackOutput:
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> StackOutput:
         """x (i, p, d), mask bool (i, 1, p) or None."""
-        return run_layers(self, SmolVLMEncoderLayer, x, last_only=True, return_weights=return_weights, mask=mask)
+        return run_layers(self, SmolVLMEncoderLayer, x, last_only=True, return_weights=self.return_weights, mask=mask)
 
 
 class SmolVLMVisionOutput(NamedTuple):
@@ -277,7 +261,7 @@ class SmolVLMVisionTransformer(nn.Module):
         mask = None
         if patch_attention_mask is not None:
             mask = patch_attention_mask.reshape(x.shape[0], 1, -1)
-        out = SmolVLMEncoder(self.config, self.execution, name="encoder")(x, mask=mask, return_weights=output_attentions)
+        out = SmolVLMEncoder(self.config, self.execution, output_attentions, name="encoder")(x, mask=mask)
         norm = LayerNorm(self.config.hidden_size, self.config.layer_norm_eps, dtype, name="post_layernorm")
         states = (*out.inputs, out.hidden) if out.inputs else None
         return SmolVLMVisionOutput(norm(out.hidden), states, out.weights)

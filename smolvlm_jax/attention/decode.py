@@ -12,9 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from ..sharding import attention_axes
+from ..sharding import on_each_device
 
 __all__ = ["decode_attention", "fits_decode"]
 
@@ -74,18 +73,7 @@ def decode_attention(
         The output (b, n, 1, h), the updated keys, the updated values.
     """
     local = functools.partial(_one_device, interpret=interpret)
-    axes = attention_axes(keys)
-    if axes is None:
-        return local(q, k, v, keys, values, mask, start)
-    mesh, rows, heads = axes
-    spec = PartitionSpec(rows, heads, None, None)
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(*(spec,) * 5, PartitionSpec(rows, None, None), PartitionSpec()),
-        out_specs=(spec,) * 3,
-        check_vma=False,
-    )(q, k, v, keys, values, mask, start)
+    return on_each_device(local, q, k, v, keys, values, mask, start)
 
 
 def _one_device(q, k, v, keys, values, mask, start, interpret):

@@ -20,18 +20,7 @@ from .forms import Mask
 from .splash import fits_splash, splash_attention
 from .trial import decode_example, splash_example, trusted
 
-__all__ = [
-    "CACHED_FORMS",
-    "FORMS",
-    "Attended",
-    "Form",
-    "LayerCache",
-    "attention",
-    "cached_attention",
-    "check_form",
-    "try_kernels",
-    "write_columns",
-]
+__all__ = ["Attended", "LayerCache", "attention", "cached_attention", "check_form", "try_kernels"]
 
 
 class Attended(NamedTuple):

@@ -13,18 +13,7 @@ import jax.numpy as jnp
 from ..precision import matmul_precision
 from .blockwise import blockwise_attention
 
-__all__ = [
-    "Mask",
-    "SegmentMask",
-    "by_blocks",
-    "by_einsum",
-    "einsum_and_weights",
-    "fits_head_by_head",
-    "fits_one_query",
-    "fits_whole",
-    "head_by_head",
-    "one_query",
-]
+__all__ = ["Mask", "SegmentMask"]
 
 # Scores of one head, queries × keys, from which on a CPU takes the heads one at a time.
 LARGE = 2**17

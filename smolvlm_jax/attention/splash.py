@@ -9,9 +9,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from ..sharding import attention_axes
+from ..sharding import on_each_device
 from .forms import Mask, SegmentMask
 
 __all__ = ["fits_splash", "splash_attention"]
@@ -68,14 +67,7 @@ def splash_attention(
     def local(q, k, v, segment_ids):
         return _one_device(q, k, v, segment_ids, causal, interpret)
 
-    axes = attention_axes(k)
-    if axes is None:
-        return local(q, k, v, segment_ids)
-    mesh, rows, heads = axes
-    spec = PartitionSpec(rows, heads, None, None)
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
-    )(q, k, v, segment_ids)
+    return on_each_device(local, q, k, v, segment_ids)
 
 
 def _one_device(q, k, v, segment_ids, causal: bool, interpret: bool) -> jax.Array:

@@ -9,8 +9,8 @@ from smolvlm_jax import make_mesh
 from smolvlm_jax.attention import forms as module
 from smolvlm_jax.attention.blockwise import blockwise_attention
 from smolvlm_jax.attention.dispatch import attention
-from smolvlm_jax.layers import Dimension, Projection
-from smolvlm_jax.sharding import activate, constrain
+from smolvlm_jax.layers import Projection
+from smolvlm_jax.sharding import Dimension, activate, constrain
 
 TOLERANCE = 2e-6
 # rows, query heads, key/value heads, queries, keys, mask
