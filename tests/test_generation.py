@@ -64,6 +64,7 @@ def test_cached_equals_uncached(tiny_a):
         ids[0, t + step] = cached[step]
 
 
+@pytest.mark.thorough
 def test_prefill_in_chunks_equals_one_forward(tiny_a):
     """The forward's own cache: any split of the prompt gives the logits of the whole, also where the ring has wrapped."""
     whole = tiny_a.apply(input_ids=tiny_a.ids, pixel_values=tiny_a.pixels).logits

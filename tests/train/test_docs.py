@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from train_helpers import ROOT, environment, write_records
 
 from smolvlm_jax.cli import _parser
@@ -12,6 +13,7 @@ from smolvlm_jax.train.recipes import load_recipe, recipe_names
 TEXT = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_python(tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     write_records(tmp_path / "data", 12, name="example")

@@ -131,6 +131,7 @@ def pictures(example):
     return [item for item in example.messages[0]["content"] if item["type"] == "image"]
 
 
+@pytest.mark.thorough
 def test_batches_weigh_by_their_tokens(setup):
     """The loss of several batches is the mean over all their labelled tokens."""
     model, processor = setup
@@ -155,6 +156,7 @@ def test_batches_weigh_by_their_tokens(setup):
     assert by_hand == pytest.approx(weighted, rel=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:axis")
 def test_a_step_on_a_mesh_equals_a_step_on_one_device(setup):
     model, processor = setup
@@ -180,6 +182,7 @@ def test_a_step_on_a_mesh_equals_a_step_on_one_device(setup):
     assert norm(sharded.params) == pytest.approx(norm(single.params), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(setup):
     model, processor = setup
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -193,6 +196,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(setup):
         assert np.array_equal(a, b, equal_nan=True)
 
 
+@pytest.mark.thorough
 def test_resumed_equals_undisturbed(setup, tmp_path):
     """Six steps at once, and three, a stop, three more: the same parameters to the last bit, and one metrics file."""
     model, _ = setup
@@ -288,6 +292,7 @@ def test_config_errors():
             TrainConfig(**wrong)
 
 
+@pytest.mark.thorough
 def test_the_recipe_in_short(tmp_path):
     """From nothing to a Hugging Face directory that load() reads and transformers' file layout has."""
     train = numbers.make(tmp_path / "data", steps=1)

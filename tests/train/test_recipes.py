@@ -83,6 +83,7 @@ compiler = pytest.mark.skipif(
 )
 
 
+@pytest.mark.thorough
 @compiler
 def test_a_step_compiles_for_chips_that_are_not_here():
     """The bundled checkpoint's step for eight v5e chips, with all that the larger recipes use."""

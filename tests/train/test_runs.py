@@ -110,6 +110,7 @@ def test_killed_at_five_random_steps(home, undisturbed, tmp_path):
     assert weights(tmp_path / "run") == weights(undisturbed), f"killed at {chosen}"
 
 
+@pytest.mark.thorough
 def test_sigterm_saves_first_and_leaves_nothing_behind(home, undisturbed, tmp_path):
     """With worker processes. Exit code 143, an empty stderr, no shared memory, and a checkpoint of the last step done."""
     data = {"train": str(home / "train.jsonl"), "workers": 2}
@@ -237,6 +238,7 @@ def test_sigterm_to_one_process_of_two(home, tmp_path):
     assert list(losses(tmp_path / "run")) == list(range(1, done + 2))
 
 
+@pytest.mark.thorough
 def test_tensorboard(home, tmp_path):
     pytest.importorskip("tensorboardX", reason="the TensorBoard logger needs tensorboardX (tensorboard extra)")
     path = recipe(tmp_path, home / "model", steps=2, data={"train": str(home / "train.jsonl")}, export=False)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from tiers import fast_first
 from train_helpers import small_checkpoint, write_records
 
 from smolvlm_jax import load, make_mesh
@@ -106,7 +107,7 @@ def test_padding_between_tiles(case, packed):
     agree(case.loss(batch, tile_chunk=4), packed)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", fast_first(1, ["full", "dots"]))
 def test_tiles_in_chunks_and_layers_recomputed(case, packed, remat):
     agree(case.loss(case.packed, tile_chunk=5, loss_chunk=64, model=case.model.clone(remat=remat)), packed)
 
@@ -122,7 +123,7 @@ def deep(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:axis")
-@pytest.mark.parametrize(("remat", "mesh"), [("dots", ()), ("full", (2, 2, 2))])
+@pytest.mark.parametrize(("remat", "mesh"), [pytest.param("dots", (), marks=pytest.mark.thorough), ("full", (2, 2, 2))])
 def test_layers_in_a_loop(deep, remat, mesh):
     """Loss and gradients of unrolled layers, adapters included, alone and on a mesh."""
     model = deep.model.clone(scan_layers=True, remat=remat)
