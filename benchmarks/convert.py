@@ -47,7 +47,7 @@ def make_source(directory: Path, dtype: str) -> None:
     from smolvlm_jax.config import SmolVLMConfig
     from smolvlm_jax.convert.conversion import parse_dtype
     from smolvlm_jax.convert.leaves import Leaf
-    from smolvlm_jax.convert.source import _abstract
+    from smolvlm_jax.convert.opened import parameter_shapes
     from smolvlm_jax.convert.to_hf import write_hf
 
     config = SmolVLMConfig(VISION, TEXT, scale_factor=3, image_token_id=49190, dtype=dtype)
@@ -61,7 +61,7 @@ def make_source(directory: Path, dtype: str) -> None:
             return rng.random(self.shape, np.float32) - np.float32(0.5)
 
     config.save_pretrained(directory)
-    write_hf(directory, {path: Random(path, shape) for path, shape in _abstract(config).items()}, max_shard_bytes=SHARD)
+    write_hf(directory, {path: Random(path, shape) for path, shape in parameter_shapes(config).items()}, max_shard_bytes=SHARD)
 
 
 def copy(source: Path, target: Path) -> float:

@@ -16,19 +16,23 @@ _MASKS = {
 
 
 def _fastest(array: np.ndarray) -> int:
+    """The axis along which neighbours are nearest in memory."""
     axes = [axis for axis, size in enumerate(array.shape) if size > 1]
     return min(axes, key=lambda axis: abs(array.strides[axis])) if axes else 0
 
 
 def _pieces(size: int) -> list[slice]:
+    """An axis cut into blocks."""
     step = size if size <= 2 * _SIDE else _SIDE
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source`, casting if the dtypes differ. A transposed copy goes block by block: numpy's own walks one of
-    the two with a stride, at a quarter of the speed."""
-    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite, and the writers count those
+    """`target[...] = source`, casting if the dtypes differ.
+
+    A transposed copy is made block by block: numpy's own walks one of the two arrays with a stride, at a quarter of the speed.
+    """
+    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite, which the writers count
         _copy(target, source)
 
 

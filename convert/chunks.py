@@ -1,19 +1,21 @@
 """How a parameter is cut into the chunks of an orbax checkpoint, so that a host reads only what its devices hold.
 
-A chunk is the smallest thing that can be read. Orbax's own choice is one chunk per written array, which every host would then
-read whole. Ours: the shard of a mesh, cut further until it is small enough to stream.
+A chunk is the smallest unit that can be read. Orbax by default writes one chunk per array, which every host would have to read
+whole. Our chunk is the shard of a mesh, cut further until it is small enough to stream.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
+from jax.sharding import Mesh
+
 from ..sharding import AXES, partition_spec
-from .rules import Region
+from .regions import Region, whole
 
-__all__ = ["DEFAULT_MESH", "MeshShape", "chunk_regions", "chunk_shape", "shard_shape"]
+__all__ = ["AnyMesh", "DEFAULT_MESH", "MeshShape", "chunk_regions", "chunk_shape", "shard_shape"]
 
-DEFAULT_MESH = {"data": 1, "fsdp": 8, "tensor": 1}  # without another wish: what FSDP over 1, 2, 4 or 8 devices reads exactly
+DEFAULT_MESH = {"data": 1, "fsdp": 8, "tensor": 1}  # the default; FSDP over 1, 2, 4 or 8 devices reads exactly its part
 MAX_BYTES = 8 << 20  # streaming holds a few of these in memory
 MIN_BYTES = 1 << 20  # below this a chunk costs more than reading too much does
 
@@ -25,8 +27,11 @@ class MeshShape:
         self.shape = {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def shard_shape(names: Sequence[str | None], shape: Sequence[int], mesh) -> tuple[int, ...]:
-    """What one device of a mesh (or MeshShape) holds of an array whose dimensions have these logical names."""
+AnyMesh = Mesh | MeshShape
+
+
+def shard_shape(names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> tuple[int, ...]:
+    """Shape of what one device of a mesh holds of an array whose dimensions have these logical names."""
     sizes = dict(mesh.shape)
     spec = list(partition_spec(names, shape, mesh, quiet=True)) + [None] * len(shape)
     out = []
@@ -36,10 +41,16 @@ def shard_shape(names: Sequence[str | None], shape: Sequence[int], mesh) -> tupl
     return tuple(out)
 
 
-def chunk_shape(names: Sequence[str | None], shape: Sequence[int], itemsize: int, mesh=None) -> tuple[int, ...]:
+def chunk_shape(
+    names: Sequence[str | None], shape: Sequence[int], itemsize: int, mesh: AnyMesh | None = None
+) -> tuple[int, ...]:
     """The chunk of an array: one shard of `mesh`, cut further along its longest dimension while it exceeds 8 MiB.
 
-    Without a mesh the shard of `DEFAULT_MESH`, or of a divisor of it where that would be less than 1 MiB.
+    Args:
+        names: the logical names of the dimensions.
+        shape: of the array.
+        itemsize: bytes of a value.
+        mesh: default: DEFAULT_MESH, or one with fewer ways of FSDP where its shard would have less than 1 MiB.
     """
     if mesh is not None:
         chunk = list(shard_shape(names, shape, mesh))
@@ -58,9 +69,9 @@ def chunk_shape(names: Sequence[str | None], shape: Sequence[int], itemsize: int
     return tuple(chunk)
 
 
-def chunk_regions(shape: Sequence[int], chunk: Sequence[int], within: Region | None = None):
+def chunk_regions(shape: Sequence[int], chunk: Sequence[int], within: Region | None = None) -> Iterator[Region]:
     """The regions of all chunks of an array, or of those that make up the region `within`."""
-    parts = within if within is not None else [slice(0, size) for size in shape]
+    parts = whole(shape) if within is None else within
     starts = [range(part.start // step * step, part.stop, step) for part, step in zip(parts, chunk, strict=True)]
     for place in product(*starts):
         yield tuple(

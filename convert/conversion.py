@@ -1,4 +1,4 @@
-"""The `convert` command as a function: open the source, write the destination whole, say what was odd."""
+"""The `convert` command as a function: open the source, write the destination atomically, report what is unusual."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,23 +8,32 @@ from typing import Any
 
 import numpy as np
 
+from ..directories import check_free_space, temporary_directory, whole_directory
 from ..errors import InputError
-from ..io import check_free_space, copy_companions, say, temporary_directory, whole_directory
+from ..io import say
 from .leaves import total_bytes
-from .manifest import Checksums, write_manifest
-from .progress import Progress
-from .source import Source, open_source
-from .tensors import DTYPES
+from .manifest import Checksums, describe, write_manifest
+from .opened import Checkpoint, open_checkpoint
+from .progress import byte_bar
+from .safetensors_file import DTYPES
 from .to_hf import parse_size, write_hf
 
 __all__ = ["Conversion", "convert", "parse_dtype"]
 
-_MARGIN = 64 << 20  # config, tokenizer and the checkpoint's own bookkeeping
+_MARGIN = 64 << 20  # bytes for config, tokenizer and the checkpoint's own bookkeeping
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done. nbytes: of the weights. warnings: what the user should know, such as weights that are not finite."""
+    """What was done.
+
+    Attributes:
+        destination: the directory that was written.
+        kind: "orbax" or "hf".
+        tensors: their number.
+        nbytes: of the weights.
+        warnings: what the user should know, such as weights that are not finite.
+    """
 
     destination: Path
     kind: str
@@ -63,19 +72,27 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint, one tensor at a time, in memory bounded by the largest tensor.
 
-    source: a Hugging Face directory, a Hub id, a safetensors file, or an orbax directory of ours, of a model or of a training
-    run. to: "orbax" or "hf"; default: the other kind. dtype: of the result; default: each tensor keeps its own.
-    mesh: a jax Mesh, or a mapping {"data": …, "fsdp": …, "tensor": …}, whose shards the chunks of an orbax checkpoint follow.
     In a job of several jax processes all call this with the same Mesh, and each writes what its own devices hold.
-    max_shard_size: of the safetensors files. revision: of a Hub id. config: a config.json elsewhere.
 
-    Raises CheckpointError, ConfigError or InputError; the destination is then as it was.
+    Args:
+        source: a Hugging Face directory, a bundled name, a Hub id, a safetensors file, or an orbax directory of ours, of a
+            model or of a training run.
+        destination: the directory to write.
+        to: "orbax" or "hf"; default: what the source is not.
+        dtype: of the result; default: each tensor keeps its own.
+        mesh: a jax Mesh, or a mapping {"data": …, "fsdp": …, "tensor": …}, whose shards the chunks of an orbax checkpoint
+            follow.
+        max_shard_size: of the safetensors files, "4GB" or a number of bytes.
+        revision: branch, tag or commit of a Hub id.
+        config: the config.json, if it is not beside the weights.
+        force: replace an existing checkpoint at the destination.
+        quiet: show no progress.
+        notify: called with every line for the user.
+
+    Raises:
+        CheckpointError, ConfigError, InputError: the destination is then as it was.
     """
-    from ..checkpoint import resolve_file
-
-    place = resolve_file(source, revision)
-    opened = open_source(place, None if config is None else Path(config))
-    try:
+    with open_checkpoint(source, revision=revision, config_file=config) as opened:
         kind = to or ("orbax" if opened.kind == "hf" else "hf")
         if kind not in ("orbax", "hf"):
             raise InputError(f"cannot convert to {kind!r}: the choices are orbax and hf")
@@ -86,10 +103,8 @@ def convert(
             raise InputError(f"{destination} is or contains the source {opened.root}: choose another destination")
         size = total_bytes(opened.leaves, wanted)
         check_free_space(Path(destination), size + _MARGIN)
-        options = _Options(str(source), place, revision, wanted, mesh, limit, force, quiet, notify)
-        bad = _to_orbax(opened, Path(destination), options) if kind == "orbax" else _to_hf(opened, Path(destination), options)
-    finally:
-        opened.close()
+        job = _Job(opened, Path(destination), wanted, size, force, quiet, notify)
+        bad = job.to_orbax(mesh) if kind == "orbax" else job.to_hf(limit)
     warnings = tuple(
         f"{name} has {count:,} values that are NaN or infinite" + (f" in {wanted.name}" if wanted is not None else "")
         for name, count in sorted(bad.items())
@@ -100,79 +115,69 @@ def convert(
 
 
 @dataclass(frozen=True)
-class _Options:
-    name: str
-    place: Path
-    revision: str | None
+class _Job:
+    """A conversion that has been checked. Both methods return the number of values that are not finite by tensor."""
+
+    source: Checkpoint
+    destination: Path
     dtype: np.dtype | None
-    mesh: Any
-    max_shard_bytes: int
+    nbytes: int
     force: bool
     quiet: bool
     notify: Callable[[str], None]
 
+    def _describe(self, target: Path) -> None:
+        describe(target, self.source.config, dtype=self.dtype or self.source.dtype, companions=self.source.root)
 
-def _describe(source: Source, target: Path, dtype: np.dtype) -> None:
-    """The small files: config.json with the dtype of the weights, and what came with them, as it was."""
-    source.config.replace(dtype=dtype.name).save_pretrained(target)
-    copy_companions(source.root, target)
+    def to_hf(self, max_shard_bytes: int) -> Mapping[str, int]:
+        from .hosts import process_count
 
+        if process_count() > 1:
+            raise InputError("safetensors files are written by one process: run the export outside the distributed job")
+        with whole_directory(self.destination, self.force, self.notify) as target:
+            self._describe(target)
+            with byte_bar("exporting", self.nbytes, quiet=self.quiet) as bar:
+                return write_hf(
+                    target,
+                    self.source.leaves,
+                    dtype=self.dtype,
+                    max_shard_bytes=max_shard_bytes,
+                    base=self.source.layout == "base",
+                    progress=bar.update,
+                )
 
-def _to_hf(source: Source, destination: Path, options: _Options) -> Mapping[str, int]:
-    from .hosts import process_count
+    def to_orbax(self, mesh: Any) -> Mapping[str, int]:
+        from ..model import SmolVLMForConditionalGeneration
+        from ..parameters import flatten_params, logical_axes
+        from .chunks import MeshShape
+        from .hosts import barrier, process_index
+        from .to_orbax import OrbaxWriter
 
-    if process_count() > 1:
-        raise InputError("safetensors files are written by one process: run the export outside the distributed job")
-    with whole_directory(destination, options.force, options.notify) as target:
-        _describe(source, target, options.dtype or source.dtype)
-        with Progress("exporting", total_bytes(source.leaves, options.dtype), options.quiet) as progress:
-            return write_hf(
-                target,
-                source.leaves,
-                dtype=options.dtype,
-                max_shard_bytes=options.max_shard_bytes,
-                base=source.layout == "base",
-                progress=progress,
-            ).nonfinite
-
-
-def _to_orbax(source: Source, destination: Path, options: _Options) -> Mapping[str, int]:
-    from ..model import SmolVLMForConditionalGeneration
-    from ..parameters import flatten_params, logical_axes
-    from .chunks import MeshShape
-    from .hosts import barrier, process_index
-    from .to_orbax import OrbaxWriter, write_orbax
-
-    mesh = MeshShape(options.mesh) if isinstance(options.mesh, Mapping) else options.mesh
-    axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
-    first = process_index() == 0
-    with Progress("converting", total_bytes(source.leaves, options.dtype), options.quiet or not first) as progress:
-        writer = OrbaxWriter(options.dtype, mesh, process_index(), progress)
-        if not first:
-            barrier("the destination is claimed")
-            write_orbax(temporary_directory(destination) / "params", source.leaves, axes, writer)
+        source, process = self.source, process_index()
+        mesh = MeshShape(mesh) if isinstance(mesh, Mapping) else mesh
+        axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
+        with byte_bar("converting", self.nbytes, quiet=self.quiet or process > 0) as bar:
+            writer = OrbaxWriter(self.dtype, mesh, process, bar.update)
+            if process > 0:
+                barrier("the destination is claimed")
+                writer.write(temporary_directory(self.destination) / "params", source.leaves, axes)
+                barrier("the destination is whole")
+                return writer.nonfinite
+            checksums = Checksums(source.root, source.files)
+            with whole_directory(self.destination, self.force, self.notify) as target:
+                barrier("the destination is claimed")
+                writer.write(target / "params", source.leaves, axes)
+                self._describe(target)
+                write_manifest(
+                    target,
+                    source=source.name,
+                    revision=source.revision,
+                    commit=source.commit,
+                    step=source.step,
+                    layout=source.layout,
+                    dtype=(self.dtype or source.dtype).name,
+                    mesh=None if mesh is None else dict(mesh.shape),
+                    files=checksums.result(),
+                )
             barrier("the destination is whole")
-            return writer.nonfinite
-        checksums = Checksums(source.root, source.files)
-        with whole_directory(destination, options.force, options.notify) as target:
-            barrier("the destination is claimed")
-            write_orbax(target / "params", source.leaves, axes, writer)
-            _describe(source, target, options.dtype or source.dtype)
-            write_manifest(
-                target,
-                source=options.name,
-                revision=options.revision,
-                commit=_commit(options.place),
-                step=source.step,
-                layout=source.layout,
-                dtype=(options.dtype or source.dtype).name,
-                mesh=None if mesh is None else dict(mesh.shape),
-                files=checksums.result(),
-            )
-        barrier("the destination is whole")
-    return writer.nonfinite
-
-
-def _commit(place: Path) -> str | None:
-    """The commit of a snapshot in the Hub's cache: its folder is named so."""
-    return place.name if place.parent.name == "snapshots" else None
+        return writer.nonfinite

@@ -1,53 +1,51 @@
-"""Several processes that convert together, each its own part. With one process, or without a mesh, that part is everything."""
+"""Conversions by several processes, each of which does its part: with one process, or without a mesh, everything."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
-from .chunks import MeshShape
-from .rules import Region
+from ..sharding import partition_spec
+from .chunks import AnyMesh, MeshShape
+from .regions import Region, bounds, concrete
 
-__all__ = ["barrier", "concrete", "my_regions", "process_count", "process_index"]
+__all__ = ["barrier", "my_regions", "process_count", "process_index"]
 
 
 def process_count() -> int:
-    """Processes of this job. Asked without waking a TPU that a conversion does not need."""
+    """Processes of this job. Does not initialise the backend, because a conversion needs no TPU."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def process_index() -> int:
+    """The number of this process, from 0."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this point."""
     if process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
 
 
-def concrete(index: Sequence[slice], shape: Sequence[int]) -> Region:
-    """An index of jax, whose slices may be open, as a region."""
-    return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
+def my_regions(axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh | None) -> list[Region] | None:
+    """The regions of an array that this process writes; None means everything.
 
-
-def my_regions(axes: Sequence[str | None], shape: Sequence[int], mesh) -> list[Region] | None:
-    """The regions of an array that this process writes: of each distinct shard on the mesh the first device's process is the
-    writer. None means everything."""
+    Each distinct shard on the mesh is written by the process of the first device that holds it.
+    """
     if process_count() == 1:
         return None
     if mesh is None or isinstance(mesh, MeshShape):
         return None if process_index() == 0 else []
-    from jax.sharding import NamedSharding
-
-    from ..sharding import partition_spec
-
     sharding = NamedSharding(mesh, partition_spec(axes, shape, mesh, quiet=True))
-    owners: dict[tuple, jax.Device] = {}
-    for device, index in sharding.devices_indices_map(tuple(shape)).items():
-        key = tuple((part.start, part.stop) for part in concrete(index, shape))
+    devices: Mapping[Any, Any] = sharding.devices_indices_map(tuple(shape))
+    owners: dict[tuple, Any] = {}  # the device of lowest id that holds a region
+    for device, index in devices.items():
+        key = bounds(concrete(index, shape))
         if key not in owners or device.id < owners[key].id:
             owners[key] = device
     here = process_index()
-    return [tuple(slice(*bounds) for bounds in key) for key, device in owners.items() if device.process_index == here]
+    return [tuple(slice(*ends) for ends in key) for key, device in owners.items() if device.process_index == here]

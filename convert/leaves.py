@@ -1,27 +1,29 @@
-"""A parameter that is somewhere else: it knows its shape and dtype, and is read whole or a region at a time.
+"""Parameters that are somewhere else: each knows its shape and dtype, and is read whole or a region at a time.
 
-The writers of orbax and of safetensors, `load()` and `verify` all consume leaves, and do not ask where they come from.
+The writers of orbax and safetensors, `load` and `verify` take leaves, wherever these read from.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from .blocks import copy_into
-from .rules import Match, Region, rearrange, torch_region
-from .tensors import TensorReader
+from .readers import TensorReader
+from .regions import Region, byte_size, whole
+from .rules import Match, rearrange, torch_region
 
-__all__ = ["ArrayLeaf", "Leaf", "TorchLeaf", "whole"]
-
-
-def whole(shape: tuple[int, ...]) -> Region:
-    """The region that is everything."""
-    return tuple(slice(0, size) for size in shape)
+__all__ = ["ArrayLeaf", "Leaf", "TorchLeaf", "own", "total_bytes", "widest"]
 
 
 class Leaf(ABC):
-    """path: our name, "model/text_model/…/kernel". shape, dtype: as it is stored, in our layout."""
+    """One parameter.
+
+    Attributes:
+        path: our name, "model/text_model/…/kernel".
+        shape, dtype: as it is stored, in our layout.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -29,7 +31,7 @@ class Leaf(ABC):
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return byte_size(self.shape, self.dtype)
 
     @abstractmethod
     def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
@@ -40,11 +42,12 @@ class Leaf(ABC):
         return self.read()
 
     def read_into(self, target: np.ndarray) -> None:
-        """Fill an array of the leaf's shape, cast to its dtype: how an export avoids a second copy in memory."""
+        """Fill an array of the leaf's shape, cast to its dtype, without a second copy of the parameter in memory."""
         copy_into(target, self.borrow())
 
 
 def own(view: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    """A contiguous copy, cast to `dtype` if given."""
     out = np.empty(view.shape, view.dtype if dtype is None else dtype)
     copy_into(out, view)
     return out
@@ -71,7 +74,7 @@ class TorchLeaf(Leaf):
 class ArrayLeaf(Leaf):
     """A parameter that is in memory already, on the host or on devices."""
 
-    def __init__(self, path: str, array):
+    def __init__(self, path: str, array: Any):
         self.path, self.shape, self.dtype = path, tuple(array.shape), np.dtype(array.dtype)
         self._array = array
 
@@ -84,4 +87,9 @@ class ArrayLeaf(Leaf):
 
 def total_bytes(leaves: Mapping[str, Leaf], dtype: np.dtype | None = None) -> int:
     """Bytes of all leaves, as stored or in `dtype`."""
-    return sum(leaf.nbytes // leaf.dtype.itemsize * (dtype or leaf.dtype).itemsize for leaf in leaves.values())
+    return sum(byte_size(leaf.shape, dtype or leaf.dtype) for leaf in leaves.values())
+
+
+def widest(leaves: Iterable[Leaf]) -> np.dtype:
+    """The dtype of leaves; the widest if they have several."""
+    return max({leaf.dtype for leaf in leaves}, key=lambda dtype: (dtype.itemsize, dtype.name))

@@ -1,23 +1,28 @@
-"""The manifest of an orbax directory: what it was made from, by which version, and the checksum of every source file."""
+"""The small files that a conversion writes: config.json, companions, and the manifest of an orbax directory, which says what it
+was made from, by which version, with the checksum of every source file."""
 
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..errors import CheckpointError
-from ..io import read_json, write_json
+import numpy as np
 
-__all__ = ["MANIFEST", "Checksums", "read_manifest", "write_manifest"]
+from .. import __version__
+from ..config import SmolVLMConfig
+from ..errors import CheckpointError
+from ..io import copy_companions, read_json, write_json
+
+__all__ = ["MANIFEST", "Checksums", "describe", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 
 
 class Checksums(threading.Thread):
-    """sha256 of files, computed beside the conversion: hashing leaves the interpreter free, and finds the files cached."""
+    """sha256 of files, computed while they are converted: hashing releases the interpreter, and finds the files cached."""
 
     def __init__(self, root: Path, files: Sequence[Path]):
         super().__init__(daemon=True)
@@ -37,11 +42,25 @@ class Checksums(threading.Thread):
             self._error = error
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """File name relative to the source -> {"sha256", "bytes"}. Waits; raises CheckpointError if one is unreadable."""
+        """Wait; file name relative to the root -> {"sha256", "bytes"}. Raises CheckpointError if a file is unreadable."""
         self.join()
         if self._error is not None:
             raise CheckpointError(f"cannot read {self._error.filename}: {self._error.strerror}") from self._error
         return dict(sorted(self._found.items()))
+
+
+def describe(directory: Path, config: SmolVLMConfig, *, dtype: np.dtype, companions: str | os.PathLike | None = None) -> None:
+    """Write config.json and copy the companion files of a checkpoint.
+
+    Args:
+        directory: where to, made if need be.
+        config: of the model; its dtype is replaced.
+        dtype: of the weights; the widest if they have several.
+        companions: a directory with tokenizer, processor and generation files.
+    """
+    config.replace(dtype=dtype.name).save_pretrained(directory)
+    if companions is not None:
+        copy_companions(companions, directory)
 
 
 def write_manifest(directory: Path, **facts: Any) -> None:

@@ -1,27 +1,12 @@
-"""Progress bars: on a terminal, not in a log, never when asked to be quiet."""
+"""Progress bars."""
 
-import sys
+from typing import Any
 
-__all__ = ["Progress"]
+__all__ = ["byte_bar"]
 
 
-class Progress:
-    """A bar that counts bytes; a context manager. Silent if `quiet`, or if standard error is no terminal."""
+def byte_bar(label: str, total: int, *, quiet: bool) -> Any:
+    """A tqdm bar that counts bytes: on a terminal, not in a log, and not if `quiet`."""
+    from tqdm import tqdm
 
-    def __init__(self, label: str, total: int, quiet: bool = False):
-        self._bar = None
-        if not quiet and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, unit_divisor=1000)
-
-    def add(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.update(count)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exc) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    return tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=quiet or None)

@@ -1,4 +1,4 @@
-"""A verification as text and as one self-contained HTML page, with a picture of where the runs part."""
+"""A verification as text and as one self-contained HTML page, with a chart of where the runs diverge."""
 
 import math
 from html import escape
@@ -17,7 +17,7 @@ def _number(value: float | None) -> str:
 
 
 def summary(report: Report) -> list[str]:
-    """The verdict in a few lines."""
+    """The result in a few lines."""
     counts: dict[str, int] = {}
     for row in report.tensors:
         counts[row.status] = counts.get(row.status, 0) + 1
@@ -79,7 +79,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def to_text(report: Report) -> str:
-    """For the terminal: the verdict, the tensors that differ, the stages."""
+    """For the terminal: the result, the tensors that differ, the stages."""
     lines = summary(report)
     offenders = _offenders(report)
     if offenders:
@@ -94,7 +94,7 @@ def _log(value: float | None) -> float:
 
 
 def picture(stages: StageReport) -> str:
-    """An SVG: the stages from left to right, the relative difference of each run upwards on a logarithmic scale."""
+    """An SVG chart: stages from left to right, the relative difference of each run upwards on a logarithmic scale."""
     rows = stages.rows
     step, left, height, line = 14, 60, 240, 13
     top = 10 + line * len(stages.runs)

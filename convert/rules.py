@@ -1,7 +1,8 @@
-"""THE table: each PyTorch tensor name, our parameter path, and the rearrangement between them. Both directions read it.
+"""The table of our parameters, the PyTorch tensors they are made of, and the rearrangements between them, for both directions.
 
 A pattern names the dimensions of the PyTorch tensor on the left and ours on the right, in the library's alphabet; a group in
 parentheses is one dimension there and several here. PyTorch linear weights are (out, in), ours (in, out) with heads apart.
+The names need no table: a parameter has the tensor's path, except that a kernel, scale or embedding is called weight there.
 """
 
 import math
@@ -13,84 +14,64 @@ from functools import lru_cache
 import numpy as np
 
 from ..errors import CheckpointError
+from .regions import Region
 
-__all__ = ["RULES", "Match", "Rule", "Region", "match_parameters", "rearrange", "restore", "torch_name", "torch_region"]
+__all__ = ["RULES", "check_shapes", "match_parameters", "rearrange", "restore", "torch_name", "torch_region", "torch_shape"]
 
-Region = tuple[slice, ...]  # one slice with explicit start and stop per dimension
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One row: `{l}` stands for a layer number on both sides."""
-
-    torch: str
-    path: str
-    pattern: str
-
-
-def _layer(prefix: str, path: str, rows: Iterable[tuple[str, str, str]]) -> list[Rule]:
-    return [Rule(f"{prefix}.{torch}", f"{path}/{ours}", pattern) for torch, ours, pattern in rows]
-
-
-_SAME = "d -> d"
+_VECTOR = "d -> d"
+_TABLE = "v d -> v d"
 _LINEAR = "o i -> i o"
+_TO_HEADS = "(n h) d -> d n h"
+_FROM_HEADS = "d (n h) -> n h d"
 
-RULES: tuple[Rule, ...] = (
-    Rule("lm_head.weight", "lm_head/kernel", _LINEAR),
-    Rule("model.connector.modality_projection.proj.weight", "model/connector/modality_projection/proj/kernel", _LINEAR),
-    Rule("model.text_model.embed_tokens.weight", "model/text_model/embed_tokens/embedding", "v d -> v d"),
-    Rule("model.text_model.norm.weight", "model/text_model/norm/scale", _SAME),
-    *_layer(
-        "model.text_model.layers.{l}",
+
+def _under(holder: str, patterns: Mapping[str, str]) -> dict[str, str]:
+    return {f"{holder}/{name}": pattern for name, pattern in patterns.items()}
+
+
+# Path of a parameter -> pattern; `{l}` is the number of a layer.
+RULES: Mapping[str, str] = {
+    "lm_head/kernel": _LINEAR,
+    "model/connector/modality_projection/proj/kernel": _LINEAR,
+    "model/text_model/embed_tokens/embedding": _TABLE,
+    "model/text_model/norm/scale": _VECTOR,
+    **_under(
         "model/text_model/layers_{l}",
-        [
-            ("input_layernorm.weight", "input_layernorm/scale", _SAME),
-            ("post_attention_layernorm.weight", "post_attention_layernorm/scale", _SAME),
-            ("self_attn.q_proj.weight", "self_attn/q_proj/kernel", "(n h) d -> d n h"),
-            ("self_attn.k_proj.weight", "self_attn/k_proj/kernel", "(k h) d -> d k h"),
-            ("self_attn.v_proj.weight", "self_attn/v_proj/kernel", "(k h) d -> d k h"),
-            ("self_attn.o_proj.weight", "self_attn/o_proj/kernel", "d (n h) -> n h d"),
-            ("mlp.gate_proj.weight", "mlp/gate_proj/kernel", _LINEAR),
-            ("mlp.up_proj.weight", "mlp/up_proj/kernel", _LINEAR),
-            ("mlp.down_proj.weight", "mlp/down_proj/kernel", _LINEAR),
-        ],
+        {
+            "input_layernorm/scale": _VECTOR,
+            "post_attention_layernorm/scale": _VECTOR,
+            "self_attn/q_proj/kernel": _TO_HEADS,
+            "self_attn/k_proj/kernel": _TO_HEADS,
+            "self_attn/v_proj/kernel": _TO_HEADS,
+            "self_attn/o_proj/kernel": _FROM_HEADS,
+            "mlp/gate_proj/kernel": _LINEAR,
+            "mlp/up_proj/kernel": _LINEAR,
+            "mlp/down_proj/kernel": _LINEAR,
+        },
     ),
-    *_layer(
-        "model.vision_model",
+    **_under(
         "model/vision_model",
-        [
-            ("embeddings.patch_embedding.weight", "embeddings/patch_embedding/kernel", "d c p q -> p q c d"),
-            ("embeddings.patch_embedding.bias", "embeddings/patch_embedding/bias", _SAME),
-            ("embeddings.position_embedding.weight", "embeddings/position_embedding/embedding", "p d -> p d"),
-            ("post_layernorm.weight", "post_layernorm/scale", _SAME),
-            ("post_layernorm.bias", "post_layernorm/bias", _SAME),
-        ],
+        {
+            "embeddings/patch_embedding/kernel": "d c p q -> p q c d",
+            "embeddings/patch_embedding/bias": _VECTOR,
+            "embeddings/position_embedding/embedding": _TABLE,
+            "post_layernorm/scale": _VECTOR,
+            "post_layernorm/bias": _VECTOR,
+        },
     ),
-    *_layer(
-        "model.vision_model.encoder.layers.{l}",
+    **_under(
         "model/vision_model/encoder/layers_{l}",
-        [
-            ("layer_norm1.weight", "layer_norm1/scale", _SAME),
-            ("layer_norm1.bias", "layer_norm1/bias", _SAME),
-            ("layer_norm2.weight", "layer_norm2/scale", _SAME),
-            ("layer_norm2.bias", "layer_norm2/bias", _SAME),
-            *(
-                row
-                for name in ("q_proj", "k_proj", "v_proj")
-                for row in (
-                    (f"self_attn.{name}.weight", f"self_attn/{name}/kernel", "(n h) d -> d n h"),
-                    (f"self_attn.{name}.bias", f"self_attn/{name}/bias", "(n h) -> n h"),
-                )
-            ),
-            ("self_attn.out_proj.weight", "self_attn/out_proj/kernel", "d (n h) -> n h d"),
-            ("self_attn.out_proj.bias", "self_attn/out_proj/bias", _SAME),
-            ("mlp.fc1.weight", "mlp/fc1/kernel", _LINEAR),
-            ("mlp.fc1.bias", "mlp/fc1/bias", _SAME),
-            ("mlp.fc2.weight", "mlp/fc2/kernel", _LINEAR),
-            ("mlp.fc2.bias", "mlp/fc2/bias", _SAME),
-        ],
+        {
+            **{f"{norm}/{name}": _VECTOR for norm in ("layer_norm1", "layer_norm2") for name in ("scale", "bias")},
+            **{f"self_attn/{name}_proj/kernel": _TO_HEADS for name in "qkv"},
+            **{f"self_attn/{name}_proj/bias": "(n h) -> n h" for name in "qkv"},
+            "self_attn/out_proj/kernel": _FROM_HEADS,
+            "self_attn/out_proj/bias": _VECTOR,
+            **{f"mlp/{name}/kernel": _LINEAR for name in ("fc1", "fc2")},
+            **{f"mlp/{name}/bias": _VECTOR for name in ("fc1", "fc2")},
+        },
     ),
-)
+}
 
 
 @lru_cache
@@ -127,8 +108,10 @@ def restore(parameter: np.ndarray, pattern: str) -> np.ndarray:
 def torch_region(pattern: str, shape: Iterable[int], region: Region) -> tuple[Region, tuple[int, ...], Region]:
     """Which part of the PyTorch tensor holds a region of the parameter of `shape`.
 
-    Returns (slices of the PyTorch tensor, shape of that part in our layout, region to cut out of it). The third covers the
-    part wholly, except where a region cuts the inner dimension of a group, such as h of "(n h)": then the whole group is read.
+    Returns:
+        The slices of the PyTorch tensor, the shape of that part in our layout, and the region of the part that was asked for.
+        The last is the whole part, except where the region cuts an inner dimension of a group, such as h of "(n h)": then the
+        whole group is read.
     """
     groups, ours = _parse(pattern)
     size = dict(zip(ours, shape, strict=True))
@@ -151,7 +134,7 @@ def torch_region(pattern: str, shape: Iterable[int], region: Region) -> tuple[Re
 
 @dataclass(frozen=True)
 class Match:
-    """A parameter and the tensor it comes from: `torch` is the name as the file spells it."""
+    """A parameter and the tensor it is made of, whose name `torch` is as the file spells it."""
 
     path: str
     torch: str
@@ -159,12 +142,12 @@ class Match:
 
 
 def torch_name(path: str) -> tuple[str, str]:
-    """The PyTorch name and pattern of one of our paths."""
-    for rule in RULES:
-        found = re.fullmatch(re.escape(rule.path).replace(r"\{l\}", r"(\d+)"), path)
-        if found:
-            return rule.torch.format(l=found.group(1) if found.groups() else ""), rule.pattern
-    raise CheckpointError(f"no rule converts the parameter {path}")
+    """The PyTorch name and the pattern of one of our paths. Raises CheckpointError for any other path."""
+    pattern = RULES.get(re.sub(r"/layers_\d+/", "/layers_{l}/", path))
+    if pattern is None:
+        raise CheckpointError(f"no rule converts the parameter {path}")
+    name = re.sub(r"/(kernel|scale|embedding)$", "/weight", path)
+    return re.sub(r"/layers_(\d+)/", r"/layers/\1/", name).replace("/", "."), pattern
 
 
 def match_parameters(
@@ -172,24 +155,33 @@ def match_parameters(
 ) -> list[Match]:
     """Pair every parameter with its tensor; each tensor is used once and each parameter produced once.
 
-    `parameters` and `tensors` map names to shapes. A base-model file, whose names lack the leading `model.`, is understood.
-    Raises one CheckpointError that lists everything missing, surplus or of the wrong shape.
+    Args:
+        parameters: our path -> shape.
+        tensors: PyTorch name -> shape. A checkpoint of the base class, whose names lack the leading `model.`, is understood.
+        where: the name of the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape.
     """
     bare = not any(name.startswith("model.") for name in tensors)
-    spelled = {("model." + name if bare and name != "lm_head.weight" else name): name for name in tensors}
-    problems, matches, used = [], [], set()
+    expected, matches = {}, []
     for path, shape in parameters.items():
         name, pattern = torch_name(path)
-        expected = torch_shape(pattern, shape)
-        if name not in spelled:
-            problems.append(f"missing   {name} {expected}")
-            continue
-        used.add(name)
-        found = tuple(tensors[spelled[name]])
-        if found != expected:
-            problems.append(f"misshapen {name}: file has {found}, config says {expected}")
-        matches.append(Match(path, spelled[name], pattern))
-    problems += [f"surplus   {spelled[name]} {tuple(tensors[spelled[name]])}" for name in sorted(set(spelled) - used)]
+        name = name.removeprefix("model.") if bare else name
+        expected[name] = torch_shape(pattern, shape)
+        matches.append(Match(path, name, pattern))
+    check_shapes(expected, tensors, where)
+    return matches
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise one CheckpointError that lists every name that only one of two tables has, or whose shapes differ."""
+    problems = [f"missing   {name} {shape}" for name, shape in expected.items() if name not in found]
+    problems += [f"surplus   {name} {tuple(shape)}" for name, shape in found.items() if name not in expected]
+    problems += [
+        f"misshapen {name}: file has {tuple(found[name])}, config says {shape}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit the config\n  " + "\n  ".join(sorted(problems)))
-    return matches

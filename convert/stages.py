@@ -1,14 +1,15 @@
 """Run two checkpoints over the same inputs and compare every stage: tokens, pixels, each layer, logits, greedy tokens.
 
-Every run is in float32. The model stages of all runs get the inputs of the first one, so that a difference shows in the stage
-that makes it and is not inherited from the tokenizer. transformers runs too where it is installed and a directory is one it
-reads; it is the reference then.
+Every run is in float32. The models of all runs get the inputs of the first one, so that a difference shows in the stage that
+causes it, and not because the tokenizers differ. transformers runs too where it is installed and can read the directory; then
+it is the reference.
 """
 
 import functools
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..config import SmolVLMConfig
 from ..errors import InputError
-from .source import Source
+from .opened import Checkpoint
 
 __all__ = ["NEW_TOKENS", "TOLERANCE", "Inputs", "StageReport", "StageRow", "builtin_picture", "compare_stages"]
 
@@ -27,6 +28,8 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 QUESTION = "Can you describe this image?"
 STATEMENT = "Name three colours."
 
+Stages = dict[tuple[str, str], np.ndarray]  # (prompt, stage) -> values
+
 POSITION_RULES = {
     "intended": "the intended rule: bucket(i) = floor(i·P/n), the identity on a full tile, as transformers 5.23 has it",
     "transformers-4.56": "the rule of transformers 4.56 and 4.57: in float32 patches 0 and 1 of an axis share a position, "
@@ -36,7 +39,12 @@ POSITION_RULES = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is given: the prompts' ids, (1, t) each, and the picture's tiles, float32 (tiles, 3, T, T)."""
+    """The inputs of a run.
+
+    Attributes:
+        ids: of each prompt, int64 (1, t).
+        pixels: of the picture's tiles, float32 (tiles, 3, T, T).
+    """
 
     ids: dict[str, np.ndarray]
     pixels: np.ndarray
@@ -44,8 +52,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of one prompt. relative: run -> largest difference from the reference run over its largest value (for tokens
-    the share that differs); None where the run has no such stage. parted: runs beyond the tolerance."""
+    """One stage of one prompt.
+
+    Attributes:
+        prompt, stage: its names.
+        shape: of the values in the reference run.
+        scale: their largest magnitude.
+        relative: run -> largest difference from the reference run over `scale`, for tokens the share that differs; None if the
+            run has no such stage.
+        parted: the runs beyond the tolerance.
+    """
 
     prompt: str
     stage: str
@@ -57,7 +73,15 @@ class StageRow:
 
 @dataclass
 class StageReport:
-    """runs: names, the reference first. tolerances: by run. position_rule: in words."""
+    """The outcome of `compare_stages`.
+
+    Attributes:
+        runs: their names, the reference first.
+        rows: one for each stage.
+        tolerances: by run, without the reference.
+        position_rule: the rule for the encoder's position ids, in words.
+        notes: what else a reader should know.
+    """
 
     runs: list[str]
     rows: list[StageRow]
@@ -70,30 +94,23 @@ class StageReport:
         return not any(row.parted for row in self.rows)
 
     def first_parting(self, run: str) -> StageRow | None:
-        """The first stage at which a run leaves the reference."""
+        """The first stage at which a run exceeds the tolerance."""
         return next((row for row in self.rows if run in row.parted), None)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "runs": self.runs,
-            "reference": self.runs[0],
-            "tolerances": self.tolerances,
-            "position_ids": self.position_rule,
-            "same": self.same,
-            "notes": self.notes,
-            "rows": [vars(row) for row in self.rows],
-        }
+        facts = asdict(self)
+        return {"reference": self.runs[0], "position_ids": facts.pop("position_rule"), "same": self.same, **facts}
 
 
 def builtin_picture(height: int = 240, width: int = 320) -> np.ndarray:
-    """A picture made by a formula, uint8 (height, width, 3): smooth in each channel, and different in all of them."""
+    """A picture made by a formula, uint8 (height, width, 3), smooth in each channel."""
     y, x = np.mgrid[:height, :width]
     channels = (x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x * 3 + y * 5) % 256)
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 def formula_inputs(config: SmolVLMConfig) -> Inputs:
-    """Inputs for a checkpoint without tokenizer and processor files: ids and one tile, from the config alone."""
+    """Inputs for a checkpoint without tokenizer and processor files: ids and one tile, made from the config."""
     vocabulary, image = config.text_config.vocab_size, config.image_token_id
     words = [i for i in range(3, min(vocabulary, 4000)) if i != image][::7][:9]
     ids = {"picture": [*words[:4], *[image] * config.image_seq_len, *words[4:]], "text": words}
@@ -103,7 +120,7 @@ def formula_inputs(config: SmolVLMConfig) -> Inputs:
     return Inputs({name: np.asarray([row], np.int64) for name, row in ids.items()}, np.ascontiguousarray(pixels))
 
 
-def has_processor(source: Source) -> bool:
+def has_processor(source: Checkpoint) -> bool:
     names = source.companions
     tokenizer = "tokenizer.json" in names or ("vocab.json" in names and "merges.txt" in names)
     return tokenizer and ("preprocessor_config.json" in names or "processor_config.json" in names)
@@ -132,7 +149,7 @@ def our_inputs(directory: Path) -> tuple[Inputs, dict[str, str]]:
 
 
 def reference_inputs(directory: Path, prompts: dict[str, str]) -> Inputs:
-    """The same through transformers' tokenizer and its image processor for Pillow, which needs no torchvision."""
+    """The same from transformers' tokenizer and its image processor for Pillow, which needs no torchvision."""
     import transformers
     from PIL import Image
 
@@ -146,21 +163,17 @@ def reference_inputs(directory: Path, prompts: dict[str, str]) -> Inputs:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(model):
+def _compiled(model: Any) -> tuple[Callable, Callable]:
     """The encoder with the connector, and the decoder, of one model: compiled once for both checkpoints."""
     import jax
 
-    from ..connector import SmolVLMConnector
-    from ..vision import SmolVLMVisionTransformer
-
-    encoder = SmolVLMVisionTransformer(model.config.vision_config, model.execution, model.vision_position_ids)
-    connector = SmolVLMConnector(model.config, model.execution)
+    def see(parts, tiles):
+        seen = parts.model.vision_model(tiles)
+        return seen.hidden_states, seen.last_hidden_state, parts.model.connector(seen.last_hidden_state)
 
     @jax.jit
     def encode(params, tiles):
-        seen = encoder.apply({"params": params["model"]["vision_model"]}, tiles)
-        features = connector.apply({"params": params["model"]["connector"]}, seen.last_hidden_state)
-        return seen.hidden_states, seen.last_hidden_state, features
+        return model.apply({"params": params}, tiles, method=see)
 
     @jax.jit
     def decode(params, ids, features):
@@ -170,25 +183,25 @@ def _compiled(model):
     return encode, decode
 
 
-def run_ours(source: Source, inputs: Inputs, position_ids: str) -> dict[tuple[str, str], np.ndarray]:
-    """(prompt, stage) -> values, by our model in float32."""
+def run_ours(source: Checkpoint, inputs: Inputs, position_ids: str) -> Stages:
+    """What our model makes of the inputs, in float32."""
     import jax.numpy as jnp
 
-    from ..checkpoint import place
     from ..model import SmolVLMForConditionalGeneration
+    from .place import place
 
     model = SmolVLMForConditionalGeneration(source.model_config, jnp.float32, position_ids)
     params = place(source, model, jnp.float32)
     encode, decode = _compiled(model)
     states, last, features = encode(params, jnp.einsum("ichw->ihwc", jnp.asarray(inputs.pixels)))
-    out = _vision_rows(states, last, features)
+    out = _vision_stages(states, last, features)
     for prompt, ids in inputs.ids.items():
         given = features if prompt == "picture" else None
         length = ids.shape[1]
-        # Right of the last token anything may stand, because the decoder is causal: one shape, one compilation.
+        # The decoder is causal, so what follows the last token has no effect: one shape, one compilation.
         row = np.concatenate([ids, np.zeros((1, NEW_TOKENS), ids.dtype)], axis=1)
         states, logits = decode(params, jnp.asarray(row), given)
-        out.update(_text_rows(prompt, [np.asarray(state)[:, :length] for state in states], np.asarray(logits)[:, :length]))
+        out.update(_text_stages(prompt, [np.asarray(state)[:, :length] for state in states], np.asarray(logits)[:, :length]))
         for number in range(length, length + NEW_TOKENS):
             row[0, number] = int(jnp.argmax(logits[0, number - 1]))
             _, logits = decode(params, jnp.asarray(row), given)
@@ -196,8 +209,8 @@ def run_ours(source: Source, inputs: Inputs, position_ids: str) -> dict[tuple[st
     return out
 
 
-def run_transformers(directory: Path, inputs: Inputs) -> dict[tuple[str, str], np.ndarray]:
-    """The same by transformers, in float32 with its plain attention."""
+def run_transformers(directory: Path, inputs: Inputs) -> Stages:
+    """The same by transformers, in float32 and with its plain attention."""
     import torch
     import transformers
 
@@ -209,12 +222,12 @@ def run_transformers(directory: Path, inputs: Inputs) -> dict[tuple[str, str], n
         pixels = torch.from_numpy(inputs.pixels)
         seen = model.model.vision_model(pixel_values=pixels, output_hidden_states=True)
         features = model.model.connector(seen.last_hidden_state)
-        out = _vision_rows(seen.hidden_states, seen.last_hidden_state, features)
+        out = _vision_stages(seen.hidden_states, seen.last_hidden_state, features)
         for prompt, ids in inputs.ids.items():
             tokens = torch.from_numpy(np.asarray(ids, np.int64))
             given = {"pixel_values": pixels[None]} if prompt == "picture" else {}
             answer = model(input_ids=tokens, output_hidden_states=True, use_cache=True, **given)
-            out.update(_text_rows(prompt, answer.hidden_states, answer.logits))
+            out.update(_text_stages(prompt, answer.hidden_states, answer.logits))
             greedy = []
             for _ in range(NEW_TOKENS):
                 greedy.append(int(answer.logits[0, -1].argmax()))
@@ -223,26 +236,24 @@ def run_transformers(directory: Path, inputs: Inputs) -> dict[tuple[str, str], n
     return out
 
 
-def _vision_rows(states, last, features) -> dict[tuple[str, str], np.ndarray]:
-    out = {("picture", "vision embeddings"): np.asarray(states[0])}
-    for number, state in enumerate(states[1:], 1):
-        out["picture", f"vision layer {number}"] = np.asarray(state)
-    out["picture", "vision output"] = np.asarray(last)
-    out["picture", "image tokens"] = np.asarray(features)
-    return out
+def _states(prompt: str, kind: str, states: Sequence[Any]) -> Stages:
+    """The embeddings, then each layer."""
+    names = ["embeddings", *(f"layer {number}" for number in range(1, len(states)))]
+    return {(prompt, f"{kind} {name}"): np.asarray(state) for name, state in zip(names, states, strict=True)}
 
 
-def _text_rows(prompt: str, states, logits) -> dict[tuple[str, str], np.ndarray]:
-    out = {(prompt, "text embeddings"): np.asarray(states[0])}
-    for number, state in enumerate(states[1:-1], 1):
-        out[prompt, f"text layer {number}"] = np.asarray(state)
-    out[prompt, "text output"] = np.asarray(states[-1])
-    out[prompt, "logits"] = np.asarray(logits)
-    return out
+def _vision_stages(states: Sequence[Any], last: Any, features: Any) -> Stages:
+    ends = {("picture", "vision output"): np.asarray(last), ("picture", "image tokens"): np.asarray(features)}
+    return {**_states("picture", "vision", states), **ends}
 
 
-def _tokens_and_pixels(inputs: Inputs) -> dict[tuple[str, str], np.ndarray]:
-    return {("picture", "pixels"): inputs.pixels, **{(prompt, "tokens"): ids for prompt, ids in inputs.ids.items()}}
+def _text_stages(prompt: str, states: Sequence[Any], logits: Any) -> Stages:
+    ends = {(prompt, "text output"): np.asarray(states[-1]), (prompt, "logits"): np.asarray(logits)}
+    return {**_states(prompt, "text", states[:-1]), **ends}
+
+
+def _tokens_and_pixels(inputs: Inputs) -> Stages:
+    return {**{(prompt, "tokens"): ids for prompt, ids in inputs.ids.items()}, ("picture", "pixels"): inputs.pixels}
 
 
 def _distance(reference: np.ndarray, found: np.ndarray) -> float:
@@ -256,67 +267,67 @@ def _distance(reference: np.ndarray, found: np.ndarray) -> float:
 
 
 def compare_stages(
-    a: Source, b: Source, places: list[Path], *, position_ids: str = "intended", notify: Callable[[str], None]
+    a: Checkpoint, b: Checkpoint, *, position_ids: str = "intended", notify: Callable[[str], None]
 ) -> StageReport:
-    """Run everything that can run, compare, and report. `places`: the directories of A and B."""
+    """Run what can run, and compare every stage with the first run.
+
+    Args:
+        a, b: two checkpoints of one model.
+        position_ids: the rule for the encoder's position ids in our runs.
+        notify: called with a line before each run.
+
+    Raises:
+        InputError: they describe different models.
+    """
     if a.model_config.replace(model_type=b.model_config.model_type) != b.model_config:
         raise InputError("the two checkpoints describe different models: their stages cannot be compared")
-    notes, runs = [], {}
-    sides = {"A": (a, places[0]), "B": (b, places[1])}
+    notes: list[str] = []
+    runs: dict[str, Stages] = {}
+    sides = {"A": a, "B": b}
     reference_ready = all(importlib.util.find_spec(name) is not None for name in ("transformers", "torch"))
     if not reference_ready:
         notes.append("transformers and torch are not installed: only our own model was run")
     shared, own_inputs, prompts = None, {}, {}
-    for side, (source, _) in sides.items():
+    for side, source in sides.items():
         if has_processor(source):
             own_inputs[side], prompts[side] = our_inputs(source.root)
             shared = shared or own_inputs[side]
     if shared is None:
         shared = formula_inputs(a.model_config)
         notes.append("no tokenizer and processor files: ids and pixels were made from the config")
-    readable = {
-        side: place
-        for side, (source, place) in sides.items()
-        if source.kind == "hf" and place.is_dir() and source.layout == "full"
-    }
-    for side, place in readable.items() if reference_ready else ():
-        name = f"{side} transformers"
-        notify(f"running {name}")
-        inputs = reference_inputs(place, prompts[side]) if side in prompts else shared
-        runs[name] = {**_tokens_and_pixels(inputs), **run_transformers(place, shared)}
-    for side, (source, _) in sides.items():
+    for side, source in sides.items():
+        if reference_ready and source.kind == "hf" and source.path.is_dir() and source.layout == "full":
+            name = f"{side} transformers"
+            notify(f"running {name}")
+            inputs = reference_inputs(source.path, prompts[side]) if side in prompts else shared
+            runs[name] = {**_tokens_and_pixels(inputs), **run_transformers(source.path, shared)}
+    for side, source in sides.items():
         name = f"{side} ours"
         notify(f"running {name}")
         runs[name] = {**_tokens_and_pixels(own_inputs.get(side, shared)), **run_ours(source, shared, position_ids)}
     rule = f"ours follows {POSITION_RULES[position_ids]}"
     if any(name.endswith("transformers") for name in runs):
-        import transformers
-
-        rule += f"; transformers {transformers.__version__} is installed and follows its own"
-    # the reference is the run that nothing was converted for
-    dtypes = {name: sides[name[0]][0].dtype for name in runs}
+        rule += f"; transformers {version('transformers')} is installed and follows its own"
+    dtypes = {name: sides[name[0]].dtype for name in runs}
     return StageReport(list(runs), *_rows(runs, dtypes), rule, notes)
 
 
-_ORDER = ("tokens", "pixels")
-
-
 def _tolerance(reference: np.dtype, dtype: np.dtype) -> float:
-    """Everything is computed in float32: only weights that were rounded on the way excuse more than its rounding."""
+    """Everything is computed in float32: only weights that have been rounded justify more than its tolerance."""
     return TOLERANCE["float32"] if reference == dtype else max(TOLERANCE[reference.name], TOLERANCE[dtype.name])
 
 
-def _rows(runs: dict[str, dict], dtypes: dict[str, np.dtype]) -> tuple[list[StageRow], dict[str, float]]:
+def _rows(runs: dict[str, Stages], dtypes: dict[str, np.dtype]) -> tuple[list[StageRow], dict[str, float]]:
     names = list(runs)
     reference = runs[names[0]]
     tolerances = {name: _tolerance(dtypes[names[0]], dtypes[name]) for name in names[1:]}
     rows = []
-    for key in sorted(reference, key=lambda key: (key[0], _ORDER.index(key[1]) if key[1] in _ORDER else len(_ORDER))):
+    for key in sorted(reference, key=lambda key: key[0]):
         values = reference[key]
         relative = {name: _distance(values, runs[name][key]) if key in runs[name] else None for name in names[1:]}
         parted = []
         for name, gap in relative.items():
-            # rounded weights may choose another word where two are nearly as likely: that alone is no parting
+            # rounded weights may choose another token where two are nearly as likely, which is no failure
             exact = key[1] in ("tokens", "greedy tokens")
             judged = not (key[1] == "greedy tokens" and dtypes[name] != dtypes[names[0]])
             if judged and gap is not None and gap > (0 if exact else tolerances[name]):

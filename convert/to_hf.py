@@ -1,14 +1,12 @@
 """Write parameters as a Hugging Face directory: safetensors shards with an index, one tensor at a time.
 
-The library's writer wants a whole shard in memory. A safetensors file is a header, known from names and shapes alone, and the
-tensors after it: so the header is written first and the tensors are streamed.
+The library's writer needs a whole shard in memory. A safetensors file is a header, known from names and shapes alone, followed
+by the tensors: the header is written first, then the tensors are streamed.
 """
 
-import json
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +16,12 @@ from ..errors import InputError
 from ..io import write_json
 from .blocks import count_nonfinite
 from .leaves import Leaf
-from .progress import Progress
+from .regions import byte_size
 from .rules import rearrange, torch_name, torch_shape
-from .tensors import DTYPES, INDEX
+from .safetensors_file import INDEX, SINGLE, make_header
 
 __all__ = ["HFWriter", "parse_size", "plan_shards", "write_hf"]
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -49,7 +46,7 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return byte_size(self.shape, self.dtype)
 
 
 def _natural(name: str) -> list:
@@ -58,7 +55,7 @@ def _natural(name: str) -> list:
 
 
 def plan_tensors(leaves: Mapping[str, Leaf], dtype: np.dtype | None, base: bool) -> list[Planned]:
-    """The tensors in the order of their names. `base`: without the leading `model.`, as the base class saves them."""
+    """The tensors in the order of their names, with `base` without the leading `model.`."""
     planned = []
     for path, leaf in leaves.items():
         name, pattern = torch_name(path)
@@ -78,42 +75,36 @@ def plan_shards(tensors: Sequence[Planned], max_bytes: int) -> dict[str, list[Pl
         shards[-1].append(tensor)
         filled += tensor.nbytes
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {SINGLE: shards[0]}
     count = len(shards)
     return {f"model-{number:05d}-of-{count:05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
 
 
 class HFWriter:
-    """Writes shards through one buffer, the size of the largest tensor. After writing, `nonfinite` counts NaN and infinite
-    values by tensor."""
+    """Writes shards through one buffer, of the size of the largest tensor.
 
-    def __init__(self, progress: Progress):
+    Attributes:
+        nonfinite: after writing, the number of NaN and infinite values by tensor.
+    """
+
+    def __init__(self, progress: Callable[[int], object]):
         self.nonfinite: dict[str, int] = {}
         self._progress = progress
         self._buffer = np.empty(0, np.uint8)
 
     def write_shard(self, path: Path, tensors: Sequence[Planned]) -> None:
-        header, place = {"__metadata__": {"format": "pt"}}, 0
+        """Write one file."""
         # Wide dtypes first, as the library orders them: so every tensor starts on a multiple of its item size.
         tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-        for tensor in tensors:
-            end = place + tensor.nbytes
-            header[tensor.name] = {
-                "dtype": _NAMES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [place, end],
-            }
-            place = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the data starts on a multiple of eight, as the format asks
         with open(path, "wb", buffering=0) as file:
-            self._write(file, memoryview(len(text).to_bytes(8, "little") + text))
+            self._write(file, memoryview(make_header((tensor.name, tensor.shape, tensor.dtype) for tensor in tensors)))
             for tensor in tensors:
                 self._write(file, memoryview(self._filled(tensor)))
-                self._progress.add(tensor.nbytes)
+                self._progress(tensor.nbytes)
             os.fsync(file.fileno())
 
     def _filled(self, tensor: Planned) -> np.ndarray:
+        """The buffer's part that holds a tensor, filled."""
         if self._buffer.size < tensor.nbytes:
             self._buffer = np.empty(0, np.uint8)
             self._buffer = np.empty(tensor.nbytes, np.uint8)
@@ -137,10 +128,22 @@ def write_hf(
     dtype: np.dtype | None = None,
     max_shard_bytes: int = 4 * 10**9,
     base: bool = False,
-    progress: Progress | None = None,
-) -> HFWriter:
-    """Write the weights into an existing directory, with an index if there is more than one shard."""
-    writer = HFWriter(progress or Progress("", 0, quiet=True))
+    progress: Callable[[int], object] = lambda count: None,
+) -> dict[str, int]:
+    """Write the weights into an existing directory, with an index if there is more than one shard.
+
+    Args:
+        directory: where to.
+        leaves: our path -> parameter.
+        dtype: of what is written; default: each parameter keeps its own.
+        max_shard_bytes: of a file, unless a single tensor is larger.
+        base: name the tensors as a checkpoint of the base class does, without the leading `model.`.
+        progress: told of the bytes written.
+
+    Returns:
+        The number of NaN and infinite values by tensor.
+    """
+    writer = HFWriter(progress)
     shards = plan_shards(plan_tensors(leaves, dtype, base), max_shard_bytes)
     for name, tensors in shards.items():
         writer.write_shard(directory / name, tensors)
@@ -150,4 +153,4 @@ def write_hf(
             "weight_map": {tensor.name: name for name, tensors in shards.items() for tensor in tensors},
         }
         write_json(directory / INDEX, index, sort_keys=True)
-    return writer
+    return writer.nonfinite

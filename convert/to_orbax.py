@@ -1,77 +1,107 @@
 """Write parameters as an orbax checkpoint, one leaf at a time.
 
-Orbax's plain save wants the whole tree in memory. Here the tree holds leaves that are still somewhere else, and a type handler
-of our own, in a registry of its own, reads, writes and awaits them in turn; a process writes only the shards of its own
-devices. What lies on disk is what orbax writes itself: an ordinary StandardCheckpointer restores it.
+Orbax's plain save needs the whole tree in memory. Here the tree holds leaves that are still somewhere else, and a type handler
+of our own, in a registry of its own, reads, writes and awaits them one after the other; a process writes only the shards of its
+own devices. The result is what orbax writes itself: an ordinary StandardCheckpointer restores it.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .blocks import copy_into, count_nonfinite
-from .chunks import chunk_regions, chunk_shape
+from .chunks import AnyMesh, chunk_regions, chunk_shape
+from .hosts import my_regions
 from .leaves import Leaf
-from .progress import Progress
-from .rules import Region
+from .regions import Region, byte_size, region_shape, relative
 
-__all__ = ["OrbaxWriter", "write_orbax"]
+__all__ = ["OrbaxWriter"]
 
 _IN_FLIGHT = 48 << 20  # bytes handed to tensorstore and not yet on disk
 
 
 class _Lazy:
-    """What stands in the tree in place of an array: to jax a leaf, to orbax a type that our handler is registered for."""
+    """What the tree holds in place of an array: to jax a leaf, to orbax a type that our handler is registered for."""
 
     def __init__(self, order: int, leaf: Leaf, axes: tuple, dtype: np.dtype):
         self.order, self.leaf, self.axes, self.dtype, self.shape = order, leaf, axes, dtype, leaf.shape
-        self.nbytes = leaf.nbytes // leaf.dtype.itemsize * dtype.itemsize
+        self.nbytes = byte_size(leaf.shape, dtype)
 
 
-@dataclass
 class OrbaxWriter:
-    """How to write: mesh: a Mesh, or MeshShape, whose shards the chunks follow; process, owner: of several processes which is
-    this one, and which regions of an array of that shape and those axes are its to write (None: everything).
+    """Writes parameters as an orbax checkpoint.
 
-    After writing, `nonfinite` counts NaN and infinite values by parameter.
+    Args:
+        dtype: of what is written; None: each parameter keeps its own.
+        mesh: whose shards the chunks follow; None: the default of `chunk_shape`.
+        process: of several processes, which one this is.
+        progress: told of the bytes that are on the disk.
+
+    Attributes:
+        nonfinite: after writing, the number of NaN and infinite values by parameter.
     """
 
-    dtype: np.dtype | None = None
-    mesh: object = None
-    process: int = 0
-    progress: Progress = field(default_factory=lambda: Progress("", 0, quiet=True))
-    nonfinite: dict[str, int] = field(default_factory=dict)
-    _pending: deque = field(default_factory=deque)
+    def __init__(self, dtype: np.dtype | None, mesh: AnyMesh | None, process: int, progress: Callable[[int], object]):
+        self._dtype, self._mesh, self._process, self._progress = dtype, mesh, process, progress
+        self.nonfinite: dict[str, int] = {}
+        self._pending: deque[tuple[int, Any]] = deque()
 
-    def regions(self, lazy: _Lazy) -> Iterator[tuple[Region, np.ndarray]]:
+    def write(self, directory: Path, leaves: Mapping[str, Leaf], axes: Mapping[str, tuple]) -> None:
+        """Write leaves in their order. `axes`: the logical names of each parameter's dimensions."""
+        import jax
+        import orbax.checkpoint as ocp
+
+        from ..parameters import unflatten_params
+
+        class Handler(ocp.type_handlers.NumpyHandler):
+            async def serialize(_, values, infos, args=None):
+                for info in infos:
+                    await info.await_path_creation()
+                # All at once, because every commit of the store is a file and a new index: 657 of them cost more than the data.
+                stores = await asyncio.gather(
+                    *(self._open(lazy, i.parent_dir, i.name, i.ts_context) for lazy, i in zip(values, infos, strict=True))
+                )
+                for lazy, store in sorted(zip(values, stores, strict=True), key=lambda pair: pair[0].order):
+                    await self._write(lazy, store)
+                await self._settle()
+                return []
+
+        lazies = {
+            path: _Lazy(order, leaf, axes[path], np.dtype(self._dtype or leaf.dtype))
+            for order, (path, leaf) in enumerate(leaves.items())
+        }
+        registry = ocp.type_handlers.create_type_handler_registry(
+            (_Lazy, Handler()),
+            (jax.Array, ocp.type_handlers.ArrayHandler()),  # never used here: without it orbax warns that it is missing
+        )
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(unflatten_params(lazies)))
+
+    def _regions(self, lazy: _Lazy) -> Iterator[tuple[Region, np.ndarray]]:
         """The chunks this process writes, as arrays of their own, each read when it is asked for."""
-        from .hosts import my_regions
-
-        chunk = self.chunk(lazy)
-        mine = my_regions(lazy.axes, lazy.shape, self.mesh)
+        chunk = self._chunk(lazy)
+        mine = my_regions(lazy.axes, lazy.shape, self._mesh)
         if mine is None:
             source = lazy.leaf.borrow()
             for region in chunk_regions(lazy.shape, chunk):
-                out = np.empty([part.stop - part.start for part in region], lazy.dtype)
+                out = np.empty(region_shape(region), lazy.dtype)
                 copy_into(out, source[region])
                 yield region, out
             return
         for shard in mine:
             source = lazy.leaf.read(shard, lazy.dtype)
             for region in chunk_regions(lazy.shape, chunk, shard):
-                inner = tuple(
-                    slice(part.start - edge.start, part.stop - edge.start) for part, edge in zip(region, shard, strict=True)
-                )
-                yield region, np.ascontiguousarray(source[inner])
+                yield region, np.ascontiguousarray(source[relative(region, shard)])
 
-    def chunk(self, lazy: _Lazy) -> tuple[int, ...]:
-        return chunk_shape(lazy.axes, lazy.shape, lazy.dtype.itemsize, self.mesh)
+    def _chunk(self, lazy: _Lazy) -> tuple[int, ...]:
+        return chunk_shape(lazy.axes, lazy.shape, lazy.dtype.itemsize, self._mesh)
 
-    async def open(self, lazy: _Lazy, directory: Path, name: str, context):
+    async def _open(self, lazy: _Lazy, directory: Path, name: str, context: Any) -> Any:
         """A store for one parameter, empty."""
         import tensorstore as ts
 
@@ -80,7 +110,7 @@ class OrbaxWriter:
             "kvstore": {
                 "driver": "ocdbt",
                 # orbax joins the directories of all processes into one store when the checkpoint is finalised
-                "base": {"driver": "file", "path": f"{directory}/ocdbt.process_{self.process}/"},
+                "base": {"driver": "file", "path": f"{directory}/ocdbt.process_{self._process}/"},
                 "path": f"{name}/",
                 "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000, "manifest_kind": "single"},
                 "assume_config": True,
@@ -88,60 +118,27 @@ class OrbaxWriter:
             },
             "dtype": lazy.dtype.name,
             # uncompressed: trained weights hardly shrink, and zstd would cost more time than the writing
-            "metadata": {"shape": list(lazy.shape), "chunks": list(self.chunk(lazy)), "compressor": None},
+            "metadata": {"shape": list(lazy.shape), "chunks": list(self._chunk(lazy)), "compressor": None},
             "store_data_equal_to_fill_value": True,  # orbax takes a missing chunk for damage, even one of zeros
             "recheck_cached_data": False,
             "recheck_cached_metadata": False,
         }
         return await ts.open(spec, create=True, open=True, context=context)
 
-    async def write(self, lazy: _Lazy, store) -> None:
+    async def _write(self, lazy: _Lazy, store: Any) -> None:
         """Read a parameter and hand it over chunk by chunk."""
-        for region, array in self.regions(lazy):
+        for region, array in self._regions(lazy):
             bad = count_nonfinite(array)
             if bad:
                 self.nonfinite[lazy.leaf.path] = self.nonfinite.get(lazy.leaf.path, 0) + bad
             future = store[region].write(array, can_reference_source_data_indefinitely=True)
             self._pending.append((array.nbytes, future))
             del array
-            await self.settle(_IN_FLIGHT)
+            await self._settle(_IN_FLIGHT)
 
-    async def settle(self, limit: int = 0) -> None:
+    async def _settle(self, limit: int = 0) -> None:
         """Wait until at most `limit` bytes are on their way to the disk."""
         while sum(size for size, _ in self._pending) > limit:
             size, future = self._pending.popleft()
             await future
-            self.progress.add(size)
-
-
-def write_orbax(directory: Path, leaves: Mapping[str, Leaf], axes: Mapping[str, tuple], writer: OrbaxWriter) -> None:
-    """Write leaves, in their order, as an orbax checkpoint. `axes`: the logical names of each parameter's dimensions."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    from ..parameters import unflatten_params
-
-    class Handler(ocp.type_handlers.NumpyHandler):
-        async def serialize(self, values, infos, args=None):
-            for info in infos:
-                await info.await_path_creation()
-            # All at once, because every commit of the store is a file and a new index: 657 of them cost more than the data.
-            stores = await asyncio.gather(
-                *(writer.open(lazy, i.parent_dir, i.name, i.ts_context) for lazy, i in zip(values, infos, strict=True))
-            )
-            for lazy, store in sorted(zip(values, stores, strict=True), key=lambda pair: pair[0].order):
-                await writer.write(lazy, store)
-            await writer.settle()
-            return []
-
-    lazies = {
-        path: _Lazy(order, leaf, axes[path], np.dtype(writer.dtype or leaf.dtype))
-        for order, (path, leaf) in enumerate(leaves.items())
-    }
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (_Lazy, Handler()),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),  # never met here: without it orbax warns that it is missing
-    )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(unflatten_params(lazies)))
+            self._progress(size)

@@ -1,42 +1,33 @@
-"""`pytorch_model*.bin`: pickles, and therefore programs. Their opcodes are read first, and only a list of plain tensors is
-handed to torch's own weights-only loader, which maps the file instead of reading it."""
+"""`pytorch_model*.bin`: pickles, and therefore programs. Their opcodes are checked first, and only a pickle of plain tensors is
+given to torch's own weights-only loader, which maps the file instead of reading it."""
 
 import pickletools
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError
-from .rules import Region
-from .tensors import TensorReader, check_index, checked_path, index_files
+from .readers import TensorReader
+from .regions import Region
 
-__all__ = ["BinReader", "open_bin"]
+__all__ = ["BinReader"]
 
-# Everything a saved state dict refers to. Whatever else a pickle names, it means to run.
+# Everything a saved state dict refers to. Any other name in a pickle is something that it would run.
+_STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _ALLOWED = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
-    "torch FloatStorage",
-    "torch HalfStorage",
-    "torch BFloat16Storage",
-    "torch DoubleStorage",
-    "torch LongStorage",
-    "torch IntStorage",
-    "torch ShortStorage",
-    "torch CharStorage",
-    "torch ByteStorage",
-    "torch BoolStorage",
+    *("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"),
+    *(f"torch {kind}Storage" for kind in _STORAGES),
     "torch.storage UntypedStorage",
 }
 _MAX_PICKLE = 100_000_000
 
 
 def check_pickle(path: Path) -> None:
-    """Raise CheckpointError unless the pickle in a file only rebuilds tensors. Nothing of it is executed."""
+    """Raise CheckpointError unless the pickle in a file only rebuilds tensors. Nothing is executed."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [item for item in archive.infolist() if item.filename.endswith(".pkl")]
@@ -51,7 +42,7 @@ def check_pickle(path: Path) -> None:
     try:
         for opcode, argument, _ in pickletools.genops(text):
             if opcode.name in ("GLOBAL", "INST"):
-                named = argument
+                named = str(argument)
             elif opcode.name == "STACK_GLOBAL":
                 named = "a name computed on the stack"  # torch.save, which writes protocol 2, never needs one
             elif opcode.name.startswith("EXT"):
@@ -67,37 +58,33 @@ def check_pickle(path: Path) -> None:
 class BinReader(TensorReader):
     """Tensors of `pytorch_model*.bin`, mapped into memory by torch."""
 
-    def __init__(self, directory: Path, files: Sequence[Path]):
-        for file in files:
-            check_pickle(file)
+    def __init__(self, files: Sequence[Path]):
+        self._tensors: dict[str, Any] = {}
+        super().__init__(files)
+
+    def _list(self, file: Path) -> Iterator[tuple[str, tuple[int, ...], np.dtype]]:
+        check_pickle(file)
         try:
             import torch
         except ImportError as error:
             raise CheckpointError(
-                f"{files[0]} is a pickle, which only torch's weights-only loader may open, and torch is not installed. "
+                f"{file} is a pickle, which only torch's weights-only loader may open, and torch is not installed. "
                 "Install it (pip install torch), or re-save the checkpoint as safetensors"
             ) from error
-        self.directory, self.files = directory, list(files)
-        self.found: dict[str, str] = {}
-        self._tensors: dict[str, torch.Tensor] = {}
         kinds = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
-        for file in self.files:
-            try:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:
-                raise CheckpointError(f"{file} is refused by torch's weights-only loader: {_first_line(error)}") from error
-            if not isinstance(state, dict):
-                raise CheckpointError(f"{file} holds a {type(state).__name__}, not a mapping from names to tensors")
-            for name, tensor in state.items():
-                if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                    raise CheckpointError(f"{file} holds {name!r}: {type(tensor).__name__}, which is no tensor")
-                if tensor.dtype not in kinds:
-                    raise CheckpointError(f"{file}: {name} has dtype {tensor.dtype}, which no weight of these models has")
-                if name in self._tensors:
-                    raise CheckpointError(f"tensor {name} stands in both {self.found[name]} and {file.name}")
-                self._tensors[name], self.found[name] = tensor.detach(), file.name
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        self.dtypes = {name: np.dtype(kinds[tensor.dtype]) for name, tensor in self._tensors.items()}
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            raise CheckpointError(f"{file} is refused by torch's weights-only loader: {_first_line(error)}") from error
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{file} holds a {type(state).__name__}, not a mapping from names to tensors")
+        for name, tensor in state.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(f"{file} holds {name!r}: {type(tensor).__name__}, which is no tensor")
+            if tensor.dtype not in kinds:
+                raise CheckpointError(f"{file}: {name} has dtype {tensor.dtype}, which no weight of these models has")
+            self._tensors[name] = tensor.detach()
+            yield name, tuple(tensor.shape), np.dtype(kinds[tensor.dtype])
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
         return np.array(self.borrow(name)[... if region is None else region])
@@ -115,17 +102,3 @@ class BinReader(TensorReader):
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def open_bin(directory: Path) -> BinReader:
-    """The `pytorch_model.bin` of a directory, or the shards of its index."""
-    index = directory / "pytorch_model.bin.index.json"
-    if index.exists():
-        weight_map, files = index_files(directory, index)
-        reader = BinReader(directory, files)
-        check_index(index, weight_map, reader.found)
-        return reader
-    names = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
-    if not names:
-        raise CheckpointError(f"{directory} has neither *.safetensors nor pytorch_model*.bin")
-    return BinReader(directory, [checked_path(directory, name) for name in names])

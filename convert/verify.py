@@ -4,18 +4,17 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..io import say
 from .chunks import chunk_regions
-from .leaves import Leaf, own
-from .progress import Progress
+from .leaves import Leaf, own, total_bytes
+from .opened import Checkpoint, open_checkpoint
+from .progress import byte_bar
 from .rules import torch_name
-from .source import Source, open_source
 
 __all__ = ["Report", "TensorRow", "compare_tensors", "verify"]
 
@@ -24,11 +23,16 @@ _BLOCK = 8 << 20
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor on both sides. status: "equal" (bit for bit), "rounded" (equal once the wider is rounded to the narrower
-    dtype), "different", "misshapen", "only in A" or "only in B".
+    """One tensor on both sides.
 
-    different: how many values differ. max_abs, mean_abs: of the differences, in float64; NaN where a value is NaN on one side.
-    where: index of the largest difference, in our layout.
+    Attributes:
+        name, path: as PyTorch and as we call it.
+        status: "equal" (bit for bit), "rounded" (equal once the wider is rounded to the narrower dtype), "different",
+            "misshapen", "only in A" or "only in B".
+        shapes, dtypes: in A and in B, in our layout.
+        different: how many values differ.
+        max_abs, mean_abs: of the differences, in float64; NaN where a value is NaN on one side only.
+        where: index of the largest difference, in our layout.
     """
 
     name: str
@@ -48,8 +52,14 @@ class TensorRow:
 
 @dataclass
 class Report:
-    """The outcome of `verify`. stages: a `stages.StageReport`, or None if stages were not asked for. notes: what else a reader
-    should know, such as settings that differ."""
+    """The outcome of `verify`.
+
+    Attributes:
+        a, b: the names of the checkpoints.
+        tensors: one row for each.
+        notes: what else a reader should know, such as settings that differ.
+        stages: a `stages.StageReport`, or None if stages were not asked for.
+    """
 
     a: str
     b: str
@@ -63,17 +73,9 @@ class Report:
         return all(row.good for row in self.tensors) and (self.stages is None or self.stages.same)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: what is infinite or NaN is a string there."""
-        return _strict(
-            {
-                "a": self.a,
-                "b": self.b,
-                "same": self.same,
-                "notes": self.notes,
-                "tensors": [dataclasses.asdict(row) for row in self.tensors],
-                "stages": None if self.stages is None else self.stages.to_dict(),
-            }
-        )
+        """Everything, for JSON, where numbers that are infinite or NaN become strings."""
+        stages = None if self.stages is None else self.stages.to_dict()
+        return _strict({**asdict(self), "same": self.same, "stages": stages})
 
 
 def _strict(value: Any) -> Any:
@@ -84,11 +86,19 @@ def _strict(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def compare_leaves(a: Leaf, b: Leaf) -> TensorRow:
-    """Compare two parameters of one path, block by block."""
-    facts = dict(name=torch_name(a.path)[0], path=a.path, shapes=(a.shape, b.shape), dtypes=(a.dtype.name, b.dtype.name))
+def compare_leaves(path: str, a: Leaf | None, b: Leaf | None) -> TensorRow:
+    """Compare the parameter of one path on both sides, block by block."""
+    row = TensorRow(
+        name=torch_name(path)[0],
+        path=path,
+        status="equal",
+        shapes=(None if a is None else a.shape, None if b is None else b.shape),
+        dtypes=(None if a is None else a.dtype.name, None if b is None else b.dtype.name),
+    )
+    if a is None or b is None:
+        return replace(row, status="only in B" if a is None else "only in A")
     if a.shape != b.shape:
-        return TensorRow(status="misshapen", **facts)
+        return replace(row, status="misshapen")
     narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     left, right = a.borrow(), b.borrow()
     rows = max(1, _BLOCK // max(1, a.nbytes // a.shape[0]))
@@ -107,29 +117,22 @@ def compare_leaves(a: Leaf, b: Leaf) -> TensorRow:
             largest = float(gap[place])
             where = tuple(int(part.start + number) for part, number in zip(region, place, strict=True))
     if different:
-        size = int(np.prod(a.shape))
-        return TensorRow(status="different", different=different, max_abs=largest, mean_abs=total / size, where=where, **facts)
-    return TensorRow(status="equal" if a.dtype == b.dtype else "rounded", **facts)
+        mean = total / math.prod(a.shape)
+        return replace(row, status="different", different=different, max_abs=largest, mean_abs=mean, where=where)
+    return row if a.dtype == b.dtype else replace(row, status="rounded")
 
 
-def compare_tensors(a: Source, b: Source, progress: Progress | None = None) -> list[TensorRow]:
-    """All tensors of both, in A's order, then those that only B has."""
+def compare_tensors(a: Checkpoint, b: Checkpoint, progress: Callable[[int], object]) -> list[TensorRow]:
+    """All tensors of both, in A's order, then those that only B has. `progress` is told of the bytes of A."""
     rows = []
-    for path, leaf in a.leaves.items():
-        other = b.leaves.get(path)
-        if other is None:
-            rows.append(TensorRow(torch_name(path)[0], path, "only in A", (leaf.shape, None), (leaf.dtype.name, None)))
-        else:
-            rows.append(compare_leaves(leaf, other))
-        if progress is not None:
-            progress.add(leaf.nbytes)
-    for path, leaf in b.leaves.items():
-        if path not in a.leaves:
-            rows.append(TensorRow(torch_name(path)[0], path, "only in B", (None, leaf.shape), (None, leaf.dtype.name)))
+    for path in dict.fromkeys([*a.leaves, *b.leaves]):
+        left = a.leaves.get(path)
+        rows.append(compare_leaves(path, left, b.leaves.get(path)))
+        progress(0 if left is None else left.nbytes)
     return rows
 
 
-def compare_settings(a: Source, b: Source) -> list[str]:
+def compare_settings(a: Checkpoint, b: Checkpoint) -> list[str]:
     """Differences of config and companion files, in words."""
     notes = []
     for part in ("text_config", "vision_config", None):
@@ -159,26 +162,25 @@ def verify(
     quiet: bool = False,
     notify: Callable[[str], None] = say,
 ) -> Report:
-    """Compare two checkpoints: directories of Hugging Face or orbax, safetensors files, Hub ids (`revision` is theirs).
+    """Compare two checkpoints.
 
-    stages: also run the models over built-in prompts and a built-in picture, and compare every stage; `position_ids` is the
-    rule our encoder follows there. Raises CheckpointError or ConfigError if one of them cannot be opened.
+    Args:
+        a, b: as the source of `convert`.
+        stages: also run the models over built-in prompts and a built-in picture, and compare every stage.
+        revision: branch, tag or commit of Hub ids.
+        position_ids: the rule for the encoder's position ids in our runs, "intended" or "transformers-4.56".
+        quiet: show no progress.
+        notify: called with a line before each run.
+
+    Raises:
+        CheckpointError, ConfigError: one of them cannot be opened.
+        InputError: `stages` is asked for, and they describe different models.
     """
-    from ..checkpoint import resolve_file
-
-    opened: list[Source] = []
-    try:
-        places = [resolve_file(name, revision) for name in (a, b)]
-        for place in places:
-            opened.append(open_source(Path(place)))
-        left, right = opened
-        with Progress("comparing", sum(leaf.nbytes for leaf in left.leaves.values()), quiet) as progress:
-            report = Report(str(a), str(b), compare_tensors(left, right, progress), compare_settings(left, right))
+    with open_checkpoint(a, revision=revision) as left, open_checkpoint(b, revision=revision) as right:
+        with byte_bar("comparing", total_bytes(left.leaves), quiet=quiet) as bar:
+            report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))
         if stages:
             from .stages import compare_stages
 
-            report.stages = compare_stages(left, right, places, position_ids=position_ids, notify=notify)
+            report.stages = compare_stages(left, right, position_ids=position_ids, notify=notify)
         return report
-    finally:
-        for source in opened:
-            source.close()

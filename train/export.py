@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ..checkpoint import resolve_file
-from ..convert.leaves import ArrayLeaf, Leaf
-from ..convert.source import open_source
+from ..convert.leaves import ArrayLeaf, Leaf, widest
+from ..convert.manifest import describe
+from ..convert.opened import open_checkpoint
 from ..convert.to_hf import parse_size, write_hf
+from ..directories import whole_directory
 from ..errors import CheckpointError
-from ..io import copy_companions, whole_directory
 from ..parameters import flatten_params
 from .lora import product
 
@@ -58,8 +58,7 @@ def export(
     """
     destination = Path(destination)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(jax.device_get(trained)).items()}
-    source = open_source(resolve_file(base))
-    try:
+    with open_checkpoint(base) as source:
         leaves: dict[str, Leaf] = dict(source.leaves)
         used = set()
         for path, leaf in source.leaves.items():
@@ -75,10 +74,6 @@ def export(
         if unknown:
             raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(unknown[:5])}")
         with whole_directory(destination, force) as target:
-            dtype = max({leaf.dtype for leaf in leaves.values()}, key=lambda d: (d.itemsize, d.name))
-            source.config.replace(dtype=dtype.name).save_pretrained(target)
-            copy_companions(source.root, target)
+            describe(target, source.config, dtype=widest(leaves.values()), companions=source.root)
             write_hf(target, leaves, max_shard_bytes=parse_size(max_shard_size), base=source.layout == "base")
-    finally:
-        source.close()
     return destination

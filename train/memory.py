@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from ..checkpoint import default_dtype, resolve
-from ..convert.source import open_source
+from ..checkpoint import default_dtype
+from ..convert.opened import open_checkpoint
 from ..errors import ConfigError, MissingExtraError
 from ..model import SmolVLMForConditionalGeneration
 from ..sharding import activate, make_mesh
@@ -41,9 +41,8 @@ def describe(config: TrainConfig) -> SmolVLMForConditionalGeneration:
     if config.model.startswith("shape:"):
         shape = published_config(config.model.removeprefix("shape:"))
     else:
-        source = open_source(resolve(config.model))
-        shape = source.model_config
-        source.close()
+        with open_checkpoint(config.model) as source:
+            shape = source.model_config
     dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
     return SmolVLMForConditionalGeneration(shape, dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
 

@@ -39,7 +39,7 @@ class SmolVLMPreprocessor:
     """
 
     def __init__(self, model: str = "tiny", *, prompt: str | None = None, columns: Mapping[str, str] | None = None, **options):
-        from ..checkpoint import resolve
+        from ..locate import resolve
 
         names = [field.name for field in fields(PictureOptions) if field.name in options]
         pictures = PictureOptions(**{name: options.pop(name) for name in names})

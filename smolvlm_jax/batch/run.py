@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import resolve
 from ..engine.loading import is_docling, load_engine
 from ..errors import InputError
 from ..generation_config import GenerationConfig
 from ..io import say, write_json
+from ..locate import resolve
 from ..records.sources import Source, open_source
 from .config import BatchConfig
 from .hosts import shard_of

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert.conversion import convert
-from smolvlm_jax.convert.tensors import SafetensorsReader, read_header
+from smolvlm_jax.convert.safetensors_file import SafetensorsReader, read_header
 from smolvlm_jax.errors import CheckpointError, ConfigError
 
 
@@ -90,7 +90,7 @@ def test_empty_and_truncated_files(copy):
 
 def test_a_file_that_shrinks_while_it_is_read(copy):
     path = copy / "model.safetensors"
-    reader = SafetensorsReader(copy, [path])
+    reader = SafetensorsReader([path])
     os.truncate(path, 2000)
     with pytest.raises(CheckpointError, match="became shorter"):
         for name in reader.shapes:

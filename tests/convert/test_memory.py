@@ -11,7 +11,7 @@ import pytest
 
 from smolvlm_jax.config import SmolVLMConfig, SmolVLMTextConfig, SmolVLMVisionConfig
 from smolvlm_jax.convert.leaves import Leaf
-from smolvlm_jax.convert.source import _abstract
+from smolvlm_jax.convert.opened import parameter_shapes
 from smolvlm_jax.convert.to_hf import write_hf
 
 CONVERT = """
@@ -39,7 +39,7 @@ def make(directory: Path, layers: int) -> Path:
     )
     config = SmolVLMConfig(SmolVLMVisionConfig(**helpers.VISION), text, scale_factor=2, image_token_id=150)
     config.save_pretrained(directory)
-    write_hf(directory, {path: Ones(path, shape) for path, shape in _abstract(config).items()})
+    write_hf(directory, {path: Ones(path, shape) for path, shape in parameter_shapes(config).items()})
     return directory
 
 

@@ -78,11 +78,11 @@ def test_a_hugging_face_directory_goes_straight_onto_a_mesh(original):
 
 def test_a_host_reads_only_its_slices(original):
     """One host of eight reads an eighth of every tensor that is split, to the byte."""
-    from smolvlm_jax.convert.source import open_source
+    from smolvlm_jax.convert.opened import open_checkpoint
     from smolvlm_jax.model import SmolVLMForConditionalGeneration
     from smolvlm_jax.parameters import flatten_params, logical_axes
 
-    source = open_source(original)
+    source = open_checkpoint(original)
     axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
     mesh = MeshShape({"fsdp": 8})
     split = 0
@@ -141,7 +141,7 @@ warnings.simplefilter("ignore")
 import jax
 jax.distributed.initialize(sys.argv[3], num_processes=2, process_id=int(sys.argv[4]))
 from smolvlm_jax.convert.conversion import convert
-from smolvlm_jax.convert.tensors import SafetensorsReader
+from smolvlm_jax.convert.safetensors_file import SafetensorsReader
 from smolvlm_jax.checkpoint import load
 from smolvlm_jax.sharding import make_mesh
 readers = []

@@ -136,7 +136,7 @@ def test_mixed_dtypes_stay_mixed(originals, tmp_path):
 
 def test_every_tensor_starts_on_a_multiple_of_its_item_size(tmp_path):
     from smolvlm_jax.convert.leaves import ArrayLeaf
-    from smolvlm_jax.convert.tensors import read_header
+    from smolvlm_jax.convert.safetensors_file import read_header
     from smolvlm_jax.convert.to_hf import write_hf
 
     arrays = {

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from smolvlm_jax.config import SmolVLMConfig, SmolVLMTextConfig, SmolVLMVisionConfig
 from smolvlm_jax.convert.blocks import copy_into, count_nonfinite
+from smolvlm_jax.convert.opened import parameter_shapes
 from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restore, torch_name, torch_region, torch_shape
-from smolvlm_jax.convert.source import _abstract
-from smolvlm_jax.convert.tensors import DTYPES
+from smolvlm_jax.convert.safetensors_file import DTYPES
 from smolvlm_jax.convert.to_hf import parse_size
 from smolvlm_jax.errors import CheckpointError, InputError
 
-PATTERNS = sorted({rule.pattern for rule in RULES})
+PATTERNS = sorted(set(RULES.values()))
 VISION = dict(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=512, patch_size=16
 )
@@ -43,7 +43,7 @@ SIZES = {
 def test_the_table_is_closed_for_every_published_size(size):
     text_config, vision, scale, tied, tensors, count = SIZES[size]
     config = SmolVLMConfig(SmolVLMVisionConfig(**vision), text_config, scale_factor=scale, tie_word_embeddings=tied)
-    parameters = _abstract(config)
+    parameters = parameter_shapes(config)
     files = {torch_name(path)[0]: torch_shape(torch_name(path)[1], shape) for path, shape in parameters.items()}
     assert len(files) == len(parameters) == tensors
     assert count is None or sum(math.prod(shape) for shape in files.values()) == count
@@ -63,7 +63,7 @@ def test_every_row_is_used_and_no_two_rows_meet():
         SmolVLMTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9),
         scale_factor=2,
     )
-    names = [torch_name(path)[0] for path in _abstract(config)]
+    names = [torch_name(path)[0] for path in parameter_shapes(config)]
     assert len(set(names)) == len(names) == len(RULES)
     with pytest.raises(CheckpointError, match="no rule"):
         torch_name("model/text_model/layers_0/lora/kernel")
@@ -142,5 +142,5 @@ def test_published_files_are_matched(published, name):
     files = {row[0]: tuple(int(n) for n in row[2].split("x")) for row in (line.split("\t") for line in lines)}
     config = SmolVLMConfig.from_pretrained(published / name)
     assert config.tie_word_embeddings == ("lm_head.weight" not in files)
-    matches = match_parameters(_abstract(config), files, name)
+    matches = match_parameters(parameter_shapes(config), files, name)
     assert {match.torch for match in matches} == set(files)

@@ -15,8 +15,8 @@ import pytest
 
 from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert.conversion import convert
+from smolvlm_jax.directories import check_free_space, whole_directory
 from smolvlm_jax.errors import CheckpointError
-from smolvlm_jax.io import check_free_space, whole_directory
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_force_keeps_the_old_one_when_the_new_one_fails(original, tmp_path):
 def test_two_at_once_and_what_a_dead_one_left(tmp_path):
     """A living writer is respected, a dead one's leftovers are removed, and it is said."""
     script = (
-        "import sys, time; from pathlib import Path; from smolvlm_jax.io import whole_directory\n"
+        "import sys, time; from pathlib import Path; from smolvlm_jax.directories import whole_directory\n"
         "with whole_directory(Path(sys.argv[1])) as target:\n"
         "    (target / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)"
     )
@@ -126,11 +126,11 @@ def test_killed_at_any_moment(original, tmp_path, to):
         convert(original, source, quiet=True)
     # The imports take a second and the writing a tenth of it, so the child says when it starts to write.
     script = (
-        "import sys; from smolvlm_jax.convert import conversion, source\n"
-        "opened = source.open_source\n"
-        "def opening(*args):\n"
-        "    found = opened(*args); print('writing', flush=True); return found\n"
-        "conversion.open_source = opening\n"
+        "import sys; from smolvlm_jax.convert import conversion, opened\n"
+        "really = opened.open_checkpoint\n"
+        "def opening(*args, **kwargs):\n"
+        "    found = really(*args, **kwargs); print('writing', flush=True); return found\n"
+        "conversion.open_checkpoint = opening\n"
         "conversion.convert(sys.argv[1], sys.argv[2], to=sys.argv[3], quiet=True); print('done', flush=True)"
     )
     rng, absent, took = random.Random(f"{to} 2"), 0, None

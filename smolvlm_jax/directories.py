@@ -7,23 +7,17 @@ with the same destination removes it and starts over, because resuming would mea
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError
-from .files import lock, sync_directory
+from .errors import CheckpointError
+from .io import lock, say, sync_directory
 
-__all__ = ["check_free_space", "say", "temporary_directory", "whole_directory"]
+__all__ = ["check_free_space", "temporary_directory", "whole_directory"]
 
 # `force` replaces only a directory with one of these files, so that a mistyped path does not delete somebody's data.
 _OURS = ("config.json", "manifest.json")
-
-
-def say(message: str) -> None:
-    """Print a line for the person at the terminal."""
-    print(f"smolvlm-jax: {message}", file=sys.stderr)
 
 
 def temporary_directory(destination: Path) -> Path:

@@ -1,17 +1,138 @@
-"""Text and JSON files: read with a size limit and errors that name the file, written atomically."""
+"""Files that appear whole or not at all, and the locks that tell a running writer from one that was killed; text and JSON, read
+with a size limit and errors that name the file; the small files that accompany a checkpoint."""
 
+import errno
 import glob
 import json
 import os
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..errors import CheckpointError, SmolVLMError
-from .files import remove_dead, sync_directory, unique_name, whole_file
+from .errors import CheckpointError, SmolVLMError
 
-__all__ = ["MAX_TEXT", "create_json", "parse_json", "read_json", "read_text", "to_json", "write_json", "write_text"]
+try:
+    import fcntl
+except ImportError:  # not POSIX: without locks nobody can tell that a writer is dead, so its files are not removed
+    fcntl = None  # type: ignore[assignment]
 
+__all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "companion_files", "copy_companions", "create_json", "lock", "parse_json"]
+__all__ += ["read_json", "read_text", "remove_dead", "say", "sync_directory", "to_json", "try_lock", "unique_name"]
+__all__ += ["whole_file", "write_json", "write_text"]
+
+HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
 MAX_TEXT = 100_000_000  # bytes; also the limit of the safetensors library for its headers
+# Files of a checkpoint beside its weights, apart from config.json, which is written anew with the weights.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def say(message: str) -> None:
+    """Print a line for the person at the terminal."""
+    print(f"smolvlm-jax: {message}", file=sys.stderr)
+
+
+def unique_name() -> str:
+    """HOST.PID-RANDOM: no two writers share one, on whatever machine or in whatever container they run."""
+    return f"{HOST}.{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file atomically.
+
+    Yields a binary file with a temporary name in the directory of `path`. It is flushed to the disk and renamed to `path`
+    when the block ends, and removed if the block raises.
+    """
+    temporary = path.with_name(f".{path.name}.{unique_name()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            try_lock(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO | int) -> bool:
+    """Lock an open file or directory until it is closed or its process ends.
+
+    Returns:
+        False if another process holds the lock.
+
+    Raises:
+        OSError: the file system, or the platform, has no locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, "this platform has no file locks")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def try_lock(file: IO) -> bool:
+    """As `lock`, and False as well where there are no locks."""
+    try:
+        return lock(file)
+    except OSError:
+        return False
+
+
+def remove_dead(paths: Iterable[Path], foreign: bool = False) -> None:
+    """Remove files, named as `unique_name` says, whose writers have ended.
+
+    Args:
+        paths: files that their writers keep locked.
+        foreign: also remove files of other hosts, whose locks cannot be seen here. Only for files that nobody needs any more.
+    """
+    for path in paths:
+        ours = f".{HOST}." in path.name
+        if not ours and not foreign:
+            continue
+        try:
+            with open(path, "rb") as file:
+                if not ours or try_lock(file):
+                    path.unlink(missing_ok=True)
+        except OSError:
+            continue
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in a directory survive a power cut, on file systems that support it."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
 
 
 def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointError) -> str:
@@ -134,3 +255,14 @@ def create_json(path: Path, value: Any) -> bool:
         draft.unlink(missing_ok=True)
     sync_directory(path.parent)
     return True
+
+
+def companion_files(directory: str | os.PathLike) -> dict[str, Path]:
+    """The tokenizer, processor and generation files that a checkpoint directory has, by name."""
+    return {name: path for name in COMPANIONS if (path := Path(directory) / name).exists()}
+
+
+def copy_companions(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copy the tokenizer, processor and generation files of the directory `source` into the directory `target`."""
+    for name, path in companion_files(source).items():
+        shutil.copyfile(path, Path(target) / name)

@@ -1,0 +1,70 @@
+"""What the name of a model stands for: a directory, a bundled checkpoint or a Hub id -> a local path. Imports no jax."""
+
+import os
+from importlib import resources
+from pathlib import Path
+
+from .errors import CheckpointError, MissingExtraError
+
+__all__ = ["bundled_models", "resolve", "resolve_file"]
+
+_ASSETS = resources.files("smolvlm_jax") / "assets"
+# What is downloaded: no code, and pickled weights only where there are no others.
+_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "params/*")
+_PICKLES = "pytorch_model*.bin"
+
+
+def bundled_models() -> list[str]:
+    """Names of the checkpoints that ship with the package."""
+    return sorted(entry.name for entry in _ASSETS.iterdir() if (entry / "config.json").is_file()) if _ASSETS.is_dir() else []
+
+
+def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
+    """The local directory that the name of a model stands for.
+
+    Args:
+        source: an existing directory, the name of a bundled checkpoint, or a Hub id `owner/name`, which is downloaded unless
+            the local cache has it.
+        revision: branch, tag or commit of a Hub id.
+
+    Raises:
+        CheckpointError: it is none of these, it is a file, or it cannot be downloaded.
+        MissingExtraError: it is a Hub id, and huggingface_hub is not installed.
+    """
+    path = resolve_file(source, revision)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file: pass the directory that holds it together with its config.json")
+    return path
+
+
+def resolve_file(source: str | os.PathLike, revision: str | None = None) -> Path:
+    """As `resolve`, except that the path of a file stands for itself."""
+    path = Path(source)
+    if path.exists():
+        return path
+    name, bundled = str(source), bundled_models()
+    if name in bundled:
+        return Path(str(_ASSETS / name))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"no model {name!r}: not a directory, not a bundled name ({', '.join(bundled) or 'none'}), "
+            "not a Hub id (owner/name)"
+        )
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """The snapshot of a Hub repository in the local cache: safetensors, or pickled weights if it has nothing else."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingExtraError(f"downloading {name} from the Hub", "hub") from error
+    try:
+        found = Path(snapshot_download(name, revision=revision, allow_patterns=list(_PATTERNS)))
+        if not any(found.glob("*.safetensors")) and not (found / "params").is_dir():
+            # the same commit again: a branch may have moved on meanwhile
+            pinned = found.name if found.parent.name == "snapshots" else revision
+            found = Path(snapshot_download(name, revision=pinned, allow_patterns=[*_PATTERNS, _PICKLES]))
+        return found
+    except Exception as error:
+        raise CheckpointError(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
