@@ -127,7 +127,7 @@ class _Configured(nn.Module):
 
     def __post_init__(self) -> None:
         if self.position_ids is not None:
-            warnings.warn("the model's field position_ids is now called vision_position_ids", UserWarning, stacklevel=3)
+            warnings.warn("the model's field position_ids is now called vision_position_ids", UserWarning, stacklevel=4)
             object.__setattr__(self, "vision_position_ids", self.position_ids)
             object.__setattr__(self, "position_ids", None)
         super().__post_init__()

@@ -216,3 +216,27 @@ def test_packed_prompts_equal_prompts_alone(tiny_a):
     for span, (ids, own) in zip(spans, parts, strict=True):
         alone = tiny_a.apply(input_ids=ids[None], pixel_values=own).logits
         assert np.abs(packed[:, span] - alone).max() <= 2e-5
+
+
+def test_the_former_name_of_the_vision_rule(tiny_a):
+    new = tiny_a.model.clone(vision_position_ids="transformers-4.56")
+    for make in (tiny_a.model.clone, lambda **fields: type(tiny_a.model)(tiny_a.model.config, **fields)):
+        with pytest.warns(UserWarning, match="now called vision_position_ids"):
+            assert make(position_ids="transformers-4.56").vision_position_ids == new.vision_position_ids
+    with pytest.warns(UserWarning):
+        old = tiny_a.model.clone(position_ids="transformers-4.56")
+    assert old == new and hash(old) == hash(new), "one compilation for both"
+
+
+def test_flat_floats_are_the_five_dimensional_layout(tiny_a):
+    """Normalised tiles (N, H, W, 3) with their number, and any padding behind the real ones."""
+    want = tiny_a.apply(input_ids=tiny_a.ids, pixel_values=tiny_a.pixels)
+    flat = np.einsum("bichw->bihwc", tiny_a.pixels)[0]
+    padded = np.concatenate([flat, flat[:1]])
+    for pixels, options in ((flat, {}), (padded, {"num_tiles": len(flat)})):
+        got = tiny_a.apply(input_ids=tiny_a.ids, pixel_values=pixels, **options)
+        assert np.abs(got.logits - want.logits).max() <= 2e-5
+    with pytest.raises(InputError, match="image tokens"):
+        tiny_a.apply(input_ids=tiny_a.ids, pixel_values=padded)
+    with pytest.raises(InputError, match="float pixel_values have shape"):
+        tiny_a.apply(input_ids=tiny_a.ids, pixel_values=tiny_a.pixels[0])

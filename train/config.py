@@ -180,6 +180,7 @@ class TrainConfig:
         clip_norm: largest norm of the gradient.
         accumulation: batches that make one step.
         remat: "none", "full" (recompute each layer in the backward pass), "dots" (keep the results of matrix products).
+        attention: "auto", or the form of attention to use wherever it fits; "einsum" does without the kernels for TPUs.
         scan_layers: layers in a loop instead of one after the other: for accelerators, where a step then needs less memory and
             compiles in a fraction of the time.
         tile_chunk: tiles that one device encodes at a time; default: all.
@@ -221,6 +222,7 @@ class TrainConfig:
     accumulation: int = 1
     remat: str = "none"
     scan_layers: bool = False
+    attention: str = "auto"
     tile_chunk: int | None = None
     loss_chunk: int = 256
     seed: int = 0

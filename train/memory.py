@@ -44,7 +44,9 @@ def describe(config: TrainConfig) -> SmolVLMForConditionalGeneration:
         with open_checkpoint(config.model) as source:
             shape = source.model_config
     dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
-    return SmolVLMForConditionalGeneration(shape, dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
+    return SmolVLMForConditionalGeneration(
+        shape, dtype=dtype, remat=config.remat, scan_layers=config.scan_layers, attention=config.attention
+    )
 
 
 def abstract_inputs(model, partition: Partition, mesh) -> tuple[TrainState, dict, dict]:

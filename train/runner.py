@@ -60,7 +60,7 @@ def open_mesh(config: MeshConfig) -> Mesh:
 
 def open_model(config: TrainConfig, mesh: Mesh) -> tuple[SmolVLMForConditionalGeneration, dict[str, Any]]:
     """The model to train, and all its parameters, on the mesh."""
-    loaded, params = load(config.model, mesh=mesh)
+    loaded, params = load(config.model, mesh=mesh, attention=config.attention)
     dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
     model = loaded.clone(dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
     return model, _random_params(model, config.seed, mesh) if config.weights == "random" else params

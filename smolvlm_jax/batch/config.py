@@ -55,6 +55,7 @@ class BatchConfig:
         workers: Processes that prepare records, by default one per core, less one; 0 prepares in the calling process.
         record_timeout: Seconds to prepare one record.
         dtype: Of the computation; by default bfloat16, on CPU float32.
+        attention: "auto", or the form of attention to use wherever it fits; "einsum" does without the kernels for TPUs.
         mesh: Of this host's devices, such as "data=2,tensor=2"; by default every device is data parallel.
         slots: Rows decoded at once, for each ring.
         ring_lengths: Columns of the caches, ascending.
@@ -79,6 +80,7 @@ class BatchConfig:
     workers: int | None = None
     record_timeout: float = 120.0
     dtype: str | None = None
+    attention: str = "auto"
     mesh: str | None = None
     slots: tuple[int, ...] | None = None
     ring_lengths: tuple[int, ...] | None = None

@@ -87,7 +87,7 @@ def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> 
 
 
 def _engine(config: BatchConfig, directory: Path, keep: bool):
-    shapes = {"slots": config.slots, "ring_lengths": config.ring_lengths}
+    shapes = {"attention": config.attention, "slots": config.slots, "ring_lengths": config.ring_lengths}
     with warnings.catch_warnings():
         if config.quiet:
             warnings.simplefilter("ignore")

@@ -76,13 +76,15 @@ class Engine:
         self.stats = dict.fromkeys(_COUNTERS, 0)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike, *, dtype=None, mesh: Mesh | None = None, **config) -> "Engine":
-        """An engine for a bundled name, a directory or a Hub id; keywords are fields of `EngineConfig`."""
+    def from_pretrained(
+        cls, source: str | os.PathLike, *, dtype=None, mesh: Mesh | None = None, attention: str = "auto", **config
+    ) -> "Engine":
+        """An engine for a bundled name, a directory or a Hub id; other keywords are fields of `EngineConfig`."""
         from ..checkpoint import load, resolve
         from ..processing import SmolVLMProcessor
 
         directory = resolve(source)
-        model, params = load(directory, dtype=dtype, mesh=mesh)
+        model, params = load(directory, dtype=dtype, mesh=mesh, attention=attention)
         return cls(model, params, SmolVLMProcessor.from_pretrained(directory), EngineConfig(**config), mesh)
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:

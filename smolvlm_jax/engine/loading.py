@@ -20,13 +20,14 @@ def load_engine(
     dtype: str | None = None,
     mesh: str | None = None,
     keep_special_tokens: bool | None = None,
+    attention: str = "auto",
     **config,
 ):
     """An Engine for a bundled name, a directory or a Hub id, on all local devices: no collective between hosts, so that any of
     them may die.
 
     mesh: sizes like "data=2,tensor=2"; by default every device is data parallel. keep_special_tokens: by default for docling
-    checkpoints. config: fields of EngineConfig. Raises CheckpointError and InputError.
+    checkpoints. attention: as in `load`. config: fields of EngineConfig. Raises CheckpointError and InputError.
     """
     import jax
 
@@ -41,6 +42,6 @@ def load_engine(
     else:
         placed = make_mesh(data=-1, devices=devices) if len(devices) > 1 else None
     keep = is_docling(directory) if keep_special_tokens is None else keep_special_tokens
-    model, params = load(directory, dtype=dtype, mesh=placed)
+    model, params = load(directory, dtype=dtype, mesh=placed, attention=attention)
     processor = SmolVLMProcessor.from_pretrained(directory)
     return Engine(model, params, processor, EngineConfig(keep_special_tokens=keep, **config), placed)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from tiers import fast_first
 
-from smolvlm_jax import decoder, make_mesh
+from smolvlm_jax import decoder, load, make_mesh
 from smolvlm_jax.attention import decode as module
+from smolvlm_jax.attention import dispatch
 from smolvlm_jax.attention import trial as kernels
 from smolvlm_jax.attention.dispatch import Attended, LayerCache, attention, cached_attention, write_columns
 from smolvlm_jax.cache import KVCache
+from smolvlm_jax.errors import ConfigError
 from smolvlm_jax.sharding import activate
 
 kernel = partial(module.decode_attention, interpret=True)
@@ -208,6 +210,17 @@ def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch, backend, recwarn):
         recwarn.clear()
         assert not said if found[0] else len(said) == 1 and reason in said[0] and example.__name__ in said[0]
     kernels.trusted.cache_clear()
+
+
+def test_loading_tries_the_kernels_that_the_model_may_use(monkeypatch):
+    tried = []
+    monkeypatch.setattr(dispatch, "trusted", tried.append)
+    load("tiny")
+    assert tried == [kernels.decode_example, kernels.splash_example]
+    load("tiny", attention="einsum")
+    assert len(tried) == 2
+    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode"):
+        load("tiny", attention="fused")
 
 
 def test_the_examples_agree_in_the_interpreter(monkeypatch):
