@@ -47,10 +47,6 @@ class Checkpoints:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def steps(self) -> list[int]:
-        """Steps that have a checkpoint."""
-        return sorted(self._manager.all_steps())
-
     def save(self, step: int, state: TrainState, positions: list, metrics: dict[str, float] | None = None) -> None:
         """Start writing; returns when the state has been copied.
 
@@ -72,7 +68,7 @@ class Checkpoints:
         """Read the checkpoint of a step.
 
         Args:
-            step: one of `steps()`.
+            step: of the checkpoint.
             like: the state to expect, as ShapeDtypeStructs with the shardings to restore to; the number of devices may differ
                 from that of the run that saved it.
 

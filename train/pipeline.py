@@ -83,7 +83,7 @@ class TrainingData:
             config,
             rows=config.batch_size // count,
             image_seq_len=own.image_seq_len,
-            tile_size=own.image_processor.max_image_size["longest_edge"],
+            tile_size=own.image_processor.to_dict()["max_image_size"]["longest_edge"],
         )
         self._dataset, self._records = dataset(config, seed)
         self._taken = self._skip = 0

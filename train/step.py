@@ -15,13 +15,11 @@ from .forward import Batch, token_losses
 from .partition import Partition, join
 from .state import TrainState, make_optimizer, state_shardings
 
-__all__ = ["batch_placement", "jit_step", "make_step", "place", "pure_step"]
+__all__ = ["batch_placement", "jit_step", "make_step", "place"]
 
 
-def pure_step(
-    model: SmolVLMForConditionalGeneration, partition: Partition, shardings: TrainState
-) -> Callable[[TrainState, dict, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step before jit: (state, base, batch) -> (state, metrics).
+def jit_step(model: SmolVLMForConditionalGeneration, partition: Partition, mesh: Mesh) -> Any:
+    """The jitted step: (state, base, batch) -> (state, metrics). The old state is donated; the new one is placed like it.
 
     base: the frozen parameters under LoRA, else {}. A batch whose input_ids have three dimensions is a stack of batches; a loop
     goes through them, so that the activations of only one exist at a time. The loss is the mean over the labelled tokens of all
@@ -29,6 +27,7 @@ def pure_step(
     """
     config = partition.config
     optimizer = make_optimizer(config)
+    shardings = state_shardings(partition, mesh)
     trained_shardings, _ = partition.split(shardings.params)
 
     def sums(params, kept, base, batch):
@@ -74,13 +73,6 @@ def pure_step(
             "skipped": after.skipped,
         }
 
-    return step
-
-
-def jit_step(model: SmolVLMForConditionalGeneration, partition: Partition, mesh: Mesh):
-    """`pure_step` under jit. The old state is donated; the new one is placed like it."""
-    shardings = state_shardings(partition, mesh)
-    step = pure_step(model, partition, shardings)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
