@@ -17,11 +17,11 @@ a small digit somewhere; a digit in a fixed place is read after a hundred steps.
 import argparse
 import functools
 import io
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +281,7 @@ def make(folder: Path, steps: int = STEPS, seed: int = 0, processes: int | None 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "train.arrow"
     partial = folder / ".train.arrow.part"
-    with ProcessPoolExecutor(processes or os.cpu_count()) as pool, pyarrow.ipc.new_stream(partial, schema) as stream:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool, pyarrow.ipc.new_stream(partial, schema) as stream:
         found = pool.map(functools.partial(_records_of_step, seed), range(steps), chunksize=4)
         for records in tqdm(found, total=steps, unit="step", disable=not progress):
             stream.write_batch(pyarrow.RecordBatch.from_pylist(records, schema))

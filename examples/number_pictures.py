@@ -19,8 +19,10 @@ from smolvlm_jax.errors import SmolVLMError
 
 
 def make(folder: Path, count: int, seed: int) -> None:
-    """`count` pictures NUMBER-OF-THE-PICTURE_WRITTEN-NUMBER.png, as many of one, two, three and four digits: with the default
-    seed, those on which the recipe evaluates itself."""
+    """Write `count` pictures NUMBER-OF-THE-PICTURE_WRITTEN-NUMBER.png, as many of one, two, three and four digits.
+
+    With the default seed they are those of `handwritten_numbers.py evaluate`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for index in range(count):
