@@ -16,7 +16,8 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,7 @@ def _ending(path: Path) -> str:
 
 
 def _open_file(path: Path, source: DataSource) -> Records:
+    _refuse_splits(path, source)
     ending = _ending(path)
     if ending in _LINES:
         return LineRecords([path], source.limit)
@@ -200,42 +202,43 @@ def _open_file(path: Path, source: DataSource) -> Records:
 
 
 def _open_directory(path: Path, source: DataSource) -> Records:
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = path / source.split if (path / "dataset_dict.json").is_file() else path
-        try:
-            found = _datasets().load_from_disk(os.fspath(saved))
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{saved} is no saved dataset that can be read: {error}") from error
+    several = (path / "dataset_dict.json").is_file()
+    if several or (path / "state.json").is_file():
+        if not several:
+            _refuse_splits(path, source)
+        with _reading(path) as datasets:
+            found = datasets.load_from_disk(path / source.split if several else path)
         return DatasetRecords(found, os.path.abspath(path), path.name, source.limit)
     files = [p for p in sorted(path.rglob("*")) if not p.name.startswith((".", "_"))]
     # Pictures beside conversations do not make an image folder of a directory, as they would by `datasets`' rules.
     lines = [p for p in files if _ending(p) in _LINES and p.name != "metadata.jsonl"]
-    if lines and not any(_ending(p) in (".parquet", ".pq") for p in files):
-        named = [p for p in lines if p.name.startswith(source.split) or source.split in p.relative_to(path).parts[:-1]]
-        return LineRecords(named or lines, source.limit)
-    return _open_named(source)
+    if not lines or any(_ending(p) in (".parquet", ".pq") for p in files):
+        return _open_named(source)
+    named = [p for p in lines if p.name.startswith(source.split) or source.split in p.relative_to(path).parts[:-1]]
+    if not named:
+        _refuse_splits(path, source)
+    return LineRecords(named or lines, source.limit)
+
+
+def _refuse_splits(path: Path, source: DataSource) -> None:
+    if source.split != "train" or source.name is not None:
+        raise InputError(f"{path} has neither splits nor configurations: leave out split and name")
 
 
 def _open_named(source: DataSource) -> Records:
     """A directory of files in splits, or a dataset of the Hub. Only the files of the split that is asked for are read."""
-    datasets = _datasets()
-    try:
+    with _reading(source.path, "holds no training data") as datasets:
         builder = datasets.load_dataset_builder(source.path, source.name)
-        splits = builder.config.data_files or {}
-    except _failures(datasets) as error:
-        raise InputError(f"{source.path} holds no training data: {_one_line(error)}") from error
+    splits = builder.config.data_files or {}
     if source.split not in splits:
         raise InputError(f"{source.path} has no split {source.split}; it has {', '.join(map(str, splits)) or 'none'}")
     return _read_files(builder.name, list(splits[source.split]), source)
 
 
 def _read_files(reader: str, files: list[str], source: DataSource) -> Records:
-    datasets = _datasets()
-    name = os.path.basename(files[0] if len(files) == 1 else source.path)
-    try:
+    with _reading(source.path) as datasets:
         found = _load(datasets, reader, files)
-    except _failures(datasets) as error:
-        raise InputError(f"{source.path} cannot be read: {_one_line(error)}") from error
+    name = os.path.basename(files[0] if len(files) == 1 else source.path)
     return DatasetRecords(found, os.path.dirname(os.path.abspath(files[0])), name, source.limit)
 
 
@@ -248,20 +251,16 @@ def _load(datasets, reader: str, files: list[str]):
     return datasets.load_dataset(reader, data_files=files, split="train")
 
 
-def _failures(datasets) -> tuple[type[Exception], ...]:
-    """What `datasets` raises for data that is not there or cannot be read."""
-    return (datasets.exceptions.DatasetsError, OSError, ValueError)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _datasets():
+@contextmanager
+def _reading(path: str | os.PathLike, problem: str = "cannot be read") -> Iterator[Any]:
+    """`datasets`, whose errors become one InputError that names the path."""
     try:
         import datasets
     except ImportError as error:
         raise MissingExtraError("reading anything but JSON lines", "train") from error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    return datasets
+    try:
+        yield datasets
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} {problem}: {' '.join(str(error).split())}") from error

@@ -255,6 +255,12 @@ def test_a_split_that_is_asked_for(tmp_path, monkeypatch):
         open_records(DataSource(str(tmp_path / "both"), split="other"))
 
 
+def test_splits_that_do_not_exist_are_refused(folder):
+    for path in (folder / "train.jsonl", folder):
+        with pytest.raises(InputError, match="neither splits nor configurations"):
+            open_records(DataSource(str(path), split="test"))
+
+
 def test_lines_compressed_with_zstandard(folder, tmp_path):
     zstandard = pytest.importorskip("zstandard", reason="reading .zst needs zstandard (train extra)")
     (tmp_path / "train.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress((folder / "train.jsonl").read_bytes()))
