@@ -31,6 +31,11 @@ def serve():
         elif kind == "print":
             os.write(1, value)
             channel.send(sys.stdin.read())
+        elif kind == "code":
+            class Code:
+                def __reduce__(self):
+                    return os.mkdir, (value,)
+            channel.send(Code())
         elif kind == "sleep":
             time.sleep(value)
         elif kind == "abort":
@@ -83,6 +88,15 @@ def test_messages_are_what_was_sent(start):
             assert np.array_equal(answer["nested"][1], picture[0])
         else:
             assert answer == message
+
+
+def test_a_child_can_send_no_code(start, tmp_path):
+    """A file that takes over a decoder in the child gets no further."""
+    one = start()
+    one.send(("code", str(tmp_path / "made")))
+    with pytest.raises(ConnectionError, match=r"posix\.mkdir"):
+        one.receive(10)
+    assert not (tmp_path / "made").exists()
 
 
 def test_what_a_child_prints_and_reads_is_no_message(start):
