@@ -15,6 +15,7 @@ import functools
 import io
 import os
 import pickle
+import queue
 import select
 import signal
 import socket
@@ -23,8 +24,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 __all__ = ["AVAILABLE", "Channel", "Child", "parent"]
@@ -159,8 +160,10 @@ class Child(Channel):
             start_new_session=True,  # Ctrl-C is for the parent, which ends its children
         )
         try:
+            started: Future[subprocess.Popen] = Future()
             with theirs:
-                self._process = _starter(os.getpid()).submit(start).result()
+                _starter(os.getpid()).put((start, started))
+                self._process = started.result()
         except BaseException:
             self.close()
             raise
@@ -194,9 +197,23 @@ class Child(Channel):
 
 
 @functools.lru_cache
-def _starter(process: int) -> ThreadPoolExecutor:
-    """The thread that starts all children of a process: Linux ends a child with the *thread* that started it."""
-    return ThreadPoolExecutor(1, "child-starter")
+def _starter(process: int) -> queue.SimpleQueue[tuple[Callable[[], subprocess.Popen], Future[subprocess.Popen]]]:
+    """What the thread that starts all children of a process is told: Linux ends a child with the *thread* that started it.
+
+    The thread never ends, not even with the main thread, whose end other threads may outlive.
+    """
+    tasks: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        while True:
+            start, started = tasks.get()
+            try:
+                started.set_result(start())
+            except BaseException as error:
+                started.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return tasks
 
 
 def parent() -> Channel:

@@ -140,6 +140,28 @@ def test_a_child_outlives_the_thread_that_started_it(start):
     assert one.receive(10) == 7
 
 
+def test_children_serve_threads_that_outlive_the_main_one(start, tmp_path):
+    code = f"""
+import sys, threading, time
+sys.path.insert(0, {str(tmp_path)!r})
+from smolvlm_jax.child import Child
+one = Child("served", None, quiet=True)
+
+def work():
+    threading.main_thread().join()
+    time.sleep(0.5)
+    for each in (one, Child("served", None, quiet=True)):
+        each.send(("echo", 1))
+        print(each.receive(20))
+
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    assert done.stdout == "1\n1\n", done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize("closed", ["", "import os; os.close(0)", "import os; os.close(0); os.close(1); os.close(2)"])
 def test_children_end_with_a_parent_that_is_killed(start, tmp_path, closed):

@@ -26,7 +26,7 @@ __all__ = ["run_batch"]
 
 
 def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[str, Any]:
-    """Answer every record of this process's shard that has no row yet. Run again, it goes on where it stopped.
+    """Answer every record of this process's shard that has no row yet. Called again, it continues where it stopped.
 
     SIGTERM and SIGINT stop the job if this is called from the main thread; finished rows are kept.
 
@@ -35,9 +35,9 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
         notify: Called with remarks for the user, unless `config.quiet`.
 
     Returns:
-        The summary that is also written to the output directory: "complete" (whether every record of the shard has a row),
-        "records", "answers", "errors", "error_share", "finish_reasons" and the figures of docs/batch.md. Of a job that was
-        stopped by a signal, which is no reason to write it, "signal" holds the number.
+        The summary: "complete" (whether every record of the shard has a row), "records", "answers", "errors", "error_share",
+        "finish_reasons" and the other figures of docs/batch.md. It is also written to the output directory, unless a signal
+        stopped the job: then "signal" holds its number.
 
     Raises:
         SmolVLMError: for what is wrong with the configuration, the input, the model, or an output that another job wrote.
