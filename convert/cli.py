@@ -77,7 +77,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     _add_revision(convert)
     add_quiet(convert, "no progress, no summary; warnings and errors only")
     mesh = "cut the orbax checkpoint for this mesh, e.g. data=1,fsdp=8,tensor=1 (default: fsdp=8)"
-    machine = add_machine(convert, dtype="as stored", dtypes=None, mesh=mesh)
+    machine = add_machine(convert, dtype="as stored", dtypes=None, mesh=mesh, attention=False)
     machine.add_argument(
         "--distributed", action="store_true", help="one process of a jax job (TPU pod, Slurm, …); each writes its part"
     )

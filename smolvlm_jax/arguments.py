@@ -95,13 +95,15 @@ def add_machine(
     dtype: str = "bfloat16, on CPU float32",
     dtypes: Collection[str] | None = ("float32", "bfloat16"),
     mesh: str | None = None,
+    attention: bool = True,
 ) -> argparse._ArgumentGroup:
-    """--dtype and --mesh.
+    """--dtype, --attention and --mesh.
 
     Args:
         parser: Of the command.
         dtype: The default of --dtype, in words.
         dtypes: What --dtype may be; None leaves the check to the command.
+        attention: Whether there is --attention.
         mesh: What the mesh is for and its default, in words; None: there is no --mesh.
 
     Returns:
@@ -110,6 +112,9 @@ def add_machine(
     group = parser.add_argument_group("machine")
     names = "dtype of the weights" if dtypes else "float32, bfloat16 or float16"
     group.add_argument("--dtype", choices=dtypes, help=f"{names} (default: {dtype})")
+    if attention:
+        forms = "form of attention, such as einsum, which does without the kernels for TPUs"
+        group.add_argument("--attention", default="auto", metavar="FORM", help=forms)
     if mesh is not None:
         group.add_argument("--mesh", metavar="AXIS=N,…", help=mesh)
     return group

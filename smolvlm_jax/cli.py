@@ -71,7 +71,7 @@ def _generate(options: argparse.Namespace) -> int:
         pixel_format="uint8",
     )
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
-    model, params = load(directory, dtype=options.dtype)
+    model, params = load(directory, dtype=options.dtype, attention=options.attention)
     steps = stream(model, params, **inputs, **sampling)
     blank = True  # the space that separates an answer from "Assistant:" is not part of it
     for piece in _text_pieces(processor, (int(step[0]) for step in steps)):

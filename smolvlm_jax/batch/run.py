@@ -87,8 +87,8 @@ def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> 
 
 
 def _engine(config: BatchConfig, directory: Path, keep: bool):
-    shapes = {"attention": config.attention, "slots": config.slots, "ring_lengths": config.ring_lengths}
+    settings = {name: getattr(config, name) for name in ("dtype", "mesh", "attention", "slots", "ring_lengths")}
     with warnings.catch_warnings():
         if config.quiet:
             warnings.simplefilter("ignore")
-        return load_engine(directory, dtype=config.dtype, mesh=config.mesh, keep_special_tokens=keep, **shapes)
+        return load_engine(directory, keep_special_tokens=keep, **settings)
