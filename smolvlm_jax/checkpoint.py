@@ -32,23 +32,36 @@ __all__ = ["COMPANIONS", "bundled_models", "default_dtype", "load", "resolve", "
 
 
 def load(
-    source: str | os.PathLike, dtype=None, mesh: Mesh | None = None, *, revision: str | None = None, attention: str = "auto"
+    source: str | os.PathLike,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    *,
+    revision: str | None = None,
+    attention: str = "auto",
 ) -> tuple[SmolVLMForConditionalGeneration, dict]:
     """Read a checkpoint.
 
-    source: a bundled name ("tiny"), a Hugging Face directory or Hub id, an orbax directory of ours, or a training run, of
-    which the parameters of the last step are read.
-    dtype: what to compute in and store the parameters as. Default: parameters keep the dtype of the file, computation is
-    in `default_dtype()`.
-    mesh: place each parameter on this mesh as its logical axes say; every host reads only what its devices hold.
-    attention: the model's field, "auto" or the name of a form. The kernels that it admits are tried here, where there is a TPU.
+    Args:
+        source: a bundled name ("tiny"), a Hugging Face directory, a Hub id, a safetensors file, an orbax directory of ours, or
+            a training run, of which the parameters of the last step are read.
+        dtype: what to compute in and store the parameters as. Default: parameters keep the dtype of the file, and computation
+            is in `default_dtype()`.
+        mesh: place each parameter on this mesh as its logical axes say; every host reads only what its devices hold.
+        revision: branch, tag or commit of a Hub id.
+        attention: the model's field, "auto" or the name of a form. The kernels that it admits are tried here, if there is a
+            TPU.
 
-    Returns the model (a hashable description, safe as a jit static) and its parameters, a nested dict of jax arrays.
-    Raises CheckpointError with one list of all missing, surplus and misshapen tensors.
+    Returns:
+        The model, which is a hashable description and may be a static argument of jit, and its parameters, a nested dict of
+        jax arrays.
+
+    Raises:
+        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape.
+        ConfigError: no model can be built from config.json.
     """
     try_kernels(attention)
     with open_checkpoint(source, revision=revision) as opened:
-        # Whether the head is tied is a fact of the weights: config.json has contradicted itself across transformers versions.
+        # Whether the head is tied is read from the weights: what config.json says has varied between transformers versions.
         compute = default_dtype() if dtype is None else dtype
         generation = opened.companions.get("generation_config.json")
         defaults = GenerationConfig.from_pretrained(generation.parent) if generation else None

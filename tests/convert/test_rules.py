@@ -14,6 +14,8 @@ from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restor
 from smolvlm_jax.convert.safetensors_file import DTYPES
 from smolvlm_jax.convert.to_hf import parse_size
 from smolvlm_jax.errors import CheckpointError, InputError
+from smolvlm_jax.model import SmolVLMForConditionalGeneration
+from smolvlm_jax.parameters import summed_dimensions
 
 PATTERNS = sorted(set(RULES.values()))
 VISION = dict(
@@ -38,6 +40,12 @@ SIZES = {
     "granite-docling": (text(576, 30, 9, 3, 1536, 100352), VISION, 4, True, 470, None),
 }
 
+ONE_LAYER = SmolVLMConfig(
+    SmolVLMVisionConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4),
+    SmolVLMTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9),
+    scale_factor=2,
+)
+
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_table_is_closed_for_every_published_size(size):
@@ -58,15 +66,20 @@ def test_the_table_is_closed_for_every_published_size(size):
 
 
 def test_every_row_is_used_and_no_two_rows_meet():
-    config = SmolVLMConfig(
-        SmolVLMVisionConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4),
-        SmolVLMTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9),
-        scale_factor=2,
-    )
-    names = [torch_name(path)[0] for path in parameter_shapes(config)]
+    names = [torch_name(path)[0] for path in parameter_shapes(ONE_LAYER)]
     assert len(set(names)) == len(names) == len(RULES)
     with pytest.raises(CheckpointError, match="no rule"):
         torch_name("model/text_model/layers_0/lora/kernel")
+
+
+def test_patterns_of_kernels_are_those_of_their_projections():
+    """A projection's kernel has the summed dimensions first, and is a matrix (out, in) in PyTorch."""
+    kernels = summed_dimensions(SmolVLMForConditionalGeneration(ONE_LAYER))
+    assert len(kernels) == 2 + 7 + 6
+    for path, summed in kernels.items():
+        names = torch_name(path)[1].split("->")[1].split()
+        groups = [part if len(part) == 1 else [f"({' '.join(part)})"] for part in (names[summed:], names[:summed])]
+        assert torch_name(path)[1] == f"{groups[0][0]} {groups[1][0]} -> {' '.join(names)}", path
 
 
 @st.composite
