@@ -2,7 +2,6 @@
 with a size limit and errors that name the file; the small files that accompany a checkpoint."""
 
 import errno
-import glob
 import json
 import os
 import secrets
@@ -10,7 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,28 +110,20 @@ def remove_dead(paths: Iterable[Path], foreign: bool = False) -> None:
     """
     for path in paths:
         ours = f".{HOST}." in path.name
-        if not ours and not foreign:
-            continue
-        try:
-            with open(path, "rb") as file:
+        if ours or foreign:
+            with suppress(OSError), open(path, "rb") as file:
                 if not ours or try_lock(file):
                     path.unlink(missing_ok=True)
-        except OSError:
-            continue
 
 
 def sync_directory(directory: Path) -> None:
     """Make renames in a directory survive a power cut, on file systems that support it."""
-    try:
+    with suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointError) -> str:
@@ -217,7 +208,6 @@ def write_text(path: str | os.PathLike, text: str | bytes) -> str:
     if target.parent.is_file():
         raise CheckpointError(f"{str(target.parent)!r} is a file; pass a directory to save to")
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_dead(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
     with whole_file(target) as file:
         file.write(text.encode("utf-8") if isinstance(text, str) else text)
     return os.fspath(path)

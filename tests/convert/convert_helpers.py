@@ -136,7 +136,7 @@ def shell(*arguments: object, **options) -> subprocess.CompletedProcess:
 
 
 def write_safetensors(path: Path, header: object, data: bytes = b"", length: int | None = None) -> None:
-    """A safetensors file by hand, as wrong as a test wants it."""
+    """A safetensors file made by hand, with the fault that a test needs."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
 
@@ -156,7 +156,7 @@ def transformers_warnings():
     logger, handler = logging.getLogger("transformers"), Keep()
     level, logger.disabled = logger.level, False
     logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)  # whatever an earlier test, or CI=true in the environment, made of it
+    logger.setLevel(logging.WARNING)  # an earlier test, or CI=true in the environment, may have changed it
     try:
         yield found
     finally:

@@ -20,7 +20,7 @@ def test_every_command_of_the_page_runs(tmp_path):
     helpers.add_processor(tmp_path / "model")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     for command in commands:
-        # the interpreter of this test rather than whatever `smolvlm-jax` the path holds
+        # this test's interpreter, and not a `smolvlm-jax` from the path
         line = command.replace("smolvlm-jax", f"{sys.executable} -m smolvlm_jax", 1)
         done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, with bad intent or bad luck: a one-line error and exit code 2, and nothing is executed."""
+"""Damaged and malicious files: a one-line error and exit code 2, and nothing is executed."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def copy(original, tmp_path) -> Path:
 
 
 def refused(source: Path, message: str, error=CheckpointError) -> None:
-    """Neither `convert` nor `load` takes it, and nothing is left behind."""
+    """`convert` and `load` refuse it, and no files are left behind."""
     before = sorted(source.parent.iterdir())
     for attempt in (lambda: convert(source, source.parent / "out", quiet=True), lambda: load(source)):
         with pytest.raises(error, match=message):
@@ -125,7 +125,7 @@ def test_pickles_that_execute_code_are_refused_unread(copy, tmp_path, protocol):
     refused(copy, "refused")
     assert not (tmp_path / "executed").exists()
     pickle.loads(pickled)
-    assert (tmp_path / "executed").exists()  # the payload works; nobody ran it
+    assert (tmp_path / "executed").exists()  # the payload works, and was not run before
 
 
 def test_a_pickle_is_refused_by_what_it_names_even_where_torch_would_look_away(copy, tmp_path):

@@ -63,7 +63,7 @@ def finish(process: subprocess.Popen) -> str:
     ("fsdp", "tensor"), [*(pytest.param(*more, marks=pytest.mark.thorough) for more in ((1, 1), (4, 1), (8, 1))), (2, 4)]
 )
 def test_converted_for_eight_and_read_on_any(original, tmp_path_factory, fsdp, tensor):
-    """Must show 3: cut for FSDP over 8 devices, read back on 1, on 4 and on others: equal."""
+    """Cut for FSDP over 8 devices, read back on 1, on 4 and on others: equal."""
     converted = tmp_path_factory.getbasetemp() / "for-eight"
     if not converted.exists():
         convert(original, converted, mesh={"data": 1, "fsdp": 8, "tensor": 1}, quiet=True)

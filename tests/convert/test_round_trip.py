@@ -258,13 +258,13 @@ import transformers
 sys.path.insert(0, sys.argv[1])
 import convert_helpers
 with convert_helpers.transformers_warnings() as said:
-    transformers.AutoModel.from_pretrained(sys.argv[2])  # the base class has no use for the head
+    transformers.AutoModel.from_pretrained(sys.argv[2])  # the base class does not use the head
 assert any("lm_head.weight" in line for line in said), said
 """
 
 
 def test_the_ear_for_warnings_hears(originals):
-    """The round trip asserts silence; this is what noise looks like, in a process of its own."""
+    """The round trip asserts that there are no warnings; here a process of its own shows that they would be seen."""
     done = subprocess.run(
         [sys.executable, "-c", EAR, str(Path(__file__).parent), str(originals())], capture_output=True, text=True
     )

@@ -116,7 +116,7 @@ def test_a_hub_id_is_read_from_the_cache_and_its_commit_is_recorded(cache, origi
     )
     assert same(load(tmp_path / "out")[1], load(original)[1])
     snapshot = home / "hub" / "models--somebody--tiny" / "snapshots" / commit
-    assert same(load(snapshot)[1], load(original)[1])  # the links of the cache are no escape
+    assert same(load(snapshot)[1], load(original)[1])  # the links of the cache may leave the snapshot
 
 
 def test_what_is_not_in_the_cache_is_one_line(cache, tmp_path):

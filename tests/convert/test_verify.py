@@ -1,4 +1,4 @@
-"""`verify`: equal is equal, different is found and named, and the stages part where the weights do."""
+"""`verify`: equal checkpoints are equal, differences are found and named, and stages differ where the weights do."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_rounding_is_told_from_damage(original, tmp_path):
     assert {row.status for row in report.tensors} == {"rounded"}
     assert {row.dtypes for row in report.tensors} == {("float32", "bfloat16")}
 
-    def truncate(tensors):  # what a careless cast does instead of rounding
+    def truncate(tensors):  # a cast that does not round
         for name, value in tensors.items():
             tensors[name] = (value.view(np.uint32) >> 16).astype(np.uint16).view(ml_dtypes.bfloat16)
 
@@ -135,11 +135,11 @@ def test_stages_agree_with_transformers(original, orbax):
     assert stages.runs == ["A transformers", "A ours", "B ours"]
     assert [(row.prompt, row.stage) for row in stages.rows] == EXPECTED
     for row in stages.rows:
-        assert row.relative["A ours"] == row.relative["B ours"]  # the same bits went in
+        assert row.relative["A ours"] == row.relative["B ours"]  # both have the same bits
         assert row.relative["A ours"] <= (0 if "tokens" in row.stage and row.stage != "image tokens" else 2e-5)
         if row.stage in ("tokens", "pixels"):
             assert row.relative["A ours"] == 0
-    assert stages.rows[0].shape[1] > 60  # the question went through the tokenizer, letter by letter
+    assert stages.rows[0].shape[1] > 60  # the tokenizer has a token for each letter of the question
     assert "identity" in stages.position_rule
     assert "transformers 5." in stages.position_rule
 

@@ -79,7 +79,7 @@ def test_force_keeps_the_old_one_when_the_new_one_fails(original, tmp_path):
 
 
 def test_two_at_once_and_what_a_dead_one_left(tmp_path):
-    """A living writer is respected, a dead one's leftovers are removed, and it is said."""
+    """A second writer is refused while the first one lives; what a killed one left is removed, with a message."""
     script = (
         "import sys, time; from pathlib import Path; from smolvlm_jax.directories import whole_directory\n"
         "with whole_directory(Path(sys.argv[1])) as target:\n"
@@ -103,7 +103,7 @@ def test_two_at_once_and_what_a_dead_one_left(tmp_path):
 
 
 def test_killed_between_the_two_renames(original, tmp_path):
-    """The only moment at which the destination is absent although it was there: the next run puts the old one back."""
+    """The only moment at which an existing destination is absent: the next run puts the old one back."""
     out = tmp_path / "out"
     convert(original, out, quiet=True)
     out.rename(tmp_path / ".out.old")
@@ -124,7 +124,7 @@ def test_killed_at_any_moment(original, tmp_path, to):
     if to == "hf":
         source = tmp_path / "source"
         convert(original, source, quiet=True)
-    # The imports take a second and the writing a tenth of it, so the child says when it starts to write.
+    # The imports take a second and the writing a tenth of it, so the child prints a line when it starts to write.
     script = (
         "import sys; from smolvlm_jax.convert import conversion, opened\n"
         "really = opened.open_checkpoint\n"
@@ -183,7 +183,7 @@ def test_a_full_disk_is_a_clear_error(original, tmp_path, monkeypatch, kind):
 
 @pytest.mark.parametrize("to", ["orbax", "hf"])
 def test_a_disk_that_fills_up(original, tmp_path, to, monkeypatch):
-    """On a real file system of 300 KB, where the caller may mount one."""
+    """On a real file system of 300 KB, if the process may mount one."""
     import smolvlm_jax.convert.conversion as conversion
 
     monkeypatch.setattr(conversion, "check_free_space", lambda directory, needed: None)
