@@ -103,7 +103,7 @@ def convert(
             raise InputError(f"{destination} is or contains the source {opened.root}: choose another destination")
         size = total_bytes(opened.leaves, wanted)
         check_free_space(Path(destination), size + _MARGIN)
-        job = _Job(opened, Path(destination), wanted, size, force, quiet, notify)
+        job = _Job(opened, Path(destination), dtype=wanted, nbytes=size, force=force, quiet=quiet, notify=notify)
         bad = job.to_orbax(mesh) if kind == "orbax" else job.to_hf(limit)
     warnings = tuple(
         f"{name} has {count:,} values that are NaN or infinite" + (f" in {wanted.name}" if wanted is not None else "")

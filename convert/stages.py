@@ -190,7 +190,7 @@ def run_ours(source: Checkpoint, inputs: Inputs, position_ids: str) -> Stages:
     from ..model import SmolVLMForConditionalGeneration
     from .place import place
 
-    model = SmolVLMForConditionalGeneration(source.model_config, jnp.float32, position_ids)
+    model = SmolVLMForConditionalGeneration(source.model_config, dtype=jnp.float32, vision_position_ids=position_ids)
     params = place(source, model, jnp.float32)
     encode, decode = _compiled(model)
     states, last, features = encode(params, jnp.einsum("ichw->ihwc", jnp.asarray(inputs.pixels)))
@@ -309,7 +309,8 @@ def compare_stages(
     if any(name.endswith("transformers") for name in runs):
         rule += f"; transformers {version('transformers')} is installed and follows its own"
     dtypes = {name: sides[name[0]].dtype for name in runs}
-    return StageReport(list(runs), *_rows(runs, dtypes), rule, notes)
+    rows, tolerances = _rows(runs, dtypes)
+    return StageReport(runs=list(runs), rows=rows, tolerances=tolerances, position_rule=rule, notes=notes)
 
 
 def _tolerance(reference: np.dtype, dtype: np.dtype) -> float:
@@ -318,20 +319,20 @@ def _tolerance(reference: np.dtype, dtype: np.dtype) -> float:
 
 
 def _rows(runs: dict[str, Stages], dtypes: dict[str, np.dtype]) -> tuple[list[StageRow], dict[str, float]]:
-    names = list(runs)
-    reference = runs[names[0]]
-    tolerances = {name: _tolerance(dtypes[names[0]], dtypes[name]) for name in names[1:]}
+    """The rows, by prompt, and the tolerance of every run but the first, which is the reference."""
+    reference, *others = runs
+    tolerances = {name: _tolerance(dtypes[reference], dtypes[name]) for name in others}
     rows = []
-    for key in sorted(reference, key=lambda key: key[0]):
-        values = reference[key]
-        relative = {name: _distance(values, runs[name][key]) if key in runs[name] else None for name in names[1:]}
+    for (prompt, stage), values in sorted(runs[reference].items(), key=lambda item: item[0][0]):
+        found = {name: runs[name].get((prompt, stage)) for name in others}
+        relative = {name: None if other is None else _distance(values, other) for name, other in found.items()}
         parted = []
         for name, gap in relative.items():
             # rounded weights may choose another token where two are nearly as likely, which is no failure
-            exact = key[1] in ("tokens", "greedy tokens")
-            judged = not (key[1] == "greedy tokens" and dtypes[name] != dtypes[names[0]])
+            exact = stage in ("tokens", "greedy tokens")
+            judged = not (stage == "greedy tokens" and dtypes[name] != dtypes[reference])
             if judged and gap is not None and gap > (0 if exact else tolerances[name]):
                 parted.append(name)
         scale = float(np.abs(values.astype(np.float64)).max())
-        rows.append(StageRow(key[0], key[1], tuple(values.shape), scale, relative, tuple(parted)))
+        rows.append(StageRow(prompt, stage, values.shape, scale, relative, tuple(parted)))
     return rows, tolerances
