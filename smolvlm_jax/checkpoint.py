@@ -116,15 +116,16 @@ def save_hf(
     model: SmolVLMForConditionalGeneration,
     params: Mapping[str, Any],
     *,
+    max_shard_size: str | int = "4GB",
     companions: str | os.PathLike | None = None,
     force: bool = False,
-    max_shard_size: str | int = "4GB",
 ) -> None:
     """Write a Hugging Face directory, which transformers and `load` read.
 
     Args:
-        directory, model, params, companions, force: as in `save`.
+        directory, model, params: as in `save`.
         max_shard_size: of a safetensors file: "4GB", "500MiB" or a number of bytes.
+        companions, force: as in `save`.
 
     Raises:
         CheckpointError: as `save` does.
