@@ -1,13 +1,14 @@
 """Logical axis names, the rules that map them to a mesh, and shardings for parameters, batches and activations.
 
 A mesh has the axes `data`, `fsdp` and `tensor`. Parameters and activations name their dimensions (`embed`, `heads`, …);
-`AXIS_RULES` says which mesh axes a name may use. A dimension that its mesh axes do not divide is replicated instead, and the
-program says so once, by name: SmolVLM's 9 and 15 query heads divide by neither 2, 4 nor 8, and data parallelism does not mind.
+`AXIS_RULES` says which mesh axes a name may use. A dimension that its mesh axes do not divide is replicated instead, with one
+warning per name: SmolVLM's 9 and 15 query heads divide by neither 2, 4 nor 8, which data parallelism does not need.
 
-Activations are constrained only inside `jax.set_mesh(mesh)` (or `activate(mesh)`, which is the same thing): with no mesh in
-scope `constrain` returns its input, so single-device code needs no mesh at all.
+Activations are constrained only inside `jax.set_mesh(mesh)`, or `activate(mesh)`, which is the same. With no mesh in scope
+`constrain` returns its input, so code for a single device needs no mesh.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +44,16 @@ AXIS_RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes (data, fsdp, tensor); one of them may be -1 and takes the devices that are left.
+    """A mesh with axes (data, fsdp, tensor), of type Auto: the compiler propagates shardings.
 
-    Axis types are Auto: GSPMD propagates shardings. Raises InputError if the sizes do not multiply to the device count.
+    Args:
+        data: devices along this axis, or -1 in one of the three for the devices that are left.
+        fsdp: see `data`.
+        tensor: see `data`.
+        devices: default: all.
+
+    Raises:
+        InputError: if the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
@@ -64,24 +72,25 @@ def activate(mesh: Mesh):
     return jax.set_mesh(mesh)
 
 
-_said: set[tuple] = set()
-
-
-def _say_once(name: str, size: int, axes: Sequence[str], ways: int) -> None:
-    key = (name, size, tuple(axes), ways)
-    if key not in _said:
-        _said.add(key)
-        warnings.warn(
-            f"axis {name!r} of size {size} is replicated: the mesh axes {'×'.join(axes)} would split it {ways} ways",
-            stacklevel=4,
-        )
+@functools.cache
+def _warn_once(name: str | None, size: int, axes: str, ways: int) -> None:
+    warnings.warn(f"axis {name!r} of size {size} is replicated: the mesh axes {axes} would split it {ways} ways", stacklevel=4)
 
 
 def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, quiet: bool = False) -> PartitionSpec:
     """The spec of an array whose dimensions carry these logical names.
 
-    A mesh axis that a dimension does not divide, that has size one, or that an earlier dimension of the same array uses
-    already, is left out; the first of these is announced once per name unless `quiet`.
+    A mesh axis is left out that does not divide the dimension, that has size one, or that an earlier dimension of the same
+    array uses.
+
+    Args:
+        names: logical axis of each dimension, None = never sharded.
+        shape: of the array.
+        mesh: a mesh, abstract or not.
+        quiet: do not warn of axes that do not divide.
+
+    Raises:
+        InputError: if there are not as many names as dimensions.
     """
     if len(names) != len(shape):
         raise InputError(f"{len(names)} axis names {tuple(names)} for an array of shape {tuple(shape)}")
@@ -92,9 +101,9 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, q
         wanted = [a for a in AXIS_RULES.get(str(name), ()) if sizes.get(a, 1) > 1 and a not in used]
         chosen = list(wanted)
         while chosen and size % math.prod(sizes[a] for a in chosen):
-            chosen.pop()  # the later axes are the less important
+            chosen.pop()  # the last axis is the least important
         if chosen != wanted and not quiet:
-            _say_once(str(name), size, wanted, math.prod(sizes[a] for a in wanted))
+            _warn_once(name, size, "×".join(wanted), math.prod(sizes[a] for a in wanted))
         used.update(chosen)
         entries.append(chosen[0] if len(chosen) == 1 else tuple(chosen) or None)
     while entries and entries[-1] is None:
@@ -122,10 +131,14 @@ def on_each_device(function: Callable[..., Any], *arrays: jax.Array) -> Any:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Tell the compiler how an activation lies on the mesh in scope; the identity when there is none.
+    """Tell the compiler how an activation is sharded on the mesh in scope; without a mesh, the identity.
 
-    Our own rather than flax's `with_logical_constraint`, which asks for divisible dimensions and returns its input in
-    silence under `with mesh:`.
+    flax's `with_logical_constraint` would require dimensions that divide, and do nothing, without a warning, under
+    `with mesh:`.
+
+    Args:
+        x: the activation.
+        *names: logical axis of each dimension.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -167,7 +180,13 @@ def parameter(module: nn.Module, name: str, init: Any, *dimensions: Dimension, s
 
 
 def parameter_shardings(abstract_params, axes, mesh: Mesh):
-    """NamedShardings for a tree of parameters (anything with `.shape`) and the matching tree of logical axis tuples."""
+    """The tree of NamedShardings of parameters.
+
+    Args:
+        abstract_params: a tree of anything with a `.shape`.
+        axes: the same tree of logical axes, as `logical_axes` returns it.
+        mesh: where the parameters go.
+    """
     return jax.tree.map(
         lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh)),
         abstract_params,
@@ -176,12 +195,13 @@ def parameter_shardings(abstract_params, axes, mesh: Mesh):
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """Rows over (data, fsdp), the rest whole: for token arrays (b, t), tile arrays (N, T, T, 3) and scalars alike."""
+    """Rows over (data, fsdp), other dimensions whole: for tokens (b, t), tiles (N, T, T, 3) and scalars alike."""
     names = ("batch", *[None] * (len(shape) - 1))[: len(shape)]
     return NamedSharding(mesh, partition_spec(names, shape, mesh, quiet=True))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -18,7 +18,14 @@ PUBLISHED = {
 
 
 def published_config(name: str) -> SmolVLMConfig:
-    """The config of a published checkpoint, without its small print (token ids of the text config, initialiser, dtype)."""
+    """The config of a published checkpoint, except for token ids of the text config, initialiser ranges and dtype.
+
+    Args:
+        name: one of PUBLISHED.
+
+    Raises:
+        ConfigError: if there is no such size.
+    """
     if name not in PUBLISHED:
         raise ConfigError(f"no published size {name!r}; known are {', '.join(PUBLISHED)}")
     family, width, layers, heads, kv_heads, mlp, theta, vocabulary, image_token, positions = PUBLISHED[name]

@@ -217,7 +217,7 @@ def test_load_onto_a_mesh(tiny_a):
 
 def test_what_does_not_divide_is_replicated_and_said_once():
     mesh = make_mesh(1, 4, 2)
-    sharding_module._said.clear()
+    sharding_module._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="'kv_heads' of size 3"):
         assert partition_spec(("embed", "kv_heads", None), (48, 3, 8), mesh) == P("fsdp")
     import warnings
