@@ -1,21 +1,19 @@
 """The Llama-style text decoder: rotary grouped-query attention, SwiGLU, RMSNorm."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from .attention import LayerCache, SegmentMask, attention, cached_attention
+from .attention import Attended, LayerCache, SegmentMask, attention, cached_attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
 from .errors import InputError
 from .layers import (
     Embedding,
     Execution,
-    LayerOutput,
     Projection,
     RMSNorm,
     activation,
@@ -25,7 +23,7 @@ from .layers import (
 )
 from .sharding import Dimension, constrain
 
-__all__ = ["SmolVLMTextModel", "SmolVLMTextOutput", "dimensions", "segment_positions"]
+__all__ = ["SmolVLMBaseModelOutputWithPast", "SmolVLMTextModel", "dimensions", "segment_positions"]
 
 # Columns beyond the prompt of a cache whose length is not given.
 _SPARE_COLUMNS = 256
@@ -74,7 +72,7 @@ class TextAttention(_Part):
         rotary: tuple[jax.Array, jax.Array],
         mask: jax.Array | SegmentMask,
         cache: LayerCache | None = None,
-    ) -> LayerOutput:
+    ) -> Attended:
         """See `TextLayer.__call__`."""
         q = self.project("btd,dnh->bnth", "q_proj")(x)
         k = self.project("btd,dkh->bkth", "k_proj")(x)
@@ -86,8 +84,7 @@ class TextAttention(_Part):
             found = attention(q, k, v, mask, form=form, return_weights=weighed)._replace(keys_values=(k, v))
         else:
             found = cached_attention(q, k, v, cache, mask, form=form, return_weights=weighed)
-        out = self.project("bnth,nhd->btd", "o_proj")(found.output)
-        return LayerOutput(out, found.keys_values, found.weights)
+        return found._replace(output=self.project("bnth,nhd->btd", "o_proj")(found.output))
 
 
 class TextMLP(_Part):
@@ -105,7 +102,7 @@ class TextLayer(_Part):
     """Attention and MLP, each after a norm and added to its input."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, **attending) -> LayerOutput:
+    def __call__(self, x: jax.Array, **attending) -> Attended:
         """Run the layer.
 
         Args:
@@ -116,25 +113,29 @@ class TextLayer(_Part):
         norm = partial(RMSNorm, self.config.hidden_size, self.config.rms_norm_eps, self.execution.dtype)
         attend = TextAttention(self.config, self.execution, self.return_weights, name="self_attn")
         attended = attend(norm(name="input_layernorm")(x), **attending)
-        x = constrain(x + attended.hidden, "batch", None, None)
+        x = constrain(x + attended.output, "batch", None, None)
         x = x + TextMLP(self.config, self.execution, name="mlp")(norm(name="post_attention_layernorm")(x))
-        return attended._replace(hidden=constrain(x, "batch", None, None))
+        return attended._replace(output=constrain(x, "batch", None, None))
 
 
-class SmolVLMTextOutput(NamedTuple):
-    """What the decoder returns.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SmolVLMBaseModelOutputWithPast:
+    """What the decoder returns, and with it `SmolVLMModel`. Fields that were not asked for are None.
 
     Attributes:
         last_hidden_state: (b, t, d) after the final norm.
-        hidden_states: the input of each layer, then `last_hidden_state`; None if the layers ran in a loop.
-        attentions: (b, n, t, s) per layer, if they were asked for.
-        past_key_values: the cache, if there was one or one was asked for.
+        past_key_values: the cache.
+        hidden_states: input of each decoder layer, then `last_hidden_state`.
+        attentions: (b, n, t, s) per decoder layer.
+        image_hidden_states: (tiles, tokens, d), padding tiles last.
     """
 
     last_hidden_state: jax.Array
+    past_key_values: KVCache | None = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
-    past_key_values: KVCache | None = None
+    image_hidden_states: jax.Array | None = None
 
 
 class SmolVLMTextModel(nn.Module):
@@ -161,7 +162,7 @@ class SmolVLMTextModel(nn.Module):
         segment_ids: jax.Array | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-    ) -> SmolVLMTextOutput:
+    ) -> SmolVLMBaseModelOutputWithPast:
         """Run the layers.
 
         Args:
@@ -212,7 +213,8 @@ class SmolVLMTextModel(nn.Module):
             keys, values = zip(*out.keys_values, strict=True)
             after = replace(after, keys=keys, values=values)
         last = self.norm(out.hidden)
-        return SmolVLMTextOutput(last, (*out.inputs, last) if output_hidden_states else None, out.weights, after)
+        states = (*out.inputs, last) if output_hidden_states else None
+        return SmolVLMBaseModelOutputWithPast(last, after, states, out.weights)
 
 
 def whole_rows_mask(valid: jax.Array, segment_ids: jax.Array | None, *, padded: bool) -> SegmentMask:

@@ -52,29 +52,15 @@ class Execution:
         return True, policies[name]
 
 
-class LayerOutput(NamedTuple):
-    """What a layer of encoder or decoder returns.
-
-    Attributes:
-        hidden: (b, t, d).
-        keys_values: keys and values of the decoder: without a cache the new ones (b, k, t, h), with one the updated buffers
-            (b, k, L, h). None in the encoder.
-        weights: attention weights (b, n, t, s), if they were asked for.
-    """
-
-    hidden: jax.Array
-    keys_values: tuple[jax.Array, jax.Array] | None = None
-    weights: jax.Array | None = None
-
-
 class StackOutput(NamedTuple):
     """What a stack of layers returns.
 
     Attributes:
         hidden: output of the last layer, (b, t, d).
         inputs: the input of each layer; empty if the layers ran in a loop.
-        keys_values: `LayerOutput.keys_values` of each layer that has them; empty if the layers ran in a loop.
-        weights: `LayerOutput.weights` of each layer, or None if they were not asked for.
+        keys_values: of each layer of the decoder, empty if the layers ran in a loop: without a cache its keys and values
+            (b, k, t, h), with one the updated buffers (b, k, L, h).
+        weights: attention weights of each layer, or None if they were not asked for.
     """
 
     hidden: jax.Array
@@ -103,7 +89,8 @@ def run_layers(
 
     Args:
         stack: the module whose compact method calls this, with the fields `config` and `execution`.
-        layer: the class of the layers, with the fields `config`, `execution` and `return_weights`.
+        layer: the class of the layers, with the fields `config`, `execution` and `return_weights`. A layer returns what its
+            attention returns, with its own output (b, t, d).
         x: input of the first layer (b, t, d).
         caches: each layer's part of a cache, which the layer takes as `cache`.
         last_only: whether nothing but the last hidden states is needed.
@@ -119,7 +106,7 @@ def run_layers(
 
             def step(x, weights):
                 out: Any = one.apply({"params": weights}, x, **shared)
-                return out.hidden, None
+                return out.output, None
 
             if rematerialize:
                 step = jax.checkpoint(step, policy=policy, prevent_cse=False)
@@ -133,7 +120,7 @@ def run_layers(
         own = {} if caches is None else {"cache": caches[l]}
         out = layer(config, execution, return_weights, name=f"layers_{l}")(x, **shared, **own)
         outputs.append(out)
-        x = out.hidden
+        x = out.output
     keys_values = tuple(out.keys_values for out in outputs if out.keys_values is not None)
     weights = tuple(out.weights for out in outputs) if return_weights else None
     return StackOutput(x, tuple(inputs), keys_values, weights)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from .cache import KVCache
 from .config import SmolVLMConfig
 from .connector import SmolVLMConnector
-from .decoder import SmolVLMTextModel, dimensions
+from .decoder import SmolVLMBaseModelOutputWithPast, SmolVLMTextModel, dimensions
 from .errors import ConfigError, InputError
 from .generation_config import GenerationConfig
 from .layers import Execution, Projection
@@ -40,26 +40,6 @@ class ImageFeatures(NamedTuple):
 
     image_hidden_states: jax.Array
     num_tiles: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SmolVLMBaseModelOutputWithPast:
-    """What `SmolVLMModel` returns. Fields that were not asked for are None.
-
-    Attributes:
-        last_hidden_state: (b, t, d) after the final norm.
-        past_key_values: the cache.
-        hidden_states: input of each decoder layer, then `last_hidden_state`.
-        attentions: (b, n, t, s) per decoder layer.
-        image_hidden_states: (tiles, tokens, d), padding tiles last.
-    """
-
-    last_hidden_state: jax.Array
-    past_key_values: KVCache | None = None
-    hidden_states: tuple[jax.Array, ...] | None = None
-    attentions: tuple[jax.Array, ...] | None = None
-    image_hidden_states: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -195,8 +175,12 @@ class SmolVLMModel(_Configured):
         All arguments are those of `SmolVLMForConditionalGeneration.__call__`; `text` are the ones that
         `SmolVLMTextModel.__call__` takes.
         """
-        if self.is_initializing():
-            input_ids, pixel_values = self._example(input_ids, inputs_embeds, pixel_values, image_hidden_states)
+        if self.is_initializing():  # `init` needs no inputs, and makes every parameter whatever they are
+            vision = self.config.vision_config
+            self.encode(jnp.zeros((1, vision.image_size, vision.image_size, vision.num_channels), jnp.uint8))
+            example = jnp.zeros((1, 1), jnp.int32)
+            self.embed(example)
+            input_ids = example if input_ids is None and inputs_embeds is None else input_ids
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass exactly one of input_ids and inputs_embeds")
         if pixel_values is not None and image_hidden_states is not None:
@@ -215,21 +199,7 @@ class SmolVLMModel(_Configured):
             else:
                 slots = input_ids == self.config.image_token_id
             embeds = merge_image_features(embeds, slots, features, count)
-        out = self.text_model(embeds, **text)
-        return SmolVLMBaseModelOutputWithPast(**out._asdict(), image_hidden_states=features)
-
-    def _example(self, input_ids, inputs_embeds, pixel_values, image_hidden_states):
-        """Inputs that touch every parameter, so that `init` needs none and a text-only `init` still makes the encoder."""
-        vision = self.config.vision_config
-        if pixel_values is None:
-            shape = (1, vision.image_size, vision.image_size, vision.num_channels)
-            if input_ids is None and inputs_embeds is None and image_hidden_states is None:
-                ids = jnp.full((1, self.config.image_seq_len), self.config.image_token_id, jnp.int32)
-                return ids, jnp.zeros(shape, jnp.uint8)
-            self.encode(jnp.zeros(shape, jnp.uint8))
-        if input_ids is None:
-            self.embed(jnp.zeros((1, 1), jnp.int32))
-        return input_ids, pixel_values
+        return replace(self.text_model(embeds, **text), image_hidden_states=features)
 
 
 class SmolVLMForConditionalGeneration(_Configured):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from .attention import attention
+from .attention import Attended, attention
 from .config import SmolVLMVisionConfig
 from .errors import ConfigError
-from .layers import Embedding, Execution, LayerNorm, LayerOutput, Projection, StackOutput, activation, run_layers
+from .layers import Embedding, Execution, LayerNorm, Projection, StackOutput, activation, run_layers
 from .precision import matmul_precision
 from .sharding import Dimension, constrain, parameter
 
@@ -170,12 +170,12 @@ class SmolVLMVisionAttention(_Part):
     """Every patch attends to every patch of its tile that the mask admits."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> LayerOutput:
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> Attended:
         """x (i, p, d), mask bool (i, 1, p) or None."""
         q, k, v = (self.project("ipd,dnh->inph", name)(x) for name in ("q_proj", "k_proj", "v_proj"))
         q, k, v = (constrain(y, "tile", "act_heads", None, None) for y in (q, k, v))
         found = attention(q, k, v, mask, form=self.execution.attention, return_weights=self.return_weights)
-        return LayerOutput(self.project("inph,nhd->ipd", "out_proj")(found.output), weights=found.weights)
+        return found._replace(output=self.project("inph,nhd->ipd", "out_proj")(found.output))
 
 
 class SmolVLMVisionMLP(_Part):
@@ -192,14 +192,14 @@ class SmolVLMEncoderLayer(_Part):
     """Attention and MLP, each after a norm and added to its input."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> LayerOutput:
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> Attended:
         """x (i, p, d), mask bool (i, 1, p) or None."""
         norm = partial(LayerNorm, self.config.hidden_size, self.config.layer_norm_eps, self.execution.dtype)
         attend = SmolVLMVisionAttention(self.config, self.execution, self.return_weights, name="self_attn")
         attended = attend(norm(name="layer_norm1")(x), mask=mask)
-        x = constrain(x + attended.hidden, "tile", None, None)
+        x = constrain(x + attended.output, "tile", None, None)
         x = x + SmolVLMVisionMLP(self.config, self.execution, name="mlp")(norm(name="layer_norm2")(x))
-        return attended._replace(hidden=constrain(x, "tile", None, None))
+        return attended._replace(output=constrain(x, "tile", None, None))
 
 
 class SmolVLMEncoder(_Part):

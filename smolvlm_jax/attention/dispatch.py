@@ -24,7 +24,7 @@ __all__ = ["Attended", "LayerCache", "attention", "cached_attention", "check_for
 
 
 class Attended(NamedTuple):
-    """What attention returns.
+    """What attention returns, and with an output of their own the layers around it.
 
     Attributes:
         output: (b, n, t, h) in the dtype of the queries.
