@@ -10,6 +10,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]

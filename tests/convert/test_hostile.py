@@ -163,10 +163,11 @@ def test_without_torch_a_pickle_is_an_error_that_says_so(copy, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_honest_pickles_are_read(tmp_path, dtype, shards):
+    source = helpers.make(tmp_path / "hf", dtype=dtype)
+
     import torch
     from safetensors.torch import load_file
 
-    source = helpers.make(tmp_path / "hf", dtype=dtype)
     state = load_file(source / "model.safetensors")
     names = sorted(state)
     (source / "model.safetensors").unlink()

@@ -53,9 +53,10 @@ def logits(directory: Path, layout: str):
 @pytest.mark.parametrize("dtype", fast_first(2, ["float32", "bfloat16", "float16"]))
 @pytest.mark.parametrize("layout", fast_first(2, helpers.LAYOUTS))
 def test_round_trip(originals, tmp_path, layout, dtype, shards):
+    source = originals(layout, dtype, shards)  # skips where the reference is not installed
+
     import torch
 
-    source = originals(layout, dtype, shards)
     assert len(list(source.glob("*.safetensors"))) == shards
     convert(source, tmp_path / "orbax", quiet=True)
     limit = (
@@ -108,10 +109,11 @@ def test_weights_written_by_save_are_exported(originals, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_is_rounded_as_torch_rounds(originals, tmp_path, dtype):
+    source = originals()
+
     import torch
     from safetensors.torch import load_file
 
-    source = originals()
     convert(source, tmp_path / "orbax", dtype=dtype, quiet=True)
     convert(tmp_path / "orbax", tmp_path / "hf", quiet=True)
     kind = getattr(torch, dtype)

@@ -128,6 +128,7 @@ def test_bfloat16_drifts_within_bounds(tiny, engine):
     assert sum(alone[i] == got[i] for i in range(20)) >= 18
 
 
+@pytest.mark.thorough
 def test_a_request_draws_by_its_seed_whatever_stands_beside_it(tiny, engine):
     base = mixed(tiny[2], 12, seed=2)
     kinds = [
@@ -152,7 +153,7 @@ DEFAULTS = [
 ]
 
 
-@pytest.mark.parametrize("defaults", DEFAULTS)
+@pytest.mark.parametrize("defaults", fast_first(1, DEFAULTS))
 def test_the_checkpoints_defaults_count_in_generate_and_in_the_engine(tiny, tmp_path, defaults):
     """The same sampled request is answered alike, whether a setting comes from the request, the checkpoint, or from neither."""
     shutil.copytree(resolve("tiny"), tmp_path / "model")

@@ -38,6 +38,7 @@ def test_preprocessing_page(checkpoint, data, tmp_path, monkeypatch):
         exec(compile("\n" * line + block, f"docs/preprocessing.md, block {number}", "exec"), names)
 
 
+@pytest.mark.thorough
 def test_benchmark_runs():
     """And the memory it measures stays within its bound."""
     script = str(ROOT / "benchmarks" / "preprocess.py")

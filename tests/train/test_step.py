@@ -122,8 +122,9 @@ def deep(tmp_path_factory):
     return case
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:axis")
-@pytest.mark.parametrize(("remat", "mesh"), [pytest.param("dots", (), marks=pytest.mark.thorough), ("full", (2, 2, 2))])
+@pytest.mark.parametrize(("remat", "mesh"), [("dots", ()), ("full", (2, 2, 2))])
 def test_layers_in_a_loop(deep, remat, mesh):
     """Loss and gradients of unrolled layers, adapters included, alone and on a mesh."""
     model = deep.model.clone(scan_layers=True, remat=remat)
@@ -155,6 +156,7 @@ def state_for(case, config, base_params=None):
     return create_state(params, partition), make_step(case.model, partition, mesh)
 
 
+@pytest.mark.thorough
 def test_accumulated_equals_one_batch(case):
     """Two steps of two stacked batches, which hold unlike numbers of labels, as of both at once."""
     config = TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=0)
@@ -193,6 +195,7 @@ def test_parts_have_their_own_rates_and_frozen_ones_stay(case):
             assert np.median(moved) == pytest.approx(rate, rel=0.05), path
 
 
+@pytest.mark.thorough
 def test_adapters_train_and_the_base_stays(case):
     config = TrainConfig(
         steps=9,
