@@ -95,6 +95,7 @@ def test_sharded_equals_single(case, single, shape):
         assert np.abs(np.asarray(got) - want).max() <= 1e-4 * scale, path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", MESHES)
 @pytest.mark.filterwarnings("ignore:axis")
 def test_parameters_are_really_split(case, shape):

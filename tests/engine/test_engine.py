@@ -114,6 +114,7 @@ def test_settings_change_speed_alone(tiny, engine, other):
     assert got == want
 
 
+@pytest.mark.thorough
 def test_bfloat16_drifts_within_bounds(tiny, engine):
     """In bf16 a row's neighbours may tip a near-tie, but answers of the trained model stay what they are in float32, nearly
     all of them."""
@@ -315,7 +316,8 @@ def test_requests_are_read_as_they_are_needed(tiny, engine):
     assert read <= 50 + 2 * engine.config.lookahead + sum(engine.config.slots) + 64
 
 
-@pytest.mark.parametrize("shape", fast_first(1, [(2, 2, 2), (8, 1, 1)]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1)])
 def test_on_a_mesh(tiny, engine, shape):
     requests = mixed(tiny[2], 40, seed=7)
     want = {r.id: r.token_ids for r in engine.generate(requests)}
@@ -353,6 +355,7 @@ def test_settings_that_contradict_the_model_are_refused(tiny):
         Request(1)
 
 
+@pytest.mark.thorough
 def test_compiled_programs_are_kept_on_disk(tmp_path):
     """A second process finds what the first has compiled; a user's own choice stands."""
     code = (
