@@ -54,8 +54,11 @@ def flat_tiles(config: SmolVLMConfig, pixel_values, pixel_attention_mask=None, n
     Raises:
         InputError: for any other shape.
     """
-    shape, mask = pixel_values.shape, pixel_attention_mask
+    xp, shape = pixel_values.__array_namespace__(), pixel_values.shape
+    mask = None if pixel_attention_mask is None else xp.asarray(pixel_attention_mask)
     if len(shape) == 4 and shape[-1] == config.vision_config.num_channels:
+        if mask is not None and mask.shape != shape[:3]:
+            raise InputError(f"tiles of shape {shape} want a pixel_attention_mask of shape {shape[:3]}, got {mask.shape}")
         return Tiles(pixel_values, shape[0] if num_tiles is None else num_tiles, mask)
     if pixel_values.dtype == np.uint8:
         raise InputError(f"uint8 tiles have shape (tiles, T, T, 3), got {shape}")
@@ -63,12 +66,11 @@ def flat_tiles(config: SmolVLMConfig, pixel_values, pixel_attention_mask=None, n
         raise InputError(
             f"float pixel_values have shape (tiles, height, width, 3) or (batch, images, 3, height, width), got {shape}"
         )
-    xp = pixel_values.__array_namespace__()
     pixels = pixel_values.reshape(-1, *shape[2:])
     real = _is_real(pixels)
     order = xp.argsort(~real, stable=True)
     if mask is not None:
-        mask = xp.asarray(mask).reshape(-1, *mask.shape[2:])[order]
+        mask = mask.reshape(-1, *mask.shape[2:])[order]
     return Tiles(xp.einsum("ichw->ihwc", pixels[order]), real.sum(), mask)
 
 
@@ -80,7 +82,7 @@ def padded_tiles(tiles: Tiles, size: int) -> dict[str, np.ndarray]:
     count = int(tiles.count)
     pad = lambda x, value: np.concatenate([x[:count], np.full((size - count, *x.shape[1:]), value, x.dtype)])
     given = {"pixel_values": pad(tiles.pixels, 0), "num_tiles": np.asarray(count, np.int32)}
-    if tiles.mask is not None and not np.asarray(tiles.mask[:count]).all():
+    if tiles.mask is not None and not tiles.mask[:count].all():
         given["pixel_attention_mask"] = pad(tiles.mask, 1)
     return given
 

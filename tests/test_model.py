@@ -238,5 +238,7 @@ def test_flat_floats_are_the_five_dimensional_layout(tiny_a):
         assert np.abs(got.logits - want.logits).max() <= 2e-5
     with pytest.raises(InputError, match="image tokens"):
         tiny_a.apply(input_ids=tiny_a.ids, pixel_values=padded)
+    with pytest.raises(InputError, match="want a pixel_attention_mask of shape"):
+        tiny_a.apply(input_ids=tiny_a.ids, pixel_values=flat, pixel_attention_mask=np.ones((1, *flat.shape[:3])))
     with pytest.raises(InputError, match="float pixel_values have shape"):
         tiny_a.apply(input_ids=tiny_a.ids, pixel_values=tiny_a.pixels[0])
