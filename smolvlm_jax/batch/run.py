@@ -87,7 +87,7 @@ def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> 
 
 
 def _engine(config: BatchConfig, directory: Path, keep: bool):
-    settings = {name: getattr(config, name) for name in ("dtype", "mesh", "attention", "slots", "ring_lengths")}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "mesh", "attention", "slots", "ring_lengths")}
     with warnings.catch_warnings():
         if config.quiet:
             warnings.simplefilter("ignore")
