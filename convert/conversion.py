@@ -161,7 +161,7 @@ class _Job:
             if process > 0:
                 barrier("the destination is claimed")
                 writer.write(temporary_directory(self.destination) / "params", source.leaves, axes)
-                barrier("the destination is whole")
+                barrier("the destination is complete")
                 return writer.nonfinite
             checksums = Checksums(source.root, source.files)
             with whole_directory(self.destination, self.force, self.notify) as target:
@@ -179,5 +179,5 @@ class _Job:
                     mesh=None if mesh is None else dict(mesh.shape),
                     files=checksums.result(),
                 )
-            barrier("the destination is whole")
+            barrier("the destination is complete")
         return writer.nonfinite

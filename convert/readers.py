@@ -50,7 +50,7 @@ class TensorReader(ABC):
         for file in self.files:
             for name, shape, dtype in self._list(file):
                 if name in self.shapes:
-                    raise CheckpointError(f"tensor {name} stands in both {self.file_names[name]} and {file.name}")
+                    raise CheckpointError(f"tensor {name} is in both {self.file_names[name]} and {file.name}")
                 self.shapes[name], self.dtypes[name], self.file_names[name] = shape, dtype, file.name
 
     @abstractmethod

@@ -92,7 +92,7 @@ def save(
     """Write an orbax directory that `load` reads. The parameters are in memory already, so orbax's own writer serves.
 
     Args:
-        directory: where to; it appears whole or not at all.
+        directory: where to; it is written atomically.
         model: whose config is written.
         params: the parameters, a nested dict.
         companions: a checkpoint directory whose tokenizer, processor and generation files are copied.

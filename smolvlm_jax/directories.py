@@ -16,7 +16,7 @@ from .io import lock, say, sync_directory
 
 __all__ = ["check_free_space", "temporary_directory", "whole_directory"]
 
-# `force` replaces only a directory with one of these files, so that a mistyped path does not delete somebody's data.
+# `force` replaces only a directory with one of these files, so that a mistyped path deletes no other data.
 _OURS = ("config.json", "manifest.json")
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the locks that tell a running writer from one that was killed; text and JSON, read
+"""Atomic files, and the locks that tell a running writer from one that was killed; text and JSON, read
 with a size limit and errors that name the file; the small files that accompany a checkpoint."""
 
 import errno
@@ -106,7 +106,7 @@ def remove_dead(paths: Iterable[Path], foreign: bool = False) -> None:
 
     Args:
         paths: files that their writers keep locked.
-        foreign: also remove files of other hosts, whose locks cannot be seen here. Only for files that nobody needs any more.
+        foreign: also remove files of other hosts, whose locks cannot be seen here. Only for files that are no longer needed.
     """
     for path in paths:
         ours = f".{HOST}." in path.name
@@ -142,7 +142,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return found
 
 
@@ -174,7 +174,7 @@ def read_json(
     missing_ok: bool = False,
     unique_keys: bool = False,
 ) -> dict[str, Any]:
-    """The object in a JSON file that somebody else may have written.
+    """The object in a JSON file that may come from elsewhere.
 
     Args:
         path: the file.

@@ -338,7 +338,7 @@ def test_an_index_that_lies(tmp_path):
 def test_two_files_with_one_tensor(copy):
     shutil.move(copy / "model.safetensors", copy / "a.safetensors")
     shutil.copy(copy / "a.safetensors", copy / "b.safetensors")
-    refused(copy, "stands in both a.safetensors and b.safetensors")
+    refused(copy, "is in both a.safetensors and b.safetensors")
 
 
 def test_damaged_orbax_directories(original, tmp_path):
