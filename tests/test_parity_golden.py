@@ -22,11 +22,11 @@ def test_encoder_and_connector_stage_by_stage(tiny, golden_arrays):
     tiles = jnp.einsum("bichw->bihwc", tiny.pixels)[0]
     vision = tiny.model.bind(tiny.variables).model.vision_model
     out = vision(tiles)
-    close(out["hidden_states"][0], want("vision_embeddings"))
+    close(out.hidden_states[0], want("vision_embeddings"))
     for l in range(2):
-        close(out["hidden_states"][l + 1], want(f"vision_layer_{l}"))
-    close(out["last_hidden_state"], want("vision_post_ln"))
-    close(tiny.model.bind(tiny.variables).model.connector(out["last_hidden_state"]), want("connector"))
+        close(out.hidden_states[l + 1], want(f"vision_layer_{l}"))
+    close(out.last_hidden_state, want("vision_post_ln"))
+    close(tiny.model.bind(tiny.variables).model.connector(out.last_hidden_state), want("connector"))
 
 
 def test_decoder_stage_by_stage(tiny, golden, golden_arrays):
