@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import convert_helpers as helpers
+import pytest
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "convert.md"
 
 
+@pytest.mark.thorough
 def test_every_command_of_the_page_runs(tmp_path):
     text = PAGE.read_text(encoding="utf-8")
     commands = re.findall(r"^\$ (.*)$", text, re.MULTILINE)
