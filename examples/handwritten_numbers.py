@@ -311,8 +311,11 @@ def evaluate(source: str, readings: int = 1000, comparisons: int = 500, batch: i
     """
     from tqdm import tqdm
 
-    from smolvlm_jax import SmolVLMProcessor, generate, load, resolve
+    from smolvlm_jax import SmolVLMProcessor, load, resolve
+    from smolvlm_jax.train import DataConfig, EvaluationConfig
+    from smolvlm_jax.train.evaluate import ask
 
+    config = EvaluationConfig("", batch_size=batch, max_new_tokens=20)
     model, params = load(source)
     processor = SmolVLMProcessor.from_pretrained(resolve(source))
     tasks = list(held_out(readings, comparisons))
@@ -320,21 +323,10 @@ def evaluate(source: str, readings: int = 1000, comparisons: int = 500, batch: i
     split = []
     for start in tqdm(range(0, len(tasks), batch), disable=not progress, unit="batch"):
         part = tasks[start : start + batch]
-        inputs = processor.apply_chat_template(
-            [example.messages for example, _ in part],
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-            padding=True,
-            padding_side="left",
-            return_tensors="np",
-            pixel_format="uint8",
-        )
-        sequences = generate(model, params, **inputs, max_new_tokens=20)
-        answers = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        questions = [(example.messages, example.answer) for example, _ in part]
+        answers = ask(model, params, processor, questions, config, DataConfig())
         for (example, kind), answer in zip(part, answers, strict=True):
-            got, wanted = answer.strip(), example.answer
-            hits[kind].append(got == wanted if kind else got.split(". ")[-1] == wanted.split(". ")[-1])
+            hits[kind].append(answer.right if kind else answer.got.split(". ")[-1] == answer.wanted.split(". ")[-1])
             for item in example.messages[0]["content"]:
                 if item["type"] == "image":
                     image = item["image"]
