@@ -130,22 +130,17 @@ class Child(Channel):
     """The parent's end of a child process.
 
     Args:
-        module: The child imports it and calls its function `serve()`, which calls `parent()`, receives `setup`, answers it
-            once, and then serves.
-        setup: The first message.
+        module: The child imports it and calls its function `serve()`, which calls `parent()`, answers the first message, the
+            setup, and then serves.
         quiet: Whether what the child writes to standard error is dropped. Standard output always is.
 
     Attributes:
-        started: The child's answer to `setup`.
-
-    Raises:
-        EOFError: if the child ends without an answer.
-        TimeoutError: if it does not answer within two minutes.
+        started: The child's answer to the setup.
     """
 
     _unpickler = _PlainUnpickler
 
-    def __init__(self, module: str, setup: Any, *, quiet: bool = False):
+    def __init__(self, module: str, *, quiet: bool = False):
         ours, theirs = socket.socketpair()
         super().__init__(ours)
         environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -167,12 +162,25 @@ class Child(Channel):
         except BaseException:
             self.close()
             raise
+        self.started: Any = None
+
+    def begin(self, setup: Any) -> "Child":
+        """Send the setup and wait until the child serves.
+
+        Returns:
+            This child.
+
+        Raises:
+            EOFError: if it ends without an answer.
+            TimeoutError: if it does not answer within two minutes; then it is ended.
+        """
         try:
             self.send(setup, _START_SECONDS)
             self.started = self.receive(_START_SECONDS)
         except BaseException:
             self.end()
             raise
+        return self
 
     def alive(self) -> bool:
         """Whether the process has not ended."""

@@ -51,8 +51,8 @@ def start(tmp_path, monkeypatch):
     children = []
 
     def start(setup="hello") -> child.Child:
-        children.append(child.Child("served", setup, quiet=True))
-        return children[-1]
+        children.append(child.Child("served", quiet=True))
+        return children[-1].begin(setup)
 
     yield start
     for one in children:
@@ -145,12 +145,12 @@ def test_children_serve_threads_that_outlive_the_main_one(start, tmp_path):
 import sys, threading, time
 sys.path.insert(0, {str(tmp_path)!r})
 from smolvlm_jax.child import Child
-one = Child("served", None, quiet=True)
+one = Child("served", quiet=True).begin(None)
 
 def work():
     threading.main_thread().join()
     time.sleep(0.5)
-    for each in (one, Child("served", None, quiet=True)):
+    for each in (one, Child("served", quiet=True).begin(None)):
         each.send(("echo", 1))
         print(each.receive(20))
 
@@ -172,7 +172,7 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 from pathlib import Path
 from smolvlm_jax.child import Child
-children = [Child("served", None, quiet=True) for _ in range(2)]
+children = [Child("served", quiet=True).begin(None) for _ in range(2)]
 children[0].send(("sleep", 1000))
 children[1].send(("echo", 1))
 assert children[1].receive(20) == 1
@@ -195,7 +195,7 @@ def test_a_forked_process_starts_children_of_its_own(start):
     pid = os.fork()
     if pid == 0:
         try:
-            own = child.Child("served", "fork", quiet=True)
+            own = child.Child("served", quiet=True).begin("fork")
             own.send(("echo", 5))
             os._exit(0 if own.receive(20) == 5 else 1)
         except BaseException:

@@ -134,22 +134,24 @@ class WorkerPool:
                     request = Request(self._setup.parse(payload).id, error=message)
                 self._answers.put((key, request))
         except BaseException as error:
-            self._answers.put(error)
+            if not self._closed.is_set():
+                self._answers.put(error)
         finally:
             if child is not None:
                 self._end(child)
 
     def _start(self) -> Child:
-        try:
-            child = Child("smolvlm_jax.batch.workers", self._setup)
-        except (EOFError, OSError) as error:
-            raise SmolVLMError(f"a worker process did not start: {error or type(error).__name__}") from error
+        child = Child("smolvlm_jax.batch.workers")
         self._children.add(child)
-        if child.started is not None:
-            self._end(child)
-            raise SmolVLMError(f"a worker process did not start: {child.started}")
         if self._closed.is_set():  # close() may have looked before this one was there
             child.kill()
+        try:
+            trouble = child.begin(self._setup).started
+        except (EOFError, OSError) as error:
+            trouble = error
+        if trouble is not None:
+            self._end(child)
+            raise SmolVLMError(f"a worker process did not start: {trouble}")
         return child
 
     def _end(self, child: Child) -> None:

@@ -105,7 +105,7 @@ def _take(backend: str) -> Child:
             if helper.alive():
                 return helper
             helper.end()
-    return Child(__name__, backend, quiet=True)
+    return Child(__name__, quiet=True).begin(backend)
 
 
 def _give(backend: str, helper: Child) -> None:
