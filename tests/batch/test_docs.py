@@ -29,6 +29,7 @@ def shell(line: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_every_command_and_snippet_of_the_page_runs(tmp_path):
     (records,) = re.findall(r"```json\n(.*?)```", PAGE, re.S)
     (tmp_path / "records.jsonl").write_text(records)

@@ -334,7 +334,9 @@ def test_doctags_are_kept_for_the_checkpoints_that_write_them(tmp_path):
 # ---- signals
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.thorough)]
+)
 def test_preemption_loses_nothing(tmp_path, number, code):
     """With the real engine: a signal in the middle, the code of it within 20 seconds, and every row used again."""
     source, out = tmp_path / "records.jsonl", tmp_path / "out"
