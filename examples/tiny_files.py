@@ -13,7 +13,7 @@ from handwritten_numbers import COMPARISONS, QUESTIONS
 from smolvlm_jax import SmolVLMConfig
 from smolvlm_jax.config import SmolVLMTextConfig, SmolVLMVisionConfig
 from smolvlm_jax.io import write_json
-from smolvlm_jax.processing.chat import DEFAULT_CHAT_TEMPLATE
+from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE
 
 TILE = 48
 VOCAB_SIZE = 512  # at most; the few texts it is trained on give fewer

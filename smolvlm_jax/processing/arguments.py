@@ -1,46 +1,65 @@
 """Which keyword of a call belongs to the text, which to the pictures, which to the videos."""
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from ..errors import InputError
 from .images import SmolVLMImageProcessor
+from .tokenizer import SmolVLMTokenizer
 from .videos import SmolVLMVideoProcessor
 
-TEXT = frozenset(
-    {
-        "padding",
-        "truncation",
-        "max_length",
-        "pad_to_multiple_of",
-        "padding_side",
-        "return_attention_mask",
-        "add_special_tokens",
-    }
-)
-_MEDIA = frozenset({"input_data_format", "num_threads"})
-IMAGES = frozenset({*SmolVLMImageProcessor.DEFAULTS, *SmolVLMImageProcessor.NEUTRAL, "return_image_hashes"}) | _MEDIA
-VIDEOS = frozenset({*SmolVLMVideoProcessor.DEFAULTS, *SmolVLMVideoProcessor.NEUTRAL, "video_metadata", "skip_secs"}) | _MEDIA
-# arguments of SmolVLMProcessor.__call__ itself
-OWN = frozenset(
-    {"return_tensors", "return_metadata", "pixel_format", "limits", "text_kwargs", "images_kwargs", "videos_kwargs"}
-)
-ALL = TEXT | IMAGES | VIDEOS | OWN
+
+def _keywords(function: Callable) -> frozenset[str]:
+    found = inspect.signature(function).parameters.values()
+    return frozenset(parameter.name for parameter in found if parameter.kind is parameter.KEYWORD_ONLY)
 
 
-def sort_arguments(kwargs: dict, text_kwargs, images_kwargs, videos_kwargs) -> tuple[dict, dict, dict]:
-    """(for the text, for the pictures, for the videos). A keyword goes to all that know it.
+def _of_processor(kind: type[SmolVLMImageProcessor] | type[SmolVLMVideoProcessor], own: str) -> frozenset[str]:
+    """The keywords of a processor's calls. `own` is one that SmolVLMProcessor sets itself."""
+    return (_keywords(kind.preprocess) | {*kind.DEFAULTS, *kind.NEUTRAL}) - {own}
 
-    Raises InputError for one that nobody knows (the reference drops it and says nothing), or that is given twice.
+
+GROUPS = {
+    "text_kwargs": _keywords(SmolVLMTokenizer.pad) | {"add_special_tokens"},
+    "images_kwargs": _of_processor(SmolVLMImageProcessor, "return_row_col_info"),
+    "videos_kwargs": _of_processor(SmolVLMVideoProcessor, "return_metadata"),
+}
+ALL = frozenset({*GROUPS, "return_metadata"}).union(*GROUPS.values())
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The keywords of one call, by what takes them: the tokenizer, the image, the video processor and SmolVLMProcessor."""
+
+    text: dict[str, Any]
+    images: dict[str, Any]
+    videos: dict[str, Any]
+    return_metadata: bool
+
+
+def sort_arguments(kwargs: Mapping[str, Any]) -> Arguments:
+    """Sort the keywords of a call of SmolVLMProcessor; each goes to every part that knows it.
+
+    Args:
+        kwargs: keywords by name; text_kwargs, images_kwargs and videos_kwargs hold such for one part each.
+
+    Raises:
+        InputError: no part knows a keyword (the reference drops it silently), or it is given twice.
     """
-    groups = ((TEXT, dict(text_kwargs or {})), (IMAGES, dict(images_kwargs or {})), (VIDEOS, dict(videos_kwargs or {})))
-    for names, options in groups:
-        unknown = sorted(set(options) - names)
+    options = {group: dict(kwargs.get(group) or {}) for group in GROUPS}
+    for group, given in options.items():
+        unknown = sorted(set(given) - GROUPS[group])
         if unknown:
-            raise InputError(f"no argument {unknown[0]!r} here; there are {', '.join(sorted(names))}")
+            raise InputError(f"no argument {unknown[0]!r} here; there are {', '.join(sorted(GROUPS[group]))}")
     for name, value in kwargs.items():
-        takers = [options for names, options in groups if name in names]
-        if not takers:
+        takers = [taker for group, taker in options.items() if name in GROUPS[group]]
+        if name not in ALL:
             raise InputError(f"SmolVLMProcessor has no argument {name!r}; it has {', '.join(sorted(ALL))}")
-        for options in takers:
-            if name in options:
+        for taker in takers:
+            if name in taker:
                 raise InputError(f"{name!r} is given twice, on its own and in a dictionary")
-            options[name] = value
-    return tuple(options for _, options in groups)
+            taker[name] = value
+    text, images, videos = options.values()
+    return Arguments(text, images, videos, return_metadata=bool(kwargs.get("return_metadata")))

@@ -1,53 +1,50 @@
 """From the tiles of many pictures to the arrays of one batch."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..errors import InputError
 from .batch import BatchFeature
-from .pixels import pixel_table
+from .pixels import PixelRule
 from .threads import map_threads
 from .tiles import Tiles
 
-STANDARD_MEAN = (0.5, 0.5, 0.5)
-STANDARD_STD = (0.5, 0.5, 0.5)
+PIXEL_FORMATS = ("float32", "uint8")
 
 
-def check_return_tensors(return_tensors):
-    """None and "np" are what there is; the arrays are numpy in either case."""
-    if return_tensors is not None and str(getattr(return_tensors, "value", return_tensors)) != "np":
-        raise InputError(f"return_tensors is {return_tensors!r}; pass 'np' and hand the arrays to jax.numpy.asarray")
+def spread(pixels: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """table[c][pixels[..., c]] for every channel c: uint8 (T, T, c) into out (c, T, T)."""
+    for channel, values in enumerate(table):
+        # A uint8 is never outside a table of 256; with mode="clip" numpy skips a check and a copy.
+        np.take(values, pixels[..., channel], out=out[channel], mode="clip")
 
 
-def table_for(options: dict, channels: int, scaled: bool) -> np.ndarray:
-    """pixel_table for the arguments of one call."""
-    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-    return pixel_table(channels, scaled, **{name: options[name] for name in names})
+def flat_uint8(tiles: Sequence[np.ndarray], rule: PixelRule) -> BatchFeature:
+    """The tiles of all pictures or videos in one uint8 array, for the device to rescale and normalise.
 
+    Args:
+        tiles: uint8 (n, T, T, 3) of each picture or video.
+        rule: what the call asks for; it has to be what the device does.
 
-def check_stock_pixels(options: dict):
-    """Raise InputError unless pixels are to be rescaled by 1/255 and normalised by 0.5 and 0.5: uint8 tiles leave
-    that to the device, which knows these numbers only."""
-    table = table_for(options, 3, False)
-    stock = pixel_table(3, False, True, 1 / 255, True, STANDARD_MEAN, STANDARD_STD)
+    Returns:
+        pixel_values, uint8 (N, T, T, 3), and num_tiles = N, an int32 scalar.
+
+    Raises:
+        InputError: the rule is not that of the published checkpoints, which is the only one the device knows.
+    """
+    table, stock = rule.table(3), PixelRule().table(3)
     if table.dtype != stock.dtype or not np.array_equal(table, stock):
         raise InputError(
             "pixel_format='uint8' leaves rescaling by 1/255 and normalising by mean 0.5 and std 0.5 to the device; with "
             "other values of do_rescale, rescale_factor, do_normalize, image_mean or image_std use pixel_format='float32'"
         )
+    pixels = np.ascontiguousarray(tiles[0]) if len(tiles) == 1 else np.concatenate(tiles)
+    return BatchFeature(pixel_values=pixels, num_tiles=np.int32(len(pixels)))
 
 
-def spread(pixels: np.ndarray, table: np.ndarray, out: np.ndarray):
-    """table[c][pixels[..., c]] for every channel c: uint8 (T, T, c) into out (c, T, T)."""
-    for channel, values in enumerate(table):
-        # "clip" is never needed for uint8 and a table of 256, but spares numpy a check and a copy
-        np.take(values, pixels[..., channel], out=out[channel], mode="clip")
-
-
-def flat_uint8(pictures: list[Tiles], options: dict) -> BatchFeature:
-    """uint8 (N, T, T, 3), the tiles of all `pictures` one after the other, and num_tiles = N."""
-    check_stock_pixels(options)
-    if not pictures:
-        raise InputError("no pictures in the whole batch; leave images out")
+def flat_pictures(pictures: list[Tiles], rule: PixelRule) -> BatchFeature:
+    """`flat_uint8` of pictures. Raises InputError for a float picture in 0..1 and for one that is not RGB."""
     for picture in pictures:
         if picture.scaled or picture.global_scaled:
             raise InputError(
@@ -56,56 +53,69 @@ def flat_uint8(pictures: list[Tiles], options: dict) -> BatchFeature:
             )
         if picture.pixels.shape[-1] != 3:
             raise InputError(f"uint8 tiles need RGB; a picture has {picture.pixels.shape[-1]} channels")
-    if len(pictures) == 1:
-        pixels = np.ascontiguousarray(pictures[0].pixels)
-    else:
-        pixels = np.concatenate([picture.pixels for picture in pictures])
-    return BatchFeature(pixel_values=pixels, num_tiles=np.int32(len(pixels)))
+    return flat_uint8([picture.pixels for picture in pictures], rule)
 
 
-def reference_layout(samples: list[list[Tiles]], options: dict, return_tensors=None, num_threads=None) -> BatchFeature:
-    """float32 (b, n, c, T, T) and int64 masks (b, n, T, T); samples with fewer tiles are filled with zeros."""
+def reference_layout(
+    samples: list[list[Tiles]],
+    rule: PixelRule,
+    *,
+    do_pad: bool,
+    return_tensors: str | None = None,
+    num_threads: int | None = None,
+) -> BatchFeature:
+    """The arrays of a batch of pictures in the reference's layout.
+
+    Args:
+        samples: the pictures of each sample.
+        rule: what becomes of uint8 values.
+        do_pad: fill samples that have fewer tiles than others with all-zero tiles.
+        return_tensors: without do_pad and with unequal numbers of tiles, None gives a list of lists of tiles, "np" an
+            array of arrays.
+        num_threads: pictures worked on at once.
+
+    Returns:
+        pixel_values, float32 (b, n, c, T, T); with do_pad also pixel_attention_mask, int64 (b, n, T, T), 1 for real
+        tiles and 0 for padding.
+
+    Raises:
+        InputError: the pictures have different numbers of channels.
+    """
     counts = [sum(len(picture.pixels) for picture in sample) for sample in samples]
     shapes = {picture.pixels.shape[1:] for sample in samples for picture in sample}
-    if not shapes:
-        raise InputError("no pictures in the whole batch; leave images out")
     if len(shapes) > 1:
         raise InputError(f"pictures of different channel counts in one batch: {sorted(shape[-1] for shape in shapes)}")
     ((height, width, channels),) = shapes
     kinds = {kind for sample in samples for picture in sample for kind in (picture.scaled, picture.global_scaled)}
-    tables = {kind: table_for(options, channels, kind) for kind in kinds}
+    tables = {kind: rule.table(channels, scaled=kind) for kind in kinds}
     padded = len(set(counts)) > 1
-    # Without rescaling and normalising the tiles stay uint8, but padding pictures are float32 and win.
-    dtype = np.result_type(*tables.values(), *([np.float32] if padded and options["do_pad"] else []))
+    # Without rescaling and normalising the tiles stay uint8, but the reference's padding is float32 and decides.
+    dtype = np.result_type(*tables.values(), *([np.float32] if padded and do_pad else []))
     tables = {kind: table.astype(dtype) for kind, table in tables.items()}
 
-    def fill(item):
+    def fill(item: tuple[np.ndarray, Tiles]) -> None:
         out, picture = item
         for tile, pixels in enumerate(picture.pixels):
             last = tile == len(picture.pixels) - 1
             spread(pixels, tables[picture.global_scaled if last else picture.scaled], out[tile])
 
-    def fill_all(rows):
-        items = []
-        for out, sample in zip(rows, samples, strict=True):
-            start = 0
-            for picture in sample:
-                items.append((out[start:], picture))
-                start += len(picture.pixels)
-        map_threads(fill, items, num_threads)
-
     shape = (channels, height, width)
-    if not options["do_pad"] and padded:
-        ragged = [np.empty((count, *shape), dtype) for count in counts]
-        fill_all(ragged)
-        if return_tensors is None:
-            return BatchFeature(pixel_values=[list(sample) for sample in ragged])
-        pixels = np.empty(len(ragged), object)
-        pixels[:] = ragged
-        return BatchFeature(pixel_values=pixels)
-    pixels = np.zeros((len(samples), max(counts), *shape), dtype)
-    fill_all(pixels)
-    if not options["do_pad"]:
+    ragged = padded and not do_pad
+    pixels = np.zeros((0 if ragged else len(samples), max(counts), *shape), dtype)
+    rows = [np.empty((count, *shape), dtype) for count in counts] if ragged else list(pixels)
+    items = []
+    for out, sample in zip(rows, samples, strict=True):
+        start = 0
+        for picture in sample:
+            items.append((out[start:], picture))
+            start += len(picture.pixels)
+    map_threads(fill, items, num_threads)
+    if ragged and return_tensors is None:
+        return BatchFeature(pixel_values=[list(row) for row in rows])
+    if ragged:
+        pixels = np.empty(len(rows), object)
+        pixels[:] = rows
+    if not do_pad:
         return BatchFeature(pixel_values=pixels)
     mask = np.zeros((len(samples), max(counts), height, width), np.int64)
     for row, count in enumerate(counts):
@@ -113,22 +123,35 @@ def reference_layout(samples: list[list[Tiles]], options: dict, return_tensors=N
     return BatchFeature(pixel_values=pixels, pixel_attention_mask=mask)
 
 
-def video_layout(videos: list[np.ndarray], options: dict) -> BatchFeature:
-    """float32 (videos, frames, c, T, T) and int64 masks; shorter videos are filled with frames of zeros."""
+def video_layout(videos: list[np.ndarray], rule: PixelRule, *, do_pad: bool) -> BatchFeature:
+    """The arrays of a batch of videos in the reference's layout.
+
+    Args:
+        videos: uint8 (frames, T, T, c) of each video.
+        rule: what becomes of uint8 values.
+        do_pad: fill shorter videos with all-zero frames.
+
+    Returns:
+        pixel_values, float32 (videos, frames, c, T, T); with do_pad also pixel_attention_mask, int64
+        (videos, frames, T, T).
+
+    Raises:
+        InputError: the frames have different sizes, or without do_pad the videos different lengths.
+    """
     shapes = {frames.shape[1:] for frames in videos}
     if len(shapes) > 1:
         raise InputError(f"videos of different frame sizes in one batch: {sorted(shapes)}; leave do_resize on")
     ((height, width, channels),) = shapes
     most = max(map(len, videos))
-    table = table_for(options, channels, False)
-    if not options["do_pad"] and len({len(frames) for frames in videos}) > 1:
+    table = rule.table(channels)
+    if not do_pad and len({len(frames) for frames in videos}) > 1:
         raise InputError("videos of different lengths do not make one array; leave do_pad on")
     pixels = np.zeros((len(videos), most, channels, height, width), table.dtype)
     for out, frames in zip(pixels, videos, strict=True):
         for target, frame in zip(out, frames, strict=False):
             spread(frame, table, target)
     batch = BatchFeature(pixel_values=pixels)
-    if options["do_pad"]:
-        # Ones for padding frames too: the model knows those by their zeros.
+    if do_pad:
+        # Ones for padding frames too, as in the reference: the model recognises those by their zeros.
         batch["pixel_attention_mask"] = np.ones((len(videos), most, height, width), np.int64)
     return batch

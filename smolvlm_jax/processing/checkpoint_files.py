@@ -1,47 +1,59 @@
 """Which file of a checkpoint holds which part of the processor.
 
-v5 nests the image and video processors in processor_config.json. v4 has preprocessor_config.json, sometimes
-video_preprocessor_config.json, and a processor_config.json with image_seq_len only. Templates are chat_template.json
-(which wins, as in the reference), chat_template.jinja and a folder of named ones.
+transformers 5 nests the image and video processors in processor_config.json. Version 4 has preprocessor_config.json,
+sometimes video_preprocessor_config.json, and a processor_config.json with image_seq_len only. Chat templates are in
+chat_template.json (which takes precedence, as in the reference), chat_template.jinja and a folder of named ones.
 """
 
 import os
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..io import read_json, read_text, write_json, write_text
+from .configured import checkpoint_directory
 from .images import SmolVLMImageProcessor
 from .tokenizer import SmolVLMTokenizer
 from .videos import SmolVLMVideoProcessor
 
+if TYPE_CHECKING:
+    from .processor import SmolVLMProcessor
+
 _TEMPLATE_FOLDER = "additional_chat_templates"
-# what code for a hub passes along; here everything is local already
+# Keywords for a hub, which have no meaning for a local directory.
 _IGNORED = {"cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code", "use_fast", "backend"}
 
 
-def load_parts(path, overrides: dict) -> dict:
-    """The keywords of SmolVLMProcessor, from the directory at `path` with `overrides` on top."""
-    directory = os.fspath(path)
-    if not os.path.isdir(directory):
-        raise CheckpointError(f"no directory {directory!r}; pass the local directory of a checkpoint")
-    overrides = {name: value for name, value in overrides.items() if name not in _IGNORED}
+def load_parts(path: str | os.PathLike, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of SmolVLMProcessor from a checkpoint.
+
+    Args:
+        path: the checkpoint's directory.
+        overrides: image_seq_len, chat_template and arguments of the two processors, which override the files.
+
+    Raises:
+        CheckpointError: there is no directory or no tokenizer, or a file is broken.
+        InputError: neither processor knows a keyword.
+    """
+    directory = checkpoint_directory(path)
+    given = {name: value for name, value in overrides.items() if name not in _IGNORED}
     own = read_json(os.path.join(directory, "processor_config.json"), missing_ok=True)
-    image_seq_len = overrides.pop("image_seq_len", None) or own.get("image_seq_len", 169)
-    template = overrides.pop("chat_template", None) or find_template(directory, own)
-    parts = {}
+    image_seq_len = given.pop("image_seq_len", None) or own.get("image_seq_len", 169)
+    template = given.pop("chat_template", None) or find_template(directory, own)
+    parts: dict[str, Any] = {"image_seq_len": image_seq_len, "chat_template": template}
+    unknown = set(given)
     for name, kind in (("image_processor", SmolVLMImageProcessor), ("video_processor", SmolVLMVideoProcessor)):
         known = {*kind.DEFAULTS, *kind.INIT_ONLY}
-        parts[name] = kind.from_pretrained(directory, **{k: v for k, v in overrides.items() if k in known})
-        parts.setdefault("known", set()).update(known)
-    unknown = sorted(set(overrides) - parts.pop("known"))
+        unknown -= known
+        parts[name] = kind.from_pretrained(directory, **{k: v for k, v in given.items() if k in known})
     if unknown:
-        raise InputError(f"neither the image nor the video processor has an argument {unknown[0]!r}")
-    tokenizer = SmolVLMTokenizer.from_pretrained(directory)
-    return {**parts, "tokenizer": tokenizer, "image_seq_len": image_seq_len, "chat_template": template}
+        raise InputError(f"neither the image nor the video processor has an argument {min(unknown)!r}")
+    return {**parts, "tokenizer": SmolVLMTokenizer.from_pretrained(directory)}
 
 
-def find_template(directory: str, own: dict) -> str | dict[str, str] | None:
-    """The chat template of a checkpoint, a dict where it has several, None where it has none."""
+def find_template(directory: str, own: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The chat template of a checkpoint with the processor_config.json `own`; a dictionary where it has several, or None."""
     if own.get("chat_template"):
         return own["chat_template"]
     legacy = read_json(os.path.join(directory, "chat_template.json"), missing_ok=True).get("chat_template")
@@ -59,8 +71,8 @@ def find_template(directory: str, own: dict) -> str | dict[str, str] | None:
     return templates["default"] if list(templates) == ["default"] else templates or None
 
 
-def save_parts(processor, directory) -> list[str]:
-    """Write `processor` in the v5 form; returns the paths."""
+def save_parts(processor: "SmolVLMProcessor", directory: str | os.PathLike) -> list[str]:
+    """Write the files of `processor` in the form of transformers 5; returns their paths."""
     paths = [write_json(os.path.join(directory, "processor_config.json"), processor.to_dict(), sort_keys=True)]
     template = processor.chat_template
     for name, text in (template if isinstance(template, dict) else {"default": template}).items():

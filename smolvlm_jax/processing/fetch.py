@@ -1,7 +1,7 @@
 """From a path, URL, base64 text or bytes to a decoded picture, under limits of size, time and place.
 
-A record of a data set is not to be trusted: a URL may lead to the machine's own services, a file may claim a billion
-pixels. Nothing here trusts an extension, follows a redirect unseen, or reads more than it was allowed to.
+A record of a data set is not trusted: a URL may lead to the machine's own services, and a file may claim a billion pixels.
+Nothing here relies on a file's extension, follows a redirect unchecked, or reads more than it is allowed to.
 """
 
 import base64
@@ -11,6 +11,8 @@ import functools
 import io
 import os
 import stat
+from collections.abc import Iterator
+from typing import IO, Any, TypeGuard
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -20,21 +22,36 @@ from .limits import MediaLimits, describe_source
 from .pixels import channel_axis, is_array
 
 _ORIENTATION = 0x0112
-# Pillow plug-ins that start programs (Ghostscript) or need a handler somebody else registered.
+# Pillow plug-ins that start programs (Ghostscript) or need a handler that another library registers.
 _UNSAFE_FORMATS = {"EPS", "WMF", "FPX", "MIC", "GRIB", "BUFR", "HDF5"}
 
 
-def is_source(value) -> bool:
+def is_path(value: object) -> TypeGuard[str | os.PathLike]:
+    """Whether `value` is text or a path object: a path, a URL or base64 text."""
+    return isinstance(value, (str, os.PathLike))
+
+
+def is_source(value: object) -> bool:
     """Whether `value` names or holds an encoded picture: a path, a URL, base64 text, or the bytes of a file."""
-    return isinstance(value, (str, os.PathLike, bytes, bytearray))
+    return is_path(value) or isinstance(value, (bytes, bytearray))
 
 
-def is_url(source) -> bool:
+def is_url(source: object) -> TypeGuard[str]:
+    """Whether `source` is an http or https URL."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
-def open_regular(path, limit: int, kind: str):
-    """Open a regular file of at most `limit` bytes; a pipe or device, which might never end, is refused."""
+def open_regular(path: Any, limit: int, kind: str) -> IO[bytes]:
+    """Open a regular file for reading.
+
+    Args:
+        path: of the file.
+        limit: its largest size in bytes.
+        kind: what a message calls it, "picture" or "video".
+
+    Raises:
+        MediaError: it cannot be opened, is too large, or is a pipe or device, which might never end.
+    """
     name = os.fspath(path)
     try:
         # O_NONBLOCK: opening a pipe without a writer would wait for ever.
@@ -53,8 +70,16 @@ def open_regular(path, limit: int, kind: str):
         raise
 
 
-def open_media(source, limits: MediaLimits):
-    """A readable binary file for an encoded picture: from bytes, a URL, a path, a `data:` URL or bare base64."""
+def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
+    """A readable binary file of an encoded picture.
+
+    Args:
+        source: bytes, an http(s) URL, a path, a `data:` URL, or base64 text of 64 characters and more.
+        limits: what may be read.
+
+    Raises:
+        MediaError: there is nothing at `source`, or the limits forbid it.
+    """
     if isinstance(source, (bytes, bytearray)):
         if len(source) > limits.max_bytes:
             raise MediaError(f"the picture has {len(source)} bytes, above the limit of {limits.max_bytes}")
@@ -63,24 +88,24 @@ def open_media(source, limits: MediaLimits):
         return io.BytesIO(http.fetch_url(source, limits, limits.max_bytes))
     text = os.fspath(source)
     if isinstance(text, str) and text[:5].lower() == "data:":
-        return io.BytesIO(_decode_base64(text.partition(",")[2], text, limits))
+        return io.BytesIO(_decode_base64(text.partition(",")[2], limits, whole=text))
     if _exists(text):
         if not limits.files:
             raise MediaError(f"local files are switched off, so {describe_source(text)} is not opened")
         return open_regular(text, limits.max_bytes, "picture")
     if isinstance(text, str) and len(text) >= 64 and not isinstance(source, os.PathLike):
-        return io.BytesIO(_decode_base64(text, text, limits))
+        return io.BytesIO(_decode_base64(text, limits, whole=text))
     raise MediaError(f"no picture at {describe_source(text)}; pass a path, an http(s) or data: URL, or base64 text")
 
 
-def _exists(path) -> bool:
+def _exists(path: Any) -> bool:
     try:
         return os.path.exists(path)
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+    except (OSError, ValueError):  # too long for a file name, or with a NUL in it
         return False
 
 
-def _decode_base64(text: str, whole: str, limits: MediaLimits) -> bytes:
+def _decode_base64(text: str, limits: MediaLimits, *, whole: str) -> bytes:
     if len(text) > limits.max_bytes * 4 // 3 + 4096:
         raise MediaError(f"base64 text of {len(text)} characters is above the limit of {limits.max_bytes} bytes")
     try:
@@ -89,11 +114,15 @@ def _decode_base64(text: str, whole: str, limits: MediaLimits) -> bytes:
         raise MediaError(f"no picture at {describe_source(whole)}: no such file, and not base64 either ({error})") from error
 
 
-def load_image(source, limits: MediaLimits | None = None) -> Image.Image:
-    """The first frame of the picture at `source`, turned as its EXIF orientation says, as RGB (alpha is dropped).
+def load_image(source: Any, limits: MediaLimits | None = None) -> Image.Image:
+    """The first frame of the picture at `source`, turned as its EXIF orientation says, as RGB. Alpha is dropped.
 
-    source: a path, an http(s) URL, a `data:` URL, base64 text, or the bytes of a file.
-    Raises MediaError, which names the source, whatever is wrong with it.
+    Args:
+        source: a path, an http(s) URL, a `data:` URL, base64 text, or the bytes of a file.
+        limits: what may be read; None takes the defaults of MediaLimits.
+
+    Raises:
+        MediaError: whatever is wrong with the source, which the message names.
     """
     with _opened(source, limits or MediaLimits()) as image:
         image.load()
@@ -101,25 +130,32 @@ def load_image(source, limits: MediaLimits | None = None) -> Image.Image:
         return turned if turned.mode == "RGB" else turned.convert("RGB")
 
 
-def image_size(value, limits: MediaLimits | None = None, exif_transpose: bool = False) -> tuple[int, int]:
+def image_size(value: Any, limits: MediaLimits | None = None, exif_transpose: bool = False) -> tuple[int, int]:
     """(height, width) of a picture from its header or shape; no pixel is decoded.
 
-    value: what layout.nest_images takes for one picture. A source counts as turned by its EXIF orientation, as
-    load_image turns it, a Pillow image only if exif_transpose.
+    Args:
+        value: a picture as `layout.nest_images` takes it. A path, URL or encoded picture counts as turned by its EXIF
+            orientation, as `load_image` turns it.
+        limits: what may be read; None takes the defaults of MediaLimits.
+        exif_transpose: count a Pillow image as turned by its EXIF orientation too.
+
+    Raises:
+        MediaError: as `load_image`.
+        InputError: `value` is no picture.
     """
     if is_source(value):
         with _opened(value, limits or MediaLimits()) as image:
-            return _turned_size(image, True)
+            return _turned_size(image, turn=True)
     if isinstance(value, Image.Image):
-        return _turned_size(value, exif_transpose)
+        return _turned_size(value, turn=exif_transpose)
     if is_array(value):
         return tuple(value.shape[1:] if channel_axis(value.shape) == 0 else value.shape[:2])
     raise InputError(f"a picture of type {type(value).__name__}; pass a Pillow image, an array, a path or a URL")
 
 
 @contextlib.contextmanager
-def _opened(source, limits: MediaLimits):
-    """The picture at `source`, header read and size checked. What goes wrong inside becomes a MediaError."""
+def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
+    """The picture at `source`, with its header read and its size checked. Any exception in the block becomes a MediaError."""
     try:
         with open_media(source, limits) as file, Image.open(file, formats=_safe_formats()) as image:
             width, height = image.size
@@ -138,7 +174,7 @@ def _opened(source, limits: MediaLimits):
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. Pillow decodes a PNG to look for EXIF behind the pixels; so only if some is there."""
+    """The EXIF orientation, 1 to 8. Pillow decodes a PNG to look for EXIF behind the pixels, so ask only if some is there."""
     if image.format != "PNG" or "exif" in image.info or _text_after_pixels(image):
         return image.getexif().get(_ORIENTATION, 1)
     return Image.Image.getexif(image).get(_ORIENTATION, 1)
@@ -166,7 +202,7 @@ def _text_after_pixels(image: Image.Image) -> bool:
         file.seek(place)
 
 
-def _turned_size(image: Image.Image, turn: bool) -> tuple[int, int]:
+def _turned_size(image: Image.Image, *, turn: bool) -> tuple[int, int]:
     width, height = image.size
     return (width, height) if turn and _orientation(image) in (5, 6, 7, 8) else (height, width)
 

@@ -1,24 +1,29 @@
 """Sizes only: how a picture of height × width becomes a grid of tiles. No pixel is touched here.
 
-The arithmetic is Python float64 with truncation, exactly as the reference has it. An exact rational version is
-*wrong*: 445×512 at longest edge 1536 gives height 1334 in floats and 1336 in fractions.
+The arithmetic is Python's float64 with truncation, exactly as in the reference. Exact rational numbers would be wrong:
+445×512 at longest edge 1536 gives height 1334 in floats and 1336 in fractions.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InputError
 
 # Whatever `size` asks for, no side of a picture grows beyond this.
 MAX_IMAGE_SIZE = 4096
 
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
-def longest_edge_size(height: int, width: int, longest_edge: int) -> tuple[int, int]:
-    """(height, width) with the long side equal to `longest_edge`, the short one truncated and then made even.
 
-    Up or down alike. Both sides are at least 1, so a side of one pixel stays odd.
+def longest_edge_size(size: Size, longest_edge: int) -> Size:
+    """`size` scaled up or down so that its long side equals `longest_edge`.
+
+    The short side is truncated and then made even. Both sides are at least 1, so a side of one pixel stays odd.
     """
+    height, width = size
     ratio = width / height
     if width >= height:
         width = longest_edge
@@ -31,8 +36,9 @@ def longest_edge_size(height: int, width: int, longest_edge: int) -> tuple[int, 
     return max(height, 1), max(width, 1)
 
 
-def capped_size(height: int, width: int, limit: int = MAX_IMAGE_SIZE) -> tuple[int, int]:
-    """(height, width) with the long side at most `limit`; the short side is truncated and not made even."""
+def capped_size(size: Size, limit: int = MAX_IMAGE_SIZE) -> Size:
+    """`size` with its long side at most `limit`; the short side is truncated and not made even."""
+    height, width = size
     ratio = width / height
     if width >= height and width > limit:
         width = limit
@@ -43,8 +49,9 @@ def capped_size(height: int, width: int, limit: int = MAX_IMAGE_SIZE) -> tuple[i
     return max(height, 1), max(width, 1)
 
 
-def tiled_size(height: int, width: int, tile: int) -> tuple[int, int]:
-    """(height, width) rounded up to whole tiles, the long side first. The picture is stretched to it."""
+def tiled_size(size: Size, tile: int) -> Size:
+    """`size` rounded up to whole tiles, the long side first. The picture is stretched to it."""
+    height, width = size
     ratio = width / height
     if width >= height:
         width = math.ceil(width / tile) * tile
@@ -52,19 +59,21 @@ def tiled_size(height: int, width: int, tile: int) -> tuple[int, int]:
     else:
         height = math.ceil(height / tile) * tile
         width = math.ceil(int(height * ratio) / tile) * tile
-    # A side that truncates to nothing (a line of one pixel and thousands long) still takes one tile.
+    # A side that truncates to nothing (of a line one pixel wide and thousands long) still takes one tile.
     return max(height, tile), max(width, tile)
 
 
-def normalize_size(size, name: str = "size") -> dict[str, int]:
+def normalize_size(size: object, name: str = "size") -> dict[str, int]:
     """The dictionary form of a `size` argument: {"longest_edge"} or {"height", "width"}.
 
-    An int is a square, a pair is (height, width). Raises InputError for any other form ("shortest_edge" included:
-    the picture could then have any number of tiles).
+    Args:
+        size: such a dictionary, an int for a square, or a pair (height, width).
+        name: what a message calls the argument.
+
+    Raises:
+        InputError: any other form. "shortest_edge" is one: the picture could then have any number of tiles.
     """
-    if isinstance(size, bool) or size is None:
-        raise InputError(f"{name} is {size!r}; pass {{'longest_edge': n}} or {{'height': h, 'width': w}}")
-    if isinstance(size, int):
+    if isinstance(size, int) and not isinstance(size, bool):
         size = {"height": size, "width": size}
     elif isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
@@ -81,9 +90,9 @@ def normalize_size(size, name: str = "size") -> dict[str, int]:
     return {key: int(given[key]) for key in wanted}
 
 
-def tile_edge(max_image_size) -> int:
-    """The side T of a tile from `max_image_size`, which has to be {"longest_edge": T}."""
-    edge = max_image_size.get("longest_edge") if isinstance(max_image_size, Mapping) else None
+def tile_edge(max_image_size: object) -> int:
+    """The side T of a tile in pixels. Raises InputError unless `max_image_size` is {"longest_edge": T}."""
+    edge: Any = max_image_size.get("longest_edge") if isinstance(max_image_size, Mapping) else None
     if isinstance(edge, bool) or not isinstance(edge, (int, float)) or edge < 1:
         raise InputError(f"max_image_size is {max_image_size!r}; it needs the form {{'longest_edge': tile side}}")
     return int(edge)
@@ -93,19 +102,21 @@ def tile_edge(max_image_size) -> int:
 class TilePlan:
     """What happens to one picture.
 
-    sizes: the whole-picture resizes in order, as (height, width); the last is the grid (or the one tile) itself.
-    rows, cols: the grid, 0 and 0 for a picture that stays one tile.
-    tile: side T of every tile.
+    Attributes:
+        sizes: the resizes of the whole picture in order; the last is the size of the grid, or of the one tile.
+        rows: rows of the grid; 0 for a picture that stays one tile.
+        cols: columns of the grid; 0 for a picture that stays one tile.
+        tile: side of every tile in pixels.
     """
 
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[Size, ...]
     rows: int
     cols: int
     tile: int
 
     @property
     def num_tiles(self) -> int:
-        """Tiles the vision encoder sees: the grid and the global view, or the single tile."""
+        """Tiles that the vision encoder sees: the grid and the global view, or the single tile."""
         return self.rows * self.cols + 1
 
 
@@ -113,8 +124,8 @@ def plan_tiles(
     height: int,
     width: int,
     *,
-    size,
-    max_image_size,
+    size: object,
+    max_image_size: object,
     do_resize: bool = True,
     do_image_splitting: bool = True,
     max_tiles: int | None = None,
@@ -122,39 +133,49 @@ def plan_tiles(
 ) -> TilePlan:
     """The TilePlan of a picture of `height` × `width` pixels.
 
-    size, max_image_size, do_resize, do_image_splitting: as in SmolVLMImageProcessor.
-    max_tiles: at most so many tiles, the global view included: the longest edge shrinks tile by tile until they fit.
-    do_upscale: False leaves a picture whose long side is not above size["longest_edge"] at its own resolution before
-        it is stretched to whole tiles, as do_resize=False would.
-    Raises InputError for a picture without pixels or arguments without sense.
+    Args:
+        height: in pixels.
+        width: in pixels.
+        size: as in SmolVLMImageProcessor, like the next three.
+        max_image_size: see there.
+        do_resize: see there.
+        do_image_splitting: see there.
+        max_tiles: at most so many tiles, the global view included: the long side shrinks by a tile at a time until they
+            fit. None for no bound.
+        do_upscale: False leaves a picture whose long side is not above size["longest_edge"] at its own resolution before
+            it is stretched to whole tiles, as do_resize=False does for every picture.
+
+    Raises:
+        InputError: a picture without pixels, or arguments that make no sense.
     """
     if height < 1 or width < 1:
         raise InputError(f"a picture of {width}×{height} pixels (width × height) has nothing in it")
-    tile = tile_edge(max_image_size)
+    picture, tile = (height, width), tile_edge(max_image_size)
     if max_tiles is not None and (isinstance(max_tiles, bool) or max_tiles < 1):
         raise InputError(f"max_tiles is {max_tiles!r}; it needs at least 1")
-    sizes = []
+    sizes: list[Size] = []
     if do_resize:
         wanted = normalize_size(size)
         if "longest_edge" not in wanted:
             sizes.append((wanted["height"], wanted["width"]))
-        elif do_upscale or max(height, width) > wanted["longest_edge"]:
-            sizes.append(capped_size(*longest_edge_size(height, width, wanted["longest_edge"])))
-    plan = _finish(height, width, sizes, tile, do_image_splitting)
+        elif do_upscale or max(picture) > wanted["longest_edge"]:
+            sizes.append(capped_size(longest_edge_size(picture, wanted["longest_edge"])))
+    plan = _finish(picture, sizes, tile, split=do_image_splitting)
     if max_tiles is None or plan.num_tiles <= max_tiles:
         return plan
-    # Give up one tile of the long side at a time. Starting again from the picture keeps it to one resize more or less.
+    # Shorten the long side by one tile at a time. Each attempt starts from the picture, so that it is resized once.
     for count in range(max(plan.rows, plan.cols) - 1, 0, -1):
-        plan = _finish(height, width, [longest_edge_size(height, width, count * tile)], tile, True)
+        plan = _finish(picture, [longest_edge_size(picture, count * tile)], tile, split=True)
         if plan.num_tiles <= max_tiles:
             return plan
-    return _finish(height, width, [], tile, False)
+    return _finish(picture, [], tile, split=False)
 
 
-def _finish(height, width, sizes, tile, do_image_splitting) -> TilePlan:
-    if not do_image_splitting:
+def _finish(picture: Size, sizes: list[Size], tile: int, *, split: bool) -> TilePlan:
+    """The plan of a picture that is first resized to each of `sizes`."""
+    if not split:
         return TilePlan((*sizes, (tile, tile)), 0, 0, tile)
-    grid = tiled_size(*(sizes[-1] if sizes else (height, width)), tile)
+    grid = tiled_size(sizes[-1] if sizes else picture, tile)
     rows, cols = grid[0] // tile, grid[1] // tile
     if rows == cols == 1:
         rows = cols = 0

@@ -1,7 +1,7 @@
-"""Fetching a URL that somebody else wrote down: public addresses only, every hop checked, bounded in size and time.
+"""Fetching a URL that somebody else wrote down: public addresses only, every redirect checked, bounded in size and time.
 
-The address that was checked is the address that is connected to: a name that resolves differently the second time
-cannot lead inside. Proxies of the environment are not used, since they would resolve names out of our sight.
+The address that was checked is the address that is connected to, so a name that resolves differently the second time cannot
+lead to an internal address. Proxies of the environment are not used, since they would resolve names unchecked.
 """
 
 import http.client
@@ -12,6 +12,9 @@ import tempfile
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import MediaError
 from .limits import MediaLimits, describe_source
@@ -22,99 +25,127 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def fetch_url(url: str, limits: MediaLimits, max_bytes: int) -> bytes:
-    """The body at an http(s) `url`. Raises MediaError: switched off, refused address, bad status, too large, too slow."""
-    chunks = []
-    _stream(url, limits, max_bytes, chunks.append)
+    """The body at an http(s) URL.
+
+    Args:
+        url: where to fetch it.
+        limits: which addresses are allowed, how long it may take, how often it may redirect.
+        max_bytes: the largest body.
+
+    Raises:
+        MediaError: URLs are switched off, the address is refused, the status is bad, or the body is too large or too slow.
+    """
+    chunks: list[bytes] = []
+    _Fetch(url, limits, max_bytes, chunks.append).run()
     return b"".join(chunks)
 
 
 def download(url: str, limits: MediaLimits, max_bytes: int) -> str:
-    """The body at `url` in a temporary file; the caller deletes it. Raises MediaError as fetch_url does."""
+    """The body at `url` in a temporary file, which the caller deletes. Arguments and errors are those of `fetch_url`.
+
+    Returns:
+        The file's path.
+    """
     descriptor, path = tempfile.mkstemp(suffix=".video")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            _stream(url, limits, max_bytes, file.write)
+            _Fetch(url, limits, max_bytes, file.write).run()
     except BaseException:
         os.unlink(path)
         raise
     return path
 
 
-def _stream(url: str, limits: MediaLimits, max_bytes: int, write):
-    if not limits.urls:
-        raise MediaError(f"URLs are switched off, so {describe_source(url)} is not fetched")
-    deadline = time.monotonic() + limits.timeout
-    target = url
-    for _ in range(limits.max_redirects + 1):
+@dataclass
+class _Fetch:
+    """One URL on its way to `write`, through all its redirects."""
+
+    url: str
+    limits: MediaLimits
+    max_bytes: int
+    write: Callable[[bytes], Any]
+
+    def run(self) -> None:
+        self.name = describe_source(self.url)
+        if not self.limits.urls:
+            raise MediaError(f"URLs are switched off, so {self.name} is not fetched")
+        self.deadline = time.monotonic() + self.limits.timeout
+        target = self.url
+        for _ in range(self.limits.max_redirects + 1):
+            try:
+                following = self._hop(target)
+            except MediaError:
+                raise
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                slow = time.monotonic() >= self.deadline
+                why = f"nothing complete after {self.limits.timeout} seconds" if slow else (str(error) or type(error).__name__)
+                raise MediaError(f"cannot fetch {self.name}: {why}") from error
+            if following is None:
+                return
+            target = following
+        raise MediaError(f"{self.name} redirects more than {self.limits.max_redirects} times")
+
+    def _hop(self, target: str) -> str | None:
+        """Fetch `target`; the next target if it redirects, None once the body is written."""
+        parts = urllib.parse.urlsplit(target)
+        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+            raise MediaError(f"{self.name} leads to {describe_source(target)}, which is not an http(s) URL")
+        if any(ord(character) <= 32 or ord(character) == 127 for character in target):
+            raise MediaError(f"{describe_source(target)} has spaces or control characters in it")
+        port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
+        address = _checked_address(self.url, parts.hostname, port, self.limits)
+        seconds = max(0.001, self.deadline - time.monotonic())
+        connection = _connection(parts, port, address, seconds)
+        # The socket's own timeout starts again with every byte; this one does not.
+        watchdog = threading.Timer(seconds, _hang_up, [connection])
+        watchdog.daemon = True
+        watchdog.start()
         try:
-            target = _one_hop(url, target, limits, max_bytes, deadline, write)
-        except MediaError:
-            raise
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            slow = time.monotonic() >= deadline
-            why = f"nothing complete after {limits.timeout} seconds" if slow else (str(error) or type(error).__name__)
-            raise MediaError(f"cannot fetch {describe_source(url)}: {why}") from error
-        if target is None:
-            return
-    raise MediaError(f"{describe_source(url)} redirects more than {limits.max_redirects} times")
+            path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+            path = urllib.parse.quote(path, "/%?&=+,;:@!$'()*~[]")
+            connection.request("GET", path, headers={"User-Agent": "smolvlm-jax", "Accept-Encoding": "identity"})
+            response = connection.getresponse()
+            if response.status in _REDIRECTS:
+                place = response.headers.get("Location")
+                if not place:
+                    raise MediaError(f"{self.name} redirects to nowhere")
+                return urllib.parse.urljoin(target, place)
+            if response.status != 200:
+                raise MediaError(f"{self.name} answers {response.status} {response.reason}")
+            self._body(response)
+            return None
+        finally:
+            watchdog.cancel()
+            connection.close()
 
-
-def _one_hop(url, target, limits, max_bytes, deadline, write) -> str | None:
-    """Fetch `target`; the next target if it redirects, None once the body is written."""
-    parts = urllib.parse.urlsplit(target)
-    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-        raise MediaError(f"{describe_source(url)} leads to {describe_source(target)}, which is not an http(s) URL")
-    if any(ord(character) <= 32 or ord(character) == 127 for character in target):
-        raise MediaError(f"{describe_source(target)} has spaces or control characters in it")
-    port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
-    address = _checked_address(url, parts.hostname, port, limits)
-    connection = _connection(parts, port, address, max(0.001, deadline - time.monotonic()))
-    # The socket's own timeout starts anew with every byte. This one does not.
-    watchdog = threading.Timer(max(0.001, deadline - time.monotonic()), _hang_up, [connection])
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        path = urllib.parse.quote(urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), "/%?&=+,;:@!$'()*~[]")
-        connection.request("GET", path, headers={"User-Agent": "smolvlm-jax", "Accept-Encoding": "identity"})
-        response = connection.getresponse()
-        if response.status in _REDIRECTS:
-            place = response.headers.get("Location")
-            if not place:
-                raise MediaError(f"{describe_source(url)} redirects to nowhere")
-            return urllib.parse.urljoin(target, place)
-        if response.status != 200:
-            raise MediaError(f"{describe_source(url)} answers {response.status} {response.reason}")
+    def _body(self, response: http.client.HTTPResponse) -> None:
         declared = response.headers.get("Content-Length", "")
-        if declared.isdigit() and int(declared) > max_bytes:
-            raise MediaError(f"{describe_source(url)} has {declared} bytes, above the limit of {max_bytes}")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            raise MediaError(f"{self.name} has {declared} bytes, above the limit of {self.max_bytes}")
         received = 0
         while True:
             chunk = response.read1(_CHUNK)
-            if time.monotonic() >= deadline:
-                raise MediaError(f"{describe_source(url)} is not complete after {limits.timeout} seconds")
+            if time.monotonic() >= self.deadline:
+                raise MediaError(f"{self.name} is not complete after {self.limits.timeout} seconds")
             if not chunk:
                 break
             received += len(chunk)
-            if received > max_bytes:
-                raise MediaError(f"{describe_source(url)} has more bytes than the limit of {max_bytes}")
-            write(chunk)
+            if received > self.max_bytes:
+                raise MediaError(f"{self.name} has more bytes than the limit of {self.max_bytes}")
+            self.write(chunk)
         if declared.isdigit() and received < int(declared):
-            raise MediaError(f"{describe_source(url)} broke off after {received} of {declared} bytes")
-        return None
-    finally:
-        watchdog.cancel()
-        connection.close()
+            raise MediaError(f"{self.name} broke off after {received} of {declared} bytes")
 
 
-def _checked_address(url, host: str, port: int, limits: MediaLimits) -> tuple:
-    """An entry of getaddrinfo for `host`. Every address it has must be public, not just the one we would take."""
+def _checked_address(url: str, host: str, port: int, limits: MediaLimits) -> tuple[Any, ...]:
+    """An entry of getaddrinfo for `host`. Every address it has must be public, not only the one that is used."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise MediaError(f"cannot fetch {describe_source(url)}: the host {host!r} is not known ({error})") from error
     if not limits.private_addresses:
         for *_, address in found:
-            ip = _innermost(ipaddress.ip_address(address[0].partition("%")[0]))
+            ip = _innermost(ipaddress.ip_address(str(address[0]).partition("%")[0]))
             if not ip.is_global or ip.is_multicast or ip.is_reserved:
                 raise MediaError(
                     f"{describe_source(url)} leads to the address {ip}, which is not public; set "
@@ -123,7 +154,7 @@ def _checked_address(url, host: str, port: int, limits: MediaLimits) -> tuple:
     return found[0]
 
 
-def _innermost(ip):
+def _innermost(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """The IPv4 address that an IPv6 one stands for, where it does: mapped, 6to4, or behind a NAT64 gateway."""
     if ip.version == 4:
         return ip
@@ -132,10 +163,13 @@ def _innermost(ip):
     return ip.ipv4_mapped or ip.sixtofour or ip
 
 
-def _connection(parts, port: int, address: tuple, timeout: float) -> http.client.HTTPConnection:
+def _connection(
+    parts: urllib.parse.SplitResult, port: int, address: tuple[Any, ...], timeout: float
+) -> http.client.HTTPConnection:
+    """A connection to `address`, which still has the host's name for TLS and for the Host header."""
     family, kind, protocol, _, place = address
 
-    def connect(_address, timeout=None, source_address=None):
+    def connect(_address: Any, timeout: float | None = None, source_address: Any = None) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(timeout)
@@ -147,12 +181,12 @@ def _connection(parts, port: int, address: tuple, timeout: float) -> http.client
 
     secure = parts.scheme.lower() == "https"
     make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = make(parts.hostname, port, timeout=timeout)
-    connection._create_connection = connect  # the hook http.client has for this; the name stays for TLS and Host
+    connection = make(str(parts.hostname), port, timeout=timeout)
+    connection._create_connection = connect  # type: ignore[attr-defined]  # the stubs do not know http.client's hook for this
     return connection
 
 
-def _hang_up(connection):
+def _hang_up(connection: http.client.HTTPConnection) -> None:
     sock = connection.sock
     if sock is not None:
         try:

@@ -1,17 +1,24 @@
 """What is known about a video besides its pixels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ..errors import InputError
 
 
 @dataclass
-class VideoMetadata(Mapping):
-    """total_num_frames: frames of the source. fps: its (average) rate. width, height: in pixels. duration: seconds.
-    video_backend: what decoded it. frames_indices: which of the source's frames were kept.
+class VideoMetadata(Mapping[str, Any]):
+    """What is known about a video. A mapping as well as an object: metadata["fps"] is metadata.fps.
 
-    A mapping as well as an object: metadata["fps"] is metadata.fps.
+    Attributes:
+        total_num_frames: frames of the source.
+        fps: its (average) rate, frames per second.
+        width: in pixels.
+        height: in pixels.
+        duration: in seconds.
+        video_backend: the library that decoded it.
+        frames_indices: which of the source's frames were kept.
     """
 
     total_num_frames: int
@@ -22,32 +29,36 @@ class VideoMetadata(Mapping):
     video_backend: str | None = None
     frames_indices: list[int] | None = None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return (field.name for field in fields(self))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(fields(self))
 
-    def __getitem__(self, name):
-        if name not in {field.name for field in fields(self)}:
+    def __getitem__(self, name: str) -> Any:
+        if name not in list(self):
             raise KeyError(name)
         return getattr(self, name)
 
     @property
     def timestamps(self) -> list[float]:
-        """Seconds of each kept frame: source index / source rate."""
+        """Seconds of each kept frame, which is its index / fps. Raises InputError where either is not known."""
         if self.fps is None or self.frames_indices is None:
             raise InputError("timestamps need the fps and the frames_indices of the video's metadata")
         return [index / self.fps for index in self.frames_indices]
 
 
-def to_metadata(value) -> VideoMetadata:
-    """A VideoMetadata of our own from a mapping or an object with such attributes; the caller's is left alone."""
+def to_metadata(value: Any) -> VideoMetadata:
+    """A new VideoMetadata from a mapping, or from an object with such attributes.
+
+    Raises:
+        InputError: a key is unknown, or total_num_frames is missing.
+    """
     names = [field.name for field in fields(VideoMetadata)]
     if isinstance(value, Mapping):
-        unknown = set(value) - set(names)
+        unknown = sorted(set(value) - set(names))
         if unknown:
-            raise InputError(f"video_metadata has the unknown keys {sorted(unknown)}; it has {names}")
+            raise InputError(f"video_metadata has the unknown keys {unknown}; it has {names}")
         found = dict(value)
     else:
         found = {name: getattr(value, name) for name in names if hasattr(value, name)}

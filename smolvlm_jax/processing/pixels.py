@@ -1,34 +1,45 @@
 """One picture on its way from whatever the caller has to uint8 pixels that Pillow resizes.
 
-The reference keeps float arrays in [0, 1] as floats, but every resize goes through uint8. So a picture here is always
-uint8, with a note whether the values stand for 0..255 or for 0..1; what the reference does to floats between two
+The reference keeps float arrays in 0..1 as floats, but each of its resizes goes through uint8. So a picture here is always
+uint8, with a flag that says whether the values stand for 0..255 or for 0..1; what the reference does to floats between two
 resizes is a map of 256 values to 256 values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
+from .choices import one_of
 
 _WHITE = (255, 255, 255, 255)
+# Transparent pictures are laid over white this many rows at a time: in one step a whole picture would exist four times.
+_STRIP = 128
 
-# uint8 → the float32 the reference holds after resizing a picture in [0, 1] …
+# From uint8 to the float32 the reference holds after resizing a picture in 0..1 …
 _SCALED = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-# … → the uint8 it is truncated to before the next resize. Not the identity: k/255·255 can fall just below k.
+# … and to the uint8 it is truncated to before the next resize. Not the identity: k/255·255 can fall just below k.
 _REQUANTIZED = (_SCALED.astype(np.float64) * 255).astype(np.float32).astype(np.uint8)
 
 
-def is_array(value) -> bool:
-    """Whether `value` is a numpy array or something that turns into one (a torch or jax array)."""
+def is_array(value: object) -> TypeGuard[np.ndarray]:
+    """Whether `value` is a numpy array, or an object that becomes one (a torch or jax array)."""
     return isinstance(value, np.ndarray) or (hasattr(value, "__array__") and hasattr(value, "ndim"))
 
 
-def channel_axis(shape: tuple[int, ...], input_data_format=None, channels=(1, 3, 4)) -> int:
-    """Where the channels of a picture of `shape` are: 0 or 2. Ambiguous shapes count as channels first.
+def channel_axis(shape: Sequence[int], *, input_data_format: object = None, channels: Sequence[int] = (1, 3, 4)) -> int:
+    """Which axis of a picture holds its channels, 0 or 2. A shape that allows both counts as channels first.
 
-    Raises InputError when neither end has 1, 3 or 4 entries, or the picture is not three-dimensional.
+    Args:
+        shape: the picture's shape.
+        input_data_format: "channels_first" or "channels_last" where the caller knows it.
+        channels: the numbers of channels a picture may have.
+
+    Raises:
+        InputError: the shape is not three-dimensional, or neither end is one of `channels`.
     """
     if len(shape) != 3:
         raise InputError(
@@ -36,9 +47,7 @@ def channel_axis(shape: tuple[int, ...], input_data_format=None, channels=(1, 3,
             "(channels, height, width)"
         )
     if input_data_format is not None:
-        name = str(getattr(input_data_format, "value", input_data_format))
-        if name not in ("channels_first", "channels_last"):
-            raise InputError(f"input_data_format is {name!r}; it is 'channels_first' or 'channels_last'")
+        name = one_of("input_data_format", input_data_format, ("channels_first", "channels_last"))
         return 0 if name == "channels_first" else 2
     if shape[0] in channels:
         return 0
@@ -49,12 +58,8 @@ def channel_axis(shape: tuple[int, ...], input_data_format=None, channels=(1, 3,
     )
 
 
-# Rows that are laid over white at a time: a whole picture would exist four times over.
-_STRIP = 128
-
-
 def flatten_alpha(image: Image.Image) -> Image.Image:
-    """RGB from any Pillow mode, what is transparent laid over white."""
+    """`image` in RGB, from any mode of Pillow, with what is transparent laid over white."""
     premultiplied = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
     if premultiplied:  # Pillow converts these to nothing else
         image = image.convert(premultiplied)
@@ -69,7 +74,7 @@ def flatten_alpha(image: Image.Image) -> Image.Image:
 
 
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:
-    """(h, w, 1|3|4) → (h, w, 3) of the same dtype, alpha laid over white."""
+    """From (h, w, 1|3|4) to (h, w, 3) of the same dtype, with alpha laid over white."""
     channels = array.shape[-1]
     if channels == 1:
         return np.repeat(array, 3, axis=-1)
@@ -84,7 +89,7 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
 
 
 def _to_uint8(array: np.ndarray) -> tuple[np.ndarray, bool]:
-    """(uint8 array, whether its 0..255 stand for 0..1), by the reference's rule for what an array may hold."""
+    """(uint8 array, whether its 0..255 stand for 0..1), by the reference's rule for the values of an array."""
     if array.dtype == np.uint8:
         return array, False
     if array.dtype == np.bool_:
@@ -108,9 +113,10 @@ def _to_uint8(array: np.ndarray) -> tuple[np.ndarray, bool]:
 class Picture:
     """Pixels ready to be resized.
 
-    image: a Pillow image of a uint8 mode, RGB unless the caller switched the conversion off.
-    scaled: its 0..255 stand for 0..1.
-    resized: it has been through a resize, so that a scaled one is truncated once more before the next.
+    Attributes:
+        image: a Pillow image of a uint8 mode, RGB unless the caller switched the conversion off.
+        scaled: its values 0..255 stand for 0..1.
+        resized: it has been resized before, so that a scaled picture is truncated once more before the next resize.
     """
 
     image: Image.Image
@@ -118,7 +124,7 @@ class Picture:
     resized: bool = False
 
     def resize(self, size: tuple[int, int], resample: int) -> "Picture":
-        """The picture at `size` (height, width), by Pillow, uint8 in and out."""
+        """The picture at `size` = (height, width) with Pillow's filter `resample`, uint8 before and after."""
         source = self
         if self.scaled and self.resized:
             source = self._requantize()
@@ -131,24 +137,36 @@ class Picture:
     def _requantize(self) -> "Picture":
         values = np.asarray(self.image)
         if ((values == 0) | (values == 255)).all():
-            # Zeros and ones are whole numbers: from here on the reference takes them for uint8 near-black.
-            return Picture(Image.fromarray((values // 255).astype(np.uint8), mode=None), False, True)
+            # Only zeros and ones: the reference takes them for whole numbers from here on, so for a nearly black picture.
+            return Picture(Image.fromarray((values // 255).astype(np.uint8)), False, True)
         return replace(self, image=Image.fromarray(_REQUANTIZED[values]))
 
     def pixels(self) -> np.ndarray:
-        """uint8 (height, width, channels)."""
+        """The pixels as uint8 (height, width, channels)."""
         array = np.asarray(self.image)
         return array if array.ndim == 3 else array[..., None]
 
 
 def to_picture(
-    value, do_convert_rgb: bool = True, input_data_format=None, *, exif_transpose: bool = False, full_16bit: bool = False
+    value: Any,
+    *,
+    do_convert_rgb: bool = True,
+    input_data_format: object = None,
+    exif_transpose: bool = False,
+    full_16bit: bool = False,
 ) -> Picture:
-    """A Picture from a Pillow image of any mode or an array (h, w, c) or (c, h, w) with c in 1, 3, 4.
+    """A Picture from what a caller may pass.
 
-    Arrays: uint8, or whole numbers 0..255 of any dtype, or fractions 0..1. Raises InputError for anything else.
-    exif_transpose: turn a Pillow image as its EXIF orientation says (a path is always turned; a Pillow image never
-        is, unless asked). full_16bit: divide 16-bit greys by 257 instead of saturating them at 255.
+    Args:
+        value: a Pillow image of any mode, or an array (h, w, c) or (c, h, w) with c in 1, 3, 4: uint8, or whole numbers
+            0..255 of any dtype, or fractions 0..1.
+        do_convert_rgb: convert to RGB, with what is transparent laid over white.
+        input_data_format: which of the two layouts an array has; None decides by its shape.
+        exif_transpose: turn a Pillow image as its EXIF orientation says. Files are always turned; Pillow images only here.
+        full_16bit: divide 16-bit greys by 257; without it they saturate at 255.
+
+    Raises:
+        InputError: any other type, shape or range of values.
     """
     if isinstance(value, Image.Image):
         if exif_transpose:
@@ -161,7 +179,7 @@ def to_picture(
         array = array[..., None] if array.ndim == 2 else array
     elif is_array(value):
         array = np.asarray(value)
-        if channel_axis(array.shape, input_data_format) == 0:
+        if channel_axis(array.shape, input_data_format=input_data_format) == 0:
             array = np.moveaxis(array, 0, -1)
         if do_convert_rgb:
             array = _array_to_rgb(array)
@@ -174,25 +192,54 @@ def to_picture(
     return Picture(Image.fromarray(np.ascontiguousarray(squeezed)), scaled)
 
 
-def pixel_table(
-    channels: int, scaled: bool, do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean, image_std
-) -> np.ndarray:
-    """What each uint8 value becomes, per channel: (channels, 256), float32 (uint8 if nothing is to be done).
+@dataclass(kw_only=True)
+class PixelRule:
+    """How uint8 values become what the model reads. The defaults are those of the published checkpoints.
 
-    Rescaling multiplies in float64 and rounds to float32; normalising is (x − mean) / std in float32. A table makes
-    that bit-equal for every pixel by construction.
+    A base of the image and video processors, whose arguments these are.
+
+    Attributes:
+        do_rescale: multiply by `rescale_factor`.
+        rescale_factor: 1/255 takes 0..255 to 0..1.
+        do_normalize: subtract `image_mean`, then divide by `image_std`.
+        image_mean: one number, or one for each channel.
+        image_std: one number, or one for each channel.
     """
-    values = _SCALED if scaled else np.arange(256, dtype=np.uint8)
-    if do_rescale:
-        values = (values.astype(np.float64) * rescale_factor).astype(np.float32)
-    values = np.broadcast_to(values, (channels, 256))
-    if do_normalize:
-        mean, std = (_per_channel(v, channels, n) for v, n in ((image_mean, "image_mean"), (image_std, "image_std")))
-        values = (values.astype(np.float32) - mean[:, None]) / std[:, None]
-    return np.ascontiguousarray(values)
+
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: float | Sequence[float] = (0.5, 0.5, 0.5)
+    image_std: float | Sequence[float] = (0.5, 0.5, 0.5)
+
+    def table(self, channels: int, *, scaled: bool = False) -> np.ndarray:
+        """What each uint8 value becomes, per channel.
+
+        Rescaling multiplies in float64 and rounds to float32, normalising is (x − mean) / std in float32, as in the
+        reference. Since every pixel is looked up, all results equal the reference's bit for bit.
+
+        Args:
+            channels: channels of the pictures.
+            scaled: the values 0..255 stand for 0..1.
+
+        Returns:
+            (channels, 256), float32; uint8 if nothing is to be done.
+
+        Raises:
+            InputError: image_mean or image_std has another number of entries than there are channels.
+        """
+        values: np.ndarray = _SCALED if scaled else np.arange(256, dtype=np.uint8)
+        if self.do_rescale:
+            values = (values.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        values = np.broadcast_to(values, (channels, 256))
+        if self.do_normalize:
+            mean = _per_channel("image_mean", self.image_mean, channels)
+            std = _per_channel("image_std", self.image_std, channels)
+            values = (values.astype(np.float32) - mean[:, None]) / std[:, None]
+        return np.ascontiguousarray(values)
 
 
-def _per_channel(value, channels: int, name: str) -> np.ndarray:
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> np.ndarray:
     array = np.asarray(value, np.float32)
     if array.ndim == 0:
         return np.full(channels, array)

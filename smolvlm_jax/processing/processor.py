@@ -1,38 +1,54 @@
 """SmolVLMProcessor: text, pictures and videos to what the model reads."""
 
 import functools
-import logging
 import os
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InputError, PromptError
-from . import chat, checkpoint_files
-from .arguments import ALL, sort_arguments
-from .assemble import check_return_tensors
+from . import chat, checkpoint_files, template
+from .arguments import ALL, Arguments, sort_arguments
 from .batch import BatchFeature
-from .fetch import image_size
+from .fetch import is_path
 from .images import SmolVLMImageProcessor
-from .layout import nest_images
-from .limits import MediaLimits
-from .prompts import MediaTokens
+from .layout import flatten_videos, nest_images
+from .prompts import MediaTokens, expand
 from .protect import Guard, encode_marked
-from .tokenizer import SmolVLMTokenizer
-from .videos import SmolVLMVideoProcessor, flatten_videos
+from .tokenizer import SmolVLMTokenizer, list_of_texts
+from .tokens import MEDIA_TOKENS
+from .videos import SmolVLMVideoProcessor
 
-_log = logging.getLogger(__name__)
-# A checkpoint without video_sampling (the still-picture ones) still has to choose frames of a file somehow.
+# A checkpoint without video_sampling (those for still pictures only) still needs a rule to choose the frames of a file.
 _FALLBACK_SAMPLING = {"num_frames": 64, "fps": 1}
 
 
+@dataclass(frozen=True)
+class _Prompts:
+    """Rendered conversations. `mark` is the character that keeps escaped words apart, where there are any."""
+
+    texts: list[str]
+    mark: str | None
+    conversations: chat.Conversations
+
+
 class SmolVLMProcessor:
-    """An image processor, a video processor, a tokenizer and a chat template, working on one prompt.
+    """An image processor, a video processor, a tokenizer and a chat template that work on one prompt.
 
-    image_processor, tokenizer, video_processor: as their classes. image_seq_len: image tokens per tile (64 for the
-    256M and 500M, 81 for the 2.2B). chat_template: jinja text, or a dict of named ones with "default" among them;
-    where it is None the tokenizer's own serves, then the built-in one.
+    Args:
+        image_processor: None takes the defaults of SmolVLMImageProcessor.
+        tokenizer: a SmolVLMTokenizer, or a fast tokenizer of transformers.
+        video_processor: None takes the defaults of SmolVLMVideoProcessor.
+        image_seq_len: image tokens of one tile: 64 for the 256M and 500M, 81 for the 2.2B.
+        chat_template: jinja text, or a dictionary of named ones with "default" among them. None takes the tokenizer's,
+            or the built-in template where that has none.
 
-    default_fps is the rate assumed for videos that come without one, 24 as in the reference (all timestamps are then
-    close to 00:00); set it to None to have such videos refused.
+    Attributes:
+        default_fps: frames per second assumed for videos that come without a rate: 24, as in the reference, which puts
+            all timestamps close to 00:00. None refuses such videos.
+
+    Raises:
+        InputError: there is no tokenizer, or an argument makes no sense.
     """
 
     def __init__(
@@ -45,40 +61,50 @@ class SmolVLMProcessor:
     ):
         if tokenizer is None:
             raise InputError("SmolVLMProcessor needs a tokenizer")
-        tokenizer = SmolVLMTokenizer.wrap(tokenizer)
         if isinstance(image_seq_len, bool) or not isinstance(image_seq_len, int) or image_seq_len < 1:
             raise InputError(f"image_seq_len is {image_seq_len!r}; it needs a positive whole number")
+        self.tokenizer = tokenizer = SmolVLMTokenizer.wrap(tokenizer)
         self.image_processor = image_processor or SmolVLMImageProcessor()
-        self.tokenizer = tokenizer
         self.video_processor = video_processor or SmolVLMVideoProcessor()
         self.image_seq_len = image_seq_len
-        self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
-        self.default_fps = 24
-        self.fake_image_token = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
-        self.image_token = getattr(tokenizer, "image_token", "<image>")
-        self.end_of_utterance_token = getattr(tokenizer, "end_of_utterance_token", "<end_of_utterance>")
-        self.global_image_token = getattr(tokenizer, "global_image_token", "<global-img>")
-        self.video_token = getattr(tokenizer, "video_token", "<video>")
+        self.chat_template = tokenizer.chat_template if chat_template is None else chat_template
+        self.default_fps: float | None = 24
+        self.fake_image_token: str = tokenizer.fake_image_token
+        self.image_token: str = tokenizer.image_token
+        self.end_of_utterance_token: str = tokenizer.end_of_utterance_token
+        self.global_image_token: str = tokenizer.global_image_token
+        self.video_token: str = tokenizer.video_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "SmolVLMProcessor":
-        """From the directory of a checkpoint: v4 files, v5's nested processor_config.json, or defaults for what is
-        missing; only a tokenizer has to be there.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "SmolVLMProcessor":
+        """The processor of a checkpoint.
 
-        Keywords override what the files say: image_seq_len and chat_template here, every other in the image and video
-        processors that know it. Raises CheckpointError for files that are missing or broken, InputError for a keyword
-        that nobody knows.
+        Args:
+            pretrained_model_name_or_path: a local directory with files of transformers 4 or 5. Only a tokenizer has to be
+                there; defaults stand in for other files.
+            **kwargs: image_seq_len, chat_template and arguments of the image and video processor, which override the
+                files; each goes to every part that knows it.
+
+        Raises:
+            CheckpointError: the directory or the tokenizer is missing, or a file is broken.
+            InputError: no part knows a keyword.
         """
         return cls(**checkpoint_files.load_parts(pretrained_model_name_or_path, kwargs))
 
-    def save_pretrained(self, save_directory) -> list[str]:
-        """Write everything in the v5 form and return the paths: processor_config.json, chat_template.jinja and the
-        tokenizer's files. `from_pretrained` of the directory gives an equal processor."""
+    def save_pretrained(self, save_directory: str | os.PathLike) -> list[str]:
+        """Write all files in the form of transformers 5; `from_pretrained` of the directory gives an equal processor.
+
+        Args:
+            save_directory: made if need be. It gets processor_config.json, chat_template.jinja and the tokenizer's files.
+
+        Returns:
+            The paths of the files written.
+        """
         return checkpoint_files.save_parts(self, save_directory)
 
-    def to_dict(self) -> dict:
-        """What processor_config.json holds."""
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of processor_config.json."""
         return {
             "image_processor": self.image_processor.to_dict(),
             "video_processor": self.video_processor.to_dict(),
@@ -88,119 +114,84 @@ class SmolVLMProcessor:
 
     @property
     def media_tokens(self) -> MediaTokens:
-        """The strings a picture's or video's block is made of."""
-        return MediaTokens(self.image_seq_len, self.fake_image_token, self.image_token, self.global_image_token)
+        """The strings that the block of a picture or video is made of."""
+        return MediaTokens(image_seq_len=self.image_seq_len, **{name: getattr(self, name) for name in MEDIA_TOKENS})
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of the arrays that a call returns."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     # ---- strings and pixels to arrays
 
-    def __call__(
-        self,
-        images=None,
-        text: str | list[str] | None = None,
-        videos=None,
-        *,
-        return_tensors: str | None = None,
-        return_metadata: bool = False,
-        pixel_format: str = "float32",
-        limits: MediaLimits | None = None,
-        text_kwargs: dict | None = None,
-        images_kwargs: dict | None = None,
-        videos_kwargs: dict | None = None,
-        **kwargs,
-    ) -> BatchFeature:
-        """Prompts that are already strings, and the pixels that belong to them.
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
+        """Prompts that are strings already, and the pictures or videos that belong to them.
 
-        text: each `<image>` or `<video>` in it is the place of one picture or video; it is taken as it stands, special
-        tokens and all (apply_chat_template is the way for words that somebody else wrote). images: see
-        layout.nest_images, a list per text. videos: see videos.flatten_videos, in the order of the texts.
-        Keywords: padding, truncation, max_length, pad_to_multiple_of, padding_side, add_special_tokens and every
-        argument of the image or video processor, plain or in text_kwargs, images_kwargs, videos_kwargs.
+        Args:
+            images: a list of pictures for each text; see `SmolVLMImageProcessor.preprocess`.
+            text: one prompt or several. Each `<image>` or `<video>` in it is the place of one picture or video. It is taken
+                as it is, special tokens included; use `apply_chat_template` for texts that somebody else wrote.
+            videos: in the order of the texts; see `SmolVLMVideoProcessor.preprocess`. Pictures and videos do not go into
+                one call.
+            **kwargs: return_tensors (None or "np"), pixel_format ("float32" or "uint8"), limits (a MediaLimits),
+                return_metadata (return `video_metadata`, a VideoMetadata for each video); padding, truncation, max_length,
+                pad_to_multiple_of, padding_side, return_attention_mask, add_special_tokens; every argument of the calls of
+                the image and video processor. Also dictionaries of such keywords for one part: text_kwargs,
+                images_kwargs, videos_kwargs.
 
-        Returns input_ids and attention_mask, lists or for return_tensors="np" int64 (b, t); then, where there are
-        pictures or videos, with pixel_format="float32" pixel_values float32 (b, n, 3, T, T) and pixel_attention_mask
-        int64 (b, n, T, T), with "uint8" pixel_values uint8 (N, T, T, 3) and num_tiles.
-        Raises InputError where counts disagree or truncation would cut a picture's tokens, MediaError for media.
+        Returns:
+            input_ids and attention_mask, lists or int64 (b, t) for return_tensors="np". With pictures or videos also, for
+            pixel_format="float32", pixel_values, float32 (b, n, 3, T, T), and pixel_attention_mask, int64 (b, n, T, T);
+            for "uint8" pixel_values, uint8 (N, T, T, 3), and num_tiles = N.
+
+        Raises:
+            InputError: the numbers of pictures and their tokens disagree, truncation would cut a picture's tokens, or an
+                argument is unknown or makes no sense.
+            MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
-        check_return_tensors(return_tensors)
-        options = sort_arguments(kwargs, text_kwargs, images_kwargs, videos_kwargs)
-        media = {"return_tensors": return_tensors, "pixel_format": pixel_format, "limits": limits}
-        return self._process(images, text, videos, *options, media, return_metadata, None)
+        return self._process(images, text, videos, sort_arguments(kwargs))
 
-    def _process(self, images, text, videos, text_options, image_options, video_options, media, return_metadata, mark):
+    def _process(self, images: Any, text: Any, videos: Any, arguments: Arguments, mark: str | None = None) -> BatchFeature:
         if images is None and text is None and videos is None:
             raise InputError("nothing to process; pass text, images or videos")
         if images is not None and videos is not None:
             raise InputError("images and videos in one call; a batch holds one or the other, so make two of it")
-        texts = _list_of_texts(text)
+        texts = None if text is None else list_of_texts(text)
+        if texts == []:
+            raise InputError("text is an empty list")
         samples = None if images is None else nest_images(images)
         if samples is not None and texts is not None and not any(samples):
             samples = None
         clips = None if videos is None else flatten_videos(videos)
         if texts is not None:
-            self._check_counts(texts, samples, clips)
-        data, metadata = BatchFeature(), None
+            self.media_tokens.check_counts(texts, samples, len(clips or ()))
+        data, out = BatchFeature(), BatchFeature()
+        token, blocks = self.image_token, []
         if samples is not None:
-            data = self.image_processor(samples, return_row_col_info=True, **media, **image_options)
+            data = self.image_processor(samples, return_row_col_info=True, **arguments.images)
             grids = zip(_flat(data.pop("rows")), _flat(data.pop("cols")), strict=True)
-            texts = _expand(texts, self.image_token, (self.media_tokens.picture(*grid) for grid in grids))
+            blocks = [self.media_tokens.picture(*grid) for grid in grids]
         elif clips is not None:
-            data = self.video_processor(clips, return_metadata=True, **media, **video_options)
-            metadata = data.pop("video_metadata")
+            data = self.video_processor(clips, return_metadata=True, **arguments.videos)
             if texts is not None:
-                texts = _expand(texts, self.video_token, self._video_blocks(metadata))
-        out = BatchFeature()
+                token, blocks = self.video_token, self.media_tokens.videos(data["video_metadata"], self.default_fps)
+            if not arguments.return_metadata:
+                del data["video_metadata"]
         if texts is not None:
-            out = self._tokenize(texts, text_options, media["return_tensors"], mark)
+            out = self._tokenize(expand(texts, token, blocks), arguments.text, mark)
         out.update(data)
-        if return_metadata and metadata is not None:
-            out["video_metadata"] = metadata
         return out
-
-    def _check_counts(self, texts, samples, clips):
-        slots = [text.count(self.image_token) for text in texts]
-        if samples is None and any(slots):
-            raise InputError(f"{self.image_token} occurs {sum(slots)} times in the texts, but no images were passed")
-        if samples is not None:
-            given = [len(sample) for sample in samples]
-            if slots != given:
-                raise InputError(
-                    f"{self.image_token} occurs {_shorten(slots)} times in the texts, but they come with "
-                    f"{_shorten(given)} images; the counts have to agree text by text (a flat list is one text's)"
-                )
-        wanted, given = sum(text.count(self.video_token) for text in texts), len(clips or ())
-        if wanted != given:
-            raise InputError(f"{self.video_token} occurs {wanted} times in the texts, but {given} videos were passed")
-
-    def _video_blocks(self, metadata) -> list[str]:
-        for number, clip in enumerate(metadata):
-            if clip.frames_indices is None:
-                raise InputError(f"videos[{number}]: its frames have no times; pass frames_indices in its video_metadata")
-        # The count in words includes padding frames, as the reference writes it.
-        most = max(len(clip.frames_indices) for clip in metadata)
-        blocks = []
-        for clip in metadata:
-            if clip.fps is None:
-                if self.default_fps is None:
-                    raise InputError("a video without fps has no timestamps; pass video_metadata with its fps")
-                _log.warning("a video without fps: its timestamps assume %s frames a second", self.default_fps)
-                clip.fps = self.default_fps
-            blocks.append(self.media_tokens.video(most, clip.timestamps, clip.duration))
-        return blocks
 
     def _encode(self, text: str, add_special_tokens: bool, mark: str | None) -> list[int]:
         if mark is not None and mark in text:
             return encode_marked(self.tokenizer, text, mark)
         return self.tokenizer.encode(text, add_special_tokens)
 
-    def _tokenize(self, texts: list[str], options: dict, return_tensors, mark) -> BatchFeature:
-        options = dict(options)
-        add_special_tokens = options.pop("add_special_tokens", True)
+    def _tokenize(self, texts: list[str], options: dict[str, Any], mark: str | None) -> BatchFeature:
+        options = {"add_special_tokens": True, **options}
+        add_special_tokens = options.pop("add_special_tokens")
         rows = [self._encode(text, add_special_tokens, mark) for text in texts]
-        batch = self.tokenizer.pad(rows, return_tensors=return_tensors, **options)
+        batch = self.tokenizer.pad(rows, **options)
         for index, (row, text, kept) in enumerate(zip(rows, texts, batch["input_ids"], strict=True)):
             wanted, left = text.count(self.image_token), list(kept).count(self.image_token_id)
             if wanted != left:
@@ -214,7 +205,7 @@ class SmolVLMProcessor:
 
     def apply_chat_template(
         self,
-        conversation,
+        conversation: Any,
         chat_template: str | None = None,
         tools: list[dict] | None = None,
         documents: list[dict] | None = None,
@@ -223,141 +214,194 @@ class SmolVLMProcessor:
         tokenize: bool = False,
         return_tensors: str | None = None,
         return_dict: bool = False,
-        processor_kwargs: dict | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
         special_tokens_in_text: str | None = None,
         sanitize_control_tokens: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Any:
         """A conversation, or a list of them, to prompts or to what the model reads.
 
-        conversation: messages {"role", "content"}; content is a string or a list of items {"type": "text", "text"},
-        {"type": "image", "image" | "url" | "path" | "base64"} and {"type": "video", "video" | "url" | "path"}.
-        chat_template: jinja text, or the name of one of several. tokenize: False returns the prompt string (a list
-        for a batch), True its ids, or with return_dict what __call__ returns. continue_final_message: stop right
-        after the last text. processor_kwargs, and any keyword of __call__: passed on to it; every other keyword is a
-        variable of the template. Frames of videos are sampled unless do_sample_frames=False.
+        Args:
+            conversation: messages {"role", "content"}; content is a string or a list of items {"type": "text", "text"},
+                {"type": "image", "image" | "url" | "path" | "base64"} and {"type": "video", "video" | "url" | "path"}.
+            chat_template: jinja text, or the name of one of the processor's templates; None takes the default.
+            tools: a variable of the template.
+            documents: a variable of the template.
+            add_generation_prompt: end with "Assistant:", so that the model answers.
+            continue_final_message: end right after the last text, so that the model goes on with it.
+            tokenize: return ids, or what the model reads, instead of the prompt string.
+            return_tensors: "np" for arrays, None for lists.
+            return_dict: with tokenize, return what `__call__` returns instead of input_ids alone.
+            processor_kwargs: keywords of `__call__`.
+            special_tokens_in_text: what to do with a text that holds `<image>`, `<end_of_utterance>` or the like. "error"
+                (the default) refuses it, "escape" has it read as plain characters (needs tokenize=True), "allow" lets it
+                steer the model.
+            sanitize_control_tokens: transformers' name for special_tokens_in_text="escape".
+            **kwargs: keywords of `__call__`; every other keyword is a variable of the template. Frames of videos are sampled
+                unless do_sample_frames=False.
 
-        special_tokens_in_text: what to do with a text that holds `<image>`, `<end_of_utterance>` or the like. "error"
-        (the default) refuses it, "escape" has it read as plain characters (needs tokenize=True; transformers calls
-        this sanitize_control_tokens=True), "allow" lets it steer the model.
-        Raises PromptError for conversations and templates, and what __call__ raises.
+        Returns:
+            The prompt, a string (a list of them for a list of conversations); with tokenize input_ids, or with return_dict
+            what `__call__` returns.
+
+        Raises:
+            PromptError: the conversation or the template is not valid, or a text holds a special token.
+            InputError: neither the processor nor the template knows a keyword, or what `__call__` raises.
+            MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
         for name in ("return_assistant_tokens_mask", "load_audio_from_video"):
             if kwargs.pop(name, None):
                 raise InputError(f"apply_chat_template does not support {name}=True")
-        mode = special_tokens_in_text or ("escape" if sanitize_control_tokens else "error")
-        call, variables = _split_keywords(processor_kwargs, kwargs)
-        prompts, mark, conversations, batched = self._prompts(
-            conversation, chat_template, add_generation_prompt, continue_final_message, mode,
-            {"tools": tools, "documents": documents, **variables},
-        )  # fmt: skip
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
+        call = {"return_tensors": return_tensors, **(processor_kwargs or {}), **own}
+        prompts = self._prompts(
+            conversation,
+            chat_template,
+            {"tools": tools, "documents": documents, **kwargs},
+            mode=special_tokens_in_text or ("escape" if sanitize_control_tokens else "error"),
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        texts, mark, conversations = prompts.texts, prompts.mark, prompts.conversations
         if not tokenize:
             if mark is not None:
                 raise PromptError("special_tokens_in_text='escape' needs tokenize=True: a string has no escaped form")
-            return prompts if batched else prompts[0]
-        images, videos = (chat.collect_media(conversations, kind) for kind in ("image", "video"))
-        images = call.pop("images") if "images" in call else images if any(images) else None
-        videos = videos if any(videos) else None
-        self._sampling_defaults(call, videos)
-        if self.tokenizer.bos_token and prompts[0].startswith(self.tokenizer.bos_token):
-            call.setdefault("add_special_tokens", False)
-        media = {"return_tensors": return_tensors}
-        media["pixel_format"], media["limits"] = call.pop("pixel_format", "float32"), call.pop("limits", None)
-        check_return_tensors(return_tensors)
-        return_metadata = call.pop("return_metadata", False)
-        groups = [call.pop(name, None) for name in ("text_kwargs", "images_kwargs", "videos_kwargs")]
-        options = sort_arguments(call, *groups)
-        out = self._process(images, prompts, videos, *options, media, return_metadata, mark)
+            return texts if conversations.batched else texts[0]
+        images, videos = (chat.collect_media(conversations.messages, kind) for kind in ("image", "video"))
+        given = call.pop("images") if "images" in call else images if any(images) else None
+        arguments = sort_arguments(call)
+        arguments.videos.update(self._sampling_defaults(arguments.videos, videos))
+        if self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token):
+            arguments.text.setdefault("add_special_tokens", False)
+        clips = videos if any(videos) else None
+        out = self._process(given, texts, clips, arguments, mark)
         return out if return_dict else out["input_ids"]
 
-    def _sampling_defaults(self, call: dict, videos):
-        given = {**call, **(call.get("videos_kwargs") or {})}
+    def _sampling_defaults(self, given: Mapping[str, Any], videos: list[list]) -> dict[str, Any]:
+        """What the video processor is asked for beyond the keywords `given`: frames are sampled unless they say otherwise."""
+        if "do_sample_frames" in given:
+            return {}
         if given.get("num_frames") is None and given.get("fps") is None and self.video_processor.num_frames is None:
-            files = any(isinstance(clip, (str, os.PathLike)) for sample in videos or () for clip in sample)
-            if not files or "do_sample_frames" in given:
-                return
-            call.update(_FALLBACK_SAMPLING)
-        if "do_sample_frames" not in given:
-            call["do_sample_frames"] = True
+            files = any(is_path(clip) for sample in videos for clip in sample)
+            return {**_FALLBACK_SAMPLING, "do_sample_frames": True} if files else {}
+        return {"do_sample_frames": True}
 
-    def _prompts(self, conversation, chat_template, add_generation_prompt, continue_final_message, mode, variables):
-        """(prompts, mark, conversations, whether a batch was passed)."""
-        conversations, batched = chat.normalize_conversations(conversation)
-        template = self._template(chat_template, conversations)
-        unused = sorted(set(variables) - {"tools", "documents"} - chat.variables_of(template))
+    def _prompts(
+        self,
+        conversation: Any,
+        chat_template: str | None,
+        variables: dict[str, Any],
+        *,
+        mode: str,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+    ) -> _Prompts:
+        conversations = chat.normalize_conversations(conversation)
+        jinja = self._template(chat_template, conversations.messages)
+        unused = sorted(set(variables) - {"tools", "documents"} - template.variables_of(jinja))
         if unused:
             raise InputError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
-        guarded, variables, mark = self._guard().apply(conversations, chat.plain(variables), mode)
-        prompts = chat.render(
-            template,
-            guarded,
+        own = (self.image_token, self.fake_image_token, self.global_image_token, self.video_token)
+        guard = _guard_for(frozenset({*self.tokenizer.control_tokens, *own}))
+        guarded = guard.apply(conversations.messages, template.plain(variables), mode)
+        mark = guarded.mark
+        texts = template.render(
+            jinja,
+            guarded.conversations,
+            strings=conversations.strings,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            strings=chat.string_contents(conversation, batched),
-            **{**self.tokenizer.special_tokens_map, **variables},
+            **{**self.tokenizer.special_tokens_map, **guarded.variables},
         )
-        if mark is not None:
-            prompts, mark = self._guard().settle(prompts, mark, mode)
-        return prompts, mark, conversations, batched
+        if mark is not None and mode == "error":
+            texts, mark = guard.unmark(texts, mark), None
+        return _Prompts(texts, mark, conversations)
 
-    def _guard(self) -> Guard:
-        own = (self.image_token, self.fake_image_token, self.global_image_token, self.video_token)
-        return _guard_for(frozenset({*self.tokenizer.control_tokens, *own}))
-
-    def _template(self, chat_template, conversations) -> str:
-        named = self.chat_template if isinstance(self.chat_template, dict) else {}
+    def _template(self, chat_template: str | None, conversations: list[list[chat.Message]]) -> str:
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         if chat_template is not None:
-            return named.get(chat_template, chat_template)
+            return templates.get(chat_template) or chat_template
         if chat.has_video(conversations):
-            return chat.DEFAULT_CHAT_TEMPLATE
-        if named and "default" not in named:
-            raise PromptError(f"no chat template is called 'default'; pass chat_template, one of {sorted(named)}")
-        return named.get("default") or self.chat_template or chat.DEFAULT_CHAT_TEMPLATE
+            return template.DEFAULT_CHAT_TEMPLATE
+        if "default" not in templates and templates:
+            raise PromptError(f"no chat template is called 'default'; pass chat_template, one of {sorted(templates)}")
+        return templates.get("default") or template.DEFAULT_CHAT_TEMPLATE
 
     # ---- counting without decoding
 
-    def count_tokens(self, width: int, height: int, **images_kwargs) -> int:
-        """Image tokens of a picture of this size, tiles × image_seq_len: what the vision encoder will deliver for it.
+    def count_tokens(self, width: int, height: int, **images_kwargs: Any) -> int:
+        """Image tokens of a picture of a given size: tiles × image_seq_len. No pixel is needed.
 
-        images_kwargs: overrides for the call, as in the image processor. No pixel is needed or decoded. The markers
-        around the tiles come on top: `count_prompt_tokens` counts whole prompts.
+        The markers around the tiles are not counted; `count_prompt_tokens` counts whole prompts.
+
+        Args:
+            width: in pixels.
+            height: in pixels.
+            **images_kwargs: arguments of the image processor, for this call.
         """
         return self.image_processor.plan(height, width, **images_kwargs).num_tiles * self.image_seq_len
 
-    def count_prompt_tokens(self, conversation, *, chat_template=None, add_generation_prompt=False, **kwargs) -> list[int]:
-        """Length in tokens of the prompt of each conversation, as apply_chat_template would make it, from the headers
-        of its pictures: no pixel is decoded. For conversations without videos."""
-        mode = kwargs.pop("special_tokens_in_text", None) or "error"
-        call, variables = _split_keywords(None, kwargs)
-        limits = call.pop("limits", None) or self.image_processor.limits
-        _, image_options, _ = sort_arguments(call, None, None, None)
-        prompts, mark, conversations, _ = self._prompts(
-            conversation, chat_template, add_generation_prompt, False, mode, variables
+    def count_prompt_tokens(
+        self,
+        conversation: Any,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        special_tokens_in_text: str | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Length in tokens of the prompts that `apply_chat_template` would make, from the headers of their pictures.
+
+        No pixel is decoded. Conversations with videos are refused, since a video has to be opened to know its frames.
+
+        Args:
+            conversation: one conversation or a list of them, as in `apply_chat_template`.
+            chat_template: as there.
+            add_generation_prompt: as there.
+            special_tokens_in_text: as there.
+            **kwargs: arguments of the image processor, and variables of the template.
+
+        Returns:
+            A number for each conversation.
+
+        Raises:
+            PromptError: as `apply_chat_template`.
+            InputError: a conversation has a video, or as `apply_chat_template`.
+            MediaError: a picture cannot be opened, or exceeds the limits.
+        """
+        call = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
+        known = {*self.image_processor.DEFAULTS, "limits"}
+        options = {name: value for name, value in sort_arguments(call).images.items() if name in known}
+        prompts = self._prompts(
+            conversation,
+            chat_template,
+            kwargs,
+            mode=special_tokens_in_text or "error",
+            add_generation_prompt=add_generation_prompt,
         )
-        if chat.has_video(conversations):
+        messages = prompts.conversations.messages
+        if chat.has_video(messages):
             raise InputError("count_prompt_tokens counts pictures only; a video has to be opened to know its frames")
-        samples = chat.collect_media(conversations, "image")
-        self._check_counts(prompts, samples, None)
-        turn = image_options.get("exif_transpose", self.image_processor.exif_transpose)
-        plan_options = {name: value for name, value in image_options.items() if name in self.image_processor.DEFAULTS}
-        blocks = []
-        for value in _flat(samples):
-            plan = self.image_processor.plan(*image_size(value, limits, turn), **plan_options)
-            blocks.append(self.media_tokens.picture(plan.rows, plan.cols))
-        return [len(self._encode(text, False, mark)) for text in _expand(prompts, self.image_token, blocks)]
+        samples = chat.collect_media(messages, "image")
+        self.media_tokens.check_counts(prompts.texts, samples, 0)
+        plans = [self.image_processor.plan_picture(picture, **options) for picture in _flat(samples)]
+        blocks = [self.media_tokens.picture(plan.rows, plan.cols) for plan in plans]
+        return [len(self._encode(text, False, prompts.mark)) for text in expand(prompts.texts, self.image_token, blocks)]
 
     # ---- back to text
 
-    def decode(self, *args, **kwargs):
+    def decode(self, *args: Any, **kwargs: Any) -> str | list[str]:
         """See SmolVLMTokenizer.decode."""
         return self.tokenizer.decode(*args, **kwargs)
 
-    def batch_decode(self, *args, **kwargs) -> list[str]:
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """See SmolVLMTokenizer.batch_decode."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
-    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens: bool = True, **kwargs) -> list[str]:
-        """The texts of generated rows of ids."""
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """The texts of generated rows of ids; see SmolVLMTokenizer.batch_decode."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
 
@@ -366,32 +410,5 @@ def _guard_for(words: frozenset[str]) -> Guard:
     return Guard(words)
 
 
-def _split_keywords(processor_kwargs, kwargs) -> tuple[dict, dict]:
-    """(keywords of __call__, variables of the template)."""
-    call = {**(processor_kwargs or {}), **{name: value for name, value in kwargs.items() if name in ALL}}
-    return call, {name: value for name, value in kwargs.items() if name not in ALL}
-
-
-def _list_of_texts(text) -> list[str] | None:
-    if text is None:
-        return None
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(entry, str) for entry in texts):
-        raise InputError("text needs a string or a list of strings")
-    if not texts:
-        raise InputError("text is an empty list")
-    return list(texts)
-
-
-def _expand(texts: list[str] | None, token: str, blocks) -> list[str] | None:
-    """Each `token`, text after text, replaced by the next of `blocks`."""
-    blocks = iter(blocks)
-    return texts and [re.sub(re.escape(token), lambda _: next(blocks), text) for text in texts]
-
-
-def _flat(nested) -> list:
+def _flat(nested: Sequence[Sequence]) -> list:
     return [entry for sample in nested for entry in sample]
-
-
-def _shorten(counts: list[int]) -> str:
-    return str(counts if len(counts) <= 16 else [*counts[:16], "…"])

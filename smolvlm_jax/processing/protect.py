@@ -1,49 +1,70 @@
 """Keeping what a user wrote apart from what steers the model.
 
-A text that says `<image>` must not become a slot for a picture, nor `<end_of_utterance>` the end of a turn. Such words
-are refused, or escaped: broken by a mark on their way through the template, and read as plain characters afterwards.
+A text that says `<image>` must not become the place of a picture, nor `<end_of_utterance>` the end of a turn. Such words
+are refused, or escaped: broken by a mark before the template is rendered, and read as plain characters afterwards.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from ..errors import InputError, PromptError
+from .chat import Message
+from .tokenizer import SmolVLMTokenizer
+from .tokens import GRID_PATTERN
 
 MODES = ("error", "escape", "allow")
-# Characters nobody's text has: a mark is the first of them that does not occur in the conversation at hand.
+# Characters that no text has: a mark is the first of them that does not occur in the conversation at hand.
 _PRIVATE_USE = range(0xE000, 0xF8FF)
-_GRID_MARKER = r"<row_\d+_col_\d+>"
+_ADVICE = (
+    "pass special_tokens_in_text='escape' to have it read as plain characters, or 'allow' if it is meant to steer the model"
+)
+
+
+class Guarded(NamedTuple):
+    """What is fit to be rendered; `mark` is None where no text had to be touched."""
+
+    conversations: list[list[Message]]
+    variables: dict[str, Any]
+    mark: str | None
 
 
 class Guard:
-    """The words that steer one model, and what to do when a text has one. See the module."""
+    """Finds the words that steer one model in the texts of a user, and refuses or marks them.
+
+    Args:
+        words: the special tokens. Markers of rows and columns of tiles are added.
+    """
 
     def __init__(self, words: Iterable[str]):
         self.words = sorted({word for word in words if word}, key=len, reverse=True)
-        self._pattern = re.compile("|".join([*map(re.escape, self.words), _GRID_MARKER]))
-        # every proper beginning and end of a word: a text that ends or starts with one might complete a word
-        heads = {word[:n] for word in self.words for n in range(1, len(word))}
-        tails = {word[n:] for word in self.words for n in range(1, len(word))}
-        self._heads, self._tails = tuple(heads), tuple(tails)
+        self._pattern = re.compile("|".join([*map(re.escape, self.words), GRID_PATTERN]))
+        # Every proper beginning and end of a word: a text that ends or starts with one might complete a word.
+        self._heads = tuple({word[:n] for word in self.words for n in range(1, len(word))})
+        self._tails = tuple({word[n:] for word in self.words for n in range(1, len(word))})
 
     def find(self, text: str) -> str | None:
         """The first steering word in `text`."""
         found = self._pattern.search(text)
         return found and found.group()
 
-    def count(self, text: str) -> int:
-        return sum(1 for _ in self._pattern.finditer(text))
+    def apply(self, conversations: list[list[Message]], variables: dict[str, Any], mode: str) -> Guarded:
+        """Refuse or mark the steering words of conversations and of the variables of a template.
 
-    def apply(self, conversations: list[list[dict]], variables: dict, mode: str):
-        """(conversations, variables, mark) fit to be rendered; mark is None where no text had to be touched.
+        Args:
+            conversations: normalised messages.
+            variables: what else the template can see.
+            mode: "error" refuses steering words, "escape" marks them, "allow" does nothing. In a role they are refused
+                in both of the first two.
 
-        mode: "error" refuses steering words, "escape" marks them, "allow" does nothing. Roles are always refused.
-        Raises PromptError with the place of the word.
+        Raises:
+            PromptError: a steering word is refused; the message says where it is.
+            InputError: there is no such mode.
         """
         if mode not in MODES:
             raise InputError(f"special_tokens_in_text is {mode!r}; it is one of {', '.join(MODES)}")
         if mode == "allow":
-            return conversations, variables, None
+            return Guarded(conversations, variables, None)
         doubtful = False
         for index, messages in enumerate(conversations):
             for place, message in enumerate(messages):
@@ -51,60 +72,50 @@ class Guard:
         for name, value in variables.items():
             doubtful |= self._check_strings(f"the template's variable {name!r}", value, mode)
         if not doubtful:
-            return conversations, variables, None
+            return Guarded(conversations, variables, None)
         mark = _unused((conversations, variables))
         marked = [[self._mark_message(message, mark) for message in messages] for messages in conversations]
-        return marked, self._mark(variables, mark), mark
+        return Guarded(marked, self._mark(variables, mark), mark)
 
-    def settle(self, prompts: list[str], mark: str, mode: str) -> tuple[list[str], str | None]:
-        """Rendered prompts: in "error" mode without their marks, once they are seen to have kept nothing apart."""
-        if mode != "error":
-            return prompts, mark
+    def unmark(self, prompts: list[str], mark: str) -> list[str]:
+        """Rendered prompts without their marks. Raises PromptError where only a mark kept a steering word apart."""
         bare = [prompt.replace(mark, "") for prompt in prompts]
         for prompt, without in zip(prompts, bare, strict=True):
-            if self.count(prompt) != self.count(without):
+            if len(self._pattern.findall(prompt)) != len(self._pattern.findall(without)):
                 raise PromptError("a text and what stands next to it in the prompt add up to a special token; " + _ADVICE)
-        return bare, None
+        return bare
 
-    def _check(self, where: str, message: Mapping, mode: str) -> bool:
-        """Whether something in the message needs marking. Refuses what is to be refused."""
+    def _check(self, where: str, message: Message, mode: str) -> bool:
+        """Whether something in the message needs a mark. Raises PromptError for what is refused."""
         role = message.get("role")
         if isinstance(role, str) and self.find(role):
             raise PromptError(f"{where}: the role {role!r} holds the special token {self.find(role)!r}")
-        doubtful = False
         texts = [item["text"] for item in message.get("content") or [] if isinstance(item.get("text"), str)]
-        # joined as well: two harmless texts side by side may make a word
-        for text in (*texts, "".join(texts)) if len(texts) > 1 else texts:
-            doubtful |= self._check_strings(where, text, mode)
+        # Joined as well: two harmless texts side by side may make a word.
+        doubtful = self._check_strings(where, [*texts, "".join(texts)] if len(texts) > 1 else texts, mode)
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}
         return doubtful | self._check_strings(where, rest, mode)
 
-    def _check_strings(self, where: str, value, mode: str) -> bool:
-        if isinstance(value, str):
-            word = self.find(value)
+    def _check_strings(self, where: str, value: Any, mode: str) -> bool:
+        doubtful = False
+        for text in _strings(value):  # all of them: one that is doubtful does not excuse the next from being refused
+            word = self.find(text)
             if word is not None and mode == "error":
                 raise PromptError(f"{where}: the text holds the special token {word!r}; " + _ADVICE)
-            return word is not None or value.endswith(self._heads) or value.startswith(self._tails)
-        if isinstance(value, Mapping):
-            value = list(value.values())
-        if not isinstance(value, (list, tuple)):
-            return False
-        doubtful = False
-        for item in value:  # all of them: one that is doubtful does not excuse the next from being refused
-            doubtful |= self._check_strings(where, item, mode)
+            doubtful |= word is not None or text.endswith(self._heads) or text.startswith(self._tails)
         return doubtful
 
-    def _mark_message(self, message: dict, mark: str) -> dict:
+    def _mark_message(self, message: Message, mark: str) -> Message:
         out = {key: value if key == "role" else self._mark(value, mark) for key, value in message.items()}
         if isinstance(message.get("content"), list):
-            # of an item only the text is the user's words; its other entries are kinds and places of media
+            # Of an item only the text is what the user wrote; its other entries are kinds and places of media.
             out["content"] = [
                 {**item, "text": self._mark(item["text"], mark)} if isinstance(item.get("text"), str) else item
                 for item in message["content"]
             ]
         return out
 
-    def _mark(self, value, mark: str):
+    def _mark(self, value: Any, mark: str) -> Any:
         if isinstance(value, str):
             value = self._pattern.sub(lambda m: m.group()[0] + mark + m.group()[1:], value)
             start = mark if value.startswith(self._tails) else ""
@@ -116,52 +127,43 @@ class Guard:
         return value
 
 
-_ADVICE = (
-    "pass special_tokens_in_text='escape' to have it read as plain characters, or 'allow' if it is meant to steer the model"
-)
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in nested mappings and lists, keys not included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
 
 
-def _unused(value) -> str:
-    used = set()
-
-    def collect(value):
-        if isinstance(value, str):
-            used.update(value)
-        elif isinstance(value, Mapping):
-            collect(list(value.values()))
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                collect(item)
-
-    collect(value)
+def _unused(value: Any) -> str:
+    """A private-use character that occurs in none of the strings of `value`."""
+    used: set[str] = set().union(*_strings(value))
     for code in _PRIVATE_USE:
         if chr(code) not in used:
             return chr(code)
     raise PromptError("the conversation uses every private-use character there is, so none is left to escape with")
 
 
-def encode_marked(tokenizer, text: str, mark: str) -> list[int]:
+def encode_marked(tokenizer: SmolVLMTokenizer, text: str, mark: str) -> list[int]:
     """The ids of a rendered prompt with marks in it.
 
-    Between two special tokens of the template, text is read by a tokenizer that knows no special tokens, without its
-    marks: the ids are what the characters would get if the word were no token.
-    Raises PromptError where the vocabulary has no other way to read the word.
+    Between two special tokens of the template, text is read without its marks by a tokenizer that recognises no special
+    tokens: the ids are what the characters would get if the word were no token.
+
+    Raises:
+        PromptError: the vocabulary has no other way to read the word.
     """
     tokens = sorted(tokenizer.added_tokens, key=len, reverse=True)
-    ids, start = [], 0
-
-    def plain(piece: str):
-        if not piece:
-            return
-        found = tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False, split_special_tokens=True)
-        steering = {tokenizer.added_tokens[token] for token in tokenizer.control_tokens}
-        if not steering.isdisjoint(found):
-            raise PromptError("this tokenizer reads a special token even out of plain text, so the text cannot be escaped")
-        ids.extend(found)
-
-    for found in re.finditer("|".join(map(re.escape, tokens)) or "(?!)", text):
-        plain(text[start : found.start()])
-        ids.append(tokenizer.added_tokens[found.group()])
-        start = found.end()
-    plain(text[start:])
+    steering = {tokenizer.added_tokens[token] for token in tokenizer.control_tokens}
+    ids: list[int] = []
+    # The group keeps the special tokens: every second piece is one.
+    for piece in re.split(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})", text):
+        if piece in tokenizer.added_tokens:
+            ids.append(tokenizer.added_tokens[piece])
+        elif piece:
+            found = tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False, split_special_tokens=True)
+            if not steering.isdisjoint(found):
+                raise PromptError("this tokenizer reads a special token even out of plain text, so the text cannot be escaped")
+            ids.extend(found)
     return ids

@@ -11,9 +11,14 @@ from .pixels import Picture
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of one picture: uint8 (n, T, T, channels), the global view last, and the grid they came from.
+    """The tiles of one picture and the grid they came from.
 
-    scaled, global_scaled: their 0..255 stand for 0..1 (float pictures only; see pixels.py).
+    Attributes:
+        pixels: uint8 (n, T, T, channels), the global view last.
+        rows: rows of the grid; 0 for a picture that is not split.
+        cols: columns of the grid; 0 for a picture that is not split.
+        scaled: the values 0..255 of the grid's tiles stand for 0..1 (float pictures only; see pixels.py).
+        global_scaled: those of the global view do.
     """
 
     pixels: np.ndarray
@@ -23,14 +28,22 @@ class Tiles:
     global_scaled: bool = False
 
     def digest(self) -> str:
-        """128 bits of BLAKE2 over shape and contents, in hexadecimal."""
+        """128 bits of BLAKE2 over shape and contents, as 32 hexadecimal digits."""
         head = f"{self.pixels.shape} {self.rows} {self.cols} {self.scaled} {self.global_scaled}"
         return hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=16, key=head.encode()[:64]).hexdigest()
 
 
 def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
-    """Carry out `plan` on `picture`. Up to three successive resizes, each rounded to uint8: the global view is made
-    from the *stretched* picture, so doing it in one pass would be wrong."""
+    """Carry out `plan` on `picture`.
+
+    There are up to three successive resizes, each rounded to uint8, as in the reference. They cannot be merged into
+    one: the global view is made from the stretched picture.
+
+    Args:
+        picture: the decoded picture.
+        plan: its resizes and its grid.
+        resample: Pillow's filter, 0 to 5.
+    """
     for size in plan.sizes:
         picture = picture.resize(size, resample)
     tile = plan.tile
@@ -41,9 +54,8 @@ def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
     tiles = np.empty((plan.num_tiles, *last.shape), np.uint8)
     width = plan.cols * tile
     for row in range(plan.rows):
-        # A band at a time: the array form of the whole stretched picture would cost as much memory as the tiles.
-        band = picture.image.crop((0, row * tile, width, (row + 1) * tile))
-        band = np.asarray(band).reshape(tile, plan.cols, tile, -1)
-        tiles[row * plan.cols : (row + 1) * plan.cols] = band.swapaxes(0, 1)
+        # One row of tiles at a time: the array of the whole stretched picture would need as much memory as the tiles.
+        band = np.asarray(picture.image.crop((0, row * tile, width, (row + 1) * tile)))
+        tiles[row * plan.cols : (row + 1) * plan.cols] = band.reshape(tile, plan.cols, tile, -1).swapaxes(0, 1)
     tiles[-1] = last
     return Tiles(tiles, plan.rows, plan.cols, picture.scaled, overview.scaled)

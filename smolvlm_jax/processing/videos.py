@@ -1,100 +1,119 @@
-"""SmolVLMVideoProcessor: videos to one tile per frame, and which frames to take."""
+"""SmolVLMVideoProcessor: videos to one tile per frame, and the choice of frames."""
 
-import os
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from .assemble import STANDARD_MEAN, STANDARD_STD, check_return_tensors, check_stock_pixels, video_layout
-from .batch import BatchFeature
-from .configured import Configured
+from .assemble import PIXEL_FORMATS, flat_uint8, video_layout
+from .batch import BatchFeature, check_return_tensors
+from .choices import one_of
+from .configured import configured
 from .decode import decode_video
-from .fetch import load_image
+from .fetch import is_path, load_image
 from .geometry import MAX_IMAGE_SIZE, longest_edge_size, normalize_size, tile_edge
+from .layout import flatten_videos, metadata_of_videos
 from .limits import MediaLimits
+from .media import MediaProcessor
 from .metadata import VideoMetadata, to_metadata
-from .pixels import is_array
+from .pixels import Picture, channel_axis
 from .threads import map_threads
 
 
-class SmolVLMVideoProcessor(Configured):
-    """Videos to tiles: every frame becomes one tile of max_image_size["longest_edge"] pixels a side, never more.
+@dataclass(frozen=True)
+class _Clip:
+    """The tiles of one video, uint8 (f, T, T, 3), and its metadata."""
 
-    The arguments are those of SmolVLMImageProcessor where the names are the same. do_sample_frames: choose frames by
-    `sample_frames` instead of taking all. num_frames, fps: the most frames, and frames a second, to choose; None until
-    `video_sampling` = {"max_frames", "fps", "video_size"} of a checkpoint sets them.
-    video_sampling["video_size"] is overridden by `size` where both are given, as in the reference: the published
-    checkpoints say 512 and mean 2048. use_video_size=True takes the video_size instead.
+    tiles: np.ndarray
+    metadata: VideoMetadata
+
+
+@configured
+class SmolVLMVideoProcessor(MediaProcessor):
+    """Videos to tiles: every frame becomes exactly one tile.
+
+    Args:
+        do_convert_rgb: accepted as in the reference; frames are RGB in any case.
+        do_resize: resize frames as `size` says, then to the tile.
+        size: {"longest_edge": pixels} or {"height", "width"}: the first of the two resizes. It overrides
+            video_sampling["video_size"] where both are given, as in the reference: the published checkpoints say 512
+            there, and are run with the 2048 of `size`.
+        resample: Pillow's filter, 0 to 5; 1 is LANCZOS.
+        max_image_size: {"longest_edge": T}, the side of a tile in pixels.
+        do_rescale: multiply the values 0..255 by `rescale_factor`.
+        rescale_factor: 1/255 takes 0..255 to 0..1.
+        do_normalize: subtract `image_mean`, then divide by `image_std`.
+        image_mean: one number, or one for each channel.
+        image_std: one number, or one for each channel.
+        do_pad: make one array of the batch, with all-zero frames where a video is shorter than others.
+        do_sample_frames: choose frames with `sample_frames` instead of taking all.
+        num_frames: the largest number of frames to choose; None takes video_sampling["max_frames"].
+        fps: frames per second to choose; None takes video_sampling["fps"].
+        video_sampling: a checkpoint's {"max_frames", "fps", "video_size"}.
+        use_video_size: take video_sampling["video_size"] even where `size` is given. Not in the reference.
+        limits: what may be read for a video given as a path or URL.
+        num_threads: videos worked on at once; None takes the processors there are, at most 8.
+        backend: the decoding library, "decord" or "pyav"; None takes the first that is installed.
+
+    Raises:
+        InputError: an argument is unknown, or has a value that is not supported.
     """
 
-    DEFAULTS: ClassVar[dict] = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"longest_edge": 4 * 364},
-        "resample": 1,
-        "max_image_size": {"longest_edge": 364},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": STANDARD_MEAN,
-        "image_std": STANDARD_STD,
-        "do_pad": True,
-        "do_sample_frames": False,
-        "num_frames": None,
-        "fps": None,
-        "video_sampling": None,
-        "use_video_size": False,
-    }
+    do_sample_frames: bool = False
+    num_frames: int | None = None
+    fps: float | None = None
+    video_sampling: dict[str, Any] | None = None
+    use_video_size: bool = False
+
     OWN = ("use_video_size",)
-    INIT_ONLY = ("limits", "num_threads", "backend")
-    NEUTRAL: ClassVar[dict] = {
-        "data_format": ("channels_first",),
-        "device": ("cpu",),
-        "default_to_square": (True, False),
-        "do_center_crop": (False,),
-        "crop_size": (),
-    }
+    INIT_ONLY = (*MediaProcessor.INIT_ONLY, "backend")
     TYPE_KEY = "video_processor_type"
     FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
     NESTED_KEY = "video_processor"
-    model_input_names = ("pixel_values", "pixel_attention_mask")
 
-    def __init__(
-        self,
-        *,
-        limits: MediaLimits | None = None,
-        num_threads: int | None = None,
-        backend: str | None = None,
-        **kwargs,
-    ):
-        sampling, size = kwargs.get("video_sampling"), kwargs.get("size")
+    def __init__(self, *, backend: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        if sampling:
-            if not isinstance(sampling, Mapping):
-                raise InputError("video_sampling needs the form {'max_frames': n, 'fps': r, 'video_size': {...}}")
-            self.video_sampling = sampling = dict(sampling)
-            if size is not None and not self.use_video_size:
-                sampling["video_size"] = dict(normalize_size(size))
-            if kwargs.get("num_frames") is None:
-                self.num_frames = sampling.get("max_frames")
-            if kwargs.get("fps") is None:
-                self.fps = sampling.get("fps")
-            if sampling.get("video_size"):
-                self.size = dict(normalize_size(sampling["video_size"], "video_size"))
-        self.limits = limits or MediaLimits()
-        self.num_threads = num_threads
         self.backend = backend
-        self.image_mean, self.image_std = (tuple(v) if isinstance(v, list) else v for v in (self.image_mean, self.image_std))
+        sampling = kwargs.get("video_sampling")
+        if not sampling:
+            return
+        if not isinstance(sampling, Mapping):
+            raise InputError("video_sampling needs the form {'max_frames': n, 'fps': r, 'video_size': {...}}")
+        self.video_sampling = sampling = dict(sampling)
+        if kwargs.get("size") is not None and not self.use_video_size:
+            sampling["video_size"] = normalize_size(kwargs["size"])
+        if self.num_frames is None:
+            self.num_frames = sampling.get("max_frames")
+        if self.fps is None:
+            self.fps = sampling.get("fps")
+        if sampling.get("video_size"):
+            self.size = normalize_size(sampling["video_size"], "video_size")
 
-    def sample_frames(self, metadata, num_frames=None, fps=None, skip_secs=1, **_) -> np.ndarray:
-        """Indices, int (n,), of the frames to look at: `fps` a second, at most `num_frames`, evenly spread.
+    def sample_frames(
+        self,
+        metadata: Mapping[str, Any] | VideoMetadata | None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        skip_secs: float = 1,
+        **_: Any,
+    ) -> np.ndarray:
+        """Which frames of a video to look at: `fps` per second, at most `num_frames`, evenly spread.
 
-        metadata: a mapping or object with total_num_frames, fps and duration. skip_secs are left out at either end of
-        a video longer than num_frames·fps + 2·skip_secs seconds (that product is the reference's; with fps=2 and 64
-        frames nothing is skipped below 130 s). Raises InputError where metadata, its rate or its duration is missing.
+        Args:
+            metadata: a mapping or object with total_num_frames, fps and duration (seconds).
+            num_frames: the largest number of frames; None takes this object's.
+            fps: frames per second; None takes this object's.
+            skip_secs: seconds left out at either end of a video longer than num_frames·fps + 2·skip_secs seconds. The
+                product is the reference's: with fps=2 and 64 frames nothing is skipped below 130 s.
+
+        Returns:
+            Indices in increasing order, int (n,).
+
+        Raises:
+            InputError: the metadata, its rate or its duration is missing, or there is no num_frames or fps.
         """
         if metadata is None or _get(metadata, "fps") is None:
             raise InputError(
@@ -118,15 +137,15 @@ class SmolVLMVideoProcessor(Configured):
             first, last = 0, total - 1
         return np.unique(np.linspace(first, last, count, dtype=int))
 
-    def __call__(self, videos, **kwargs) -> BatchFeature:
+    def __call__(self, videos: Any, **kwargs: Any) -> BatchFeature:
         """See `preprocess`."""
         return self.preprocess(videos, **kwargs)
 
     def preprocess(
         self,
-        videos,
+        videos: Any,
         *,
-        video_metadata=None,
+        video_metadata: Any = None,
         return_metadata: bool = False,
         return_tensors: str | None = None,
         input_data_format: str | None = None,
@@ -134,60 +153,69 @@ class SmolVLMVideoProcessor(Configured):
         skip_secs: float = 1,
         num_threads: int | None = None,
         limits: MediaLimits | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """Frames of `videos`: a 4-D array (f, h, w, c) or (f, c, h, w), a list of pictures, a path, a URL, a list of
-        frame paths inside two lists, or lists of those.
+        """The tiles of a batch of videos.
 
-        video_metadata: one mapping or VideoMetadata per video. Returns, with pixel_format="float32", pixel_values
-        float32 (videos, f, 3, T, T), shorter videos filled with all-zero frames, and pixel_attention_mask int64
-        (videos, f, T, T) of ones; with "uint8": pixel_values uint8 (N, T, T, 3), the real frames in order, and
-        num_tiles. With return_metadata also video_metadata, a VideoMetadata per video.
-        Raises InputError and MediaError as SmolVLMImageProcessor.preprocess does.
+        Args:
+            videos: a 4-D array (f, h, w, c) or (f, c, h, w) of uint8, a list of pictures, a path, a URL, a list of frame
+                paths inside two lists, or lists of those (see `layout.flatten_videos`).
+            video_metadata: a mapping or VideoMetadata for each video that is not a file; files bring their own.
+            return_metadata: return `video_metadata`.
+            return_tensors: None or "np"; arrays are numpy arrays in either case.
+            input_data_format: "channels_first" or "channels_last" for arrays; None decides by the shape.
+            pixel_format: "float32" for the reference's layout, "uint8" for the real frames alone.
+            skip_secs: see `sample_frames`.
+            num_threads: videos worked on at once; None takes this object's setting.
+            limits: what may be read; None takes this object's limits.
+            **kwargs: arguments of the constructor, for this call.
+
+        Returns:
+            With pixel_format="float32": pixel_values, float32 (videos, f, 3, T, T), and pixel_attention_mask, int64
+            (videos, f, T, T) of ones. With "uint8": pixel_values, uint8 (N, T, T, 3), the frames of all videos in order,
+            and num_tiles = N, an int32 scalar. On request also video_metadata, a VideoMetadata for each video.
+
+        Raises:
+            InputError: arguments, arrays or metadata that make no sense.
+            MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
         check_return_tensors(return_tensors)
-        options = self._options(kwargs)
-        limits = limits or self.limits
+        one_of("pixel_format", pixel_format, PIXEL_FORMATS)
+        # For these two None means "as the checkpoint says", not "none".
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in ("num_frames", "fps")}
+        call = self._for_call(kwargs, limits=limits, num_threads=num_threads)
         flat = flatten_videos(videos)
-        given = _per_video(video_metadata, len(flat))
+        if not flat:
+            raise InputError("no videos in the whole batch; leave videos out")
+        given = metadata_of_videos(video_metadata, len(flat))
 
-        def work(item):
+        def work(item: tuple[int, Any, Any]) -> _Clip:
             number, video, metadata = item
-            where = f"videos[{number}]"
-            return self._one(where, video, metadata, options, input_data_format, skip_secs, limits)
+            return call._clip(f"videos[{number}]", video, metadata, input_data_format=input_data_format, skip_secs=skip_secs)
 
-        items = [(number, *pair) for number, pair in enumerate(zip(flat, given, strict=True))]
-        results = map_threads(work, items, num_threads or self.num_threads)
-        frames, metadata = [frames for frames, _ in results], [meta for _, meta in results]
-        if pixel_format == "uint8":
-            check_stock_pixels(options)
-            pixels = np.concatenate(frames)
-            batch = BatchFeature(pixel_values=pixels, num_tiles=np.int32(len(pixels)))
-        elif pixel_format == "float32":
-            batch = video_layout(frames, options)
-        else:
-            raise InputError(f"pixel_format is {pixel_format!r}; it is 'float32' or 'uint8'")
+        clips = map_threads(work, zip(range(len(flat)), flat, given, strict=True), call.num_threads)
+        tiles = [clip.tiles for clip in clips]
+        batch = flat_uint8(tiles, call) if pixel_format == "uint8" else video_layout(tiles, call, do_pad=call.do_pad)
         if return_metadata:
-            batch["video_metadata"] = metadata
+            batch["video_metadata"] = [clip.metadata for clip in clips]
         return batch
 
-    def _one(self, where, video, metadata, options, input_data_format, skip_secs, limits):
-        """(uint8 (f, T, T, 3), VideoMetadata) of one video."""
+    def _clip(self, where: str, video: Any, metadata: Any, *, input_data_format: str | None, skip_secs: float) -> _Clip:
+        """One video, called `where` in messages."""
 
-        def choose(meta):
-            return self.sample_frames(meta, options["num_frames"], options["fps"], skip_secs)
+        def choose(metadata: VideoMetadata | None) -> np.ndarray:
+            return self.sample_frames(metadata, skip_secs=skip_secs)
 
-        def keep(frame):
-            return _resize_frame(frame, options)
-
-        sampled = options["do_sample_frames"]
-        if isinstance(video, (str, os.PathLike)):
-            kept, metadata = decode_video(video, choose if sampled else None, keep=keep, backend=self.backend, limits=limits)
-            return _stack(where, kept), metadata
-        if isinstance(video, list) and isinstance(video[0], (str, os.PathLike)):
+        sampled = self.do_sample_frames
+        if is_path(video):
+            kept, found = decode_video(
+                video, choose if sampled else None, keep=self._tile, backend=self.backend, limits=self.limits
+            )
+            return _Clip(_stack(where, kept), found)
+        if isinstance(video, list) and is_path(video[0]):
             if sampled:
                 raise InputError(f"{where}: cannot sample from a list of frame files; pass do_sample_frames=False")
-            video = [load_image(path, limits) for path in video]
+            video = [load_image(path, self.limits) for path in video]
         frames = _frames(where, video, input_data_format)
         total = len(frames)
         if metadata is None:
@@ -196,7 +224,7 @@ class SmolVLMVideoProcessor(Configured):
             metadata = VideoMetadata(total, frames_indices=list(range(total)))
         metadata = to_metadata(metadata)
         if sampled:
-            metadata.frames_indices = choose(metadata)
+            metadata.frames_indices = choose(metadata).tolist()
             if metadata.frames_indices[-1] >= total:
                 raise InputError(f"{where}: metadata speaks of {metadata.total_num_frames} frames, there are {total}")
             frames = [frames[index] for index in metadata.frames_indices]
@@ -205,7 +233,21 @@ class SmolVLMVideoProcessor(Configured):
         if metadata.frames_indices is not None and len(metadata.frames_indices) != len(frames):
             raise InputError(f"{where}: {len(frames)} frames, but metadata.frames_indices names {len(metadata.frames_indices)}")
         metadata.height, metadata.width = frames[0].shape[:2]
-        return _stack(where, [keep(frame) for frame in frames]), metadata
+        return _Clip(_stack(where, [self._tile(frame) for frame in frames]), metadata)
+
+    def _tile(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 (T, T, 3): the long edge to `size`, then to the square, by Pillow, rounded to uint8 after each."""
+        picture = Picture(Image.fromarray(np.ascontiguousarray(frame)))
+        if self.do_resize:
+            size = normalize_size(self.size)
+            if "longest_edge" in size:
+                height, width = frame.shape[:2]
+                first = longest_edge_size((height, width), min(MAX_IMAGE_SIZE, size["longest_edge"]))
+            else:
+                first = size["height"], size["width"]
+            tile = tile_edge(self.max_image_size)
+            picture = picture.resize(first, self.resample).resize((tile, tile), self.resample)
+        return picture.pixels()
 
 
 def _stack(where: str, frames: list[np.ndarray]) -> np.ndarray:
@@ -214,69 +256,12 @@ def _stack(where: str, frames: list[np.ndarray]) -> np.ndarray:
     return np.stack(frames)
 
 
-def _get(metadata, name):
+def _get(metadata: Any, name: str) -> Any:
     return metadata.get(name) if isinstance(metadata, Mapping) else getattr(metadata, name, None)
 
 
-def _per_video(video_metadata, count: int) -> list:
-    if video_metadata is None:
-        return [None] * count
-    if isinstance(video_metadata, Mapping) or not isinstance(video_metadata, (list, tuple)):
-        video_metadata = [video_metadata]
-    flat = []
-    for entry in video_metadata:
-        flat.extend(entry if isinstance(entry, (list, tuple)) else [entry])
-    if len(flat) != count:
-        raise InputError(f"{count} videos, but {len(flat)} entries of video_metadata; pass one for each")
-    return flat
-
-
-def _is_frame(value) -> bool:
-    return isinstance(value, Image.Image) or (is_array(value) and value.ndim == 3)
-
-
-def _is_path(value) -> bool:
-    return isinstance(value, (str, os.PathLike))
-
-
-def flatten_videos(videos) -> list:
-    """One entry per video: a 4-D array, a list of frames, a path, or a list of frame paths.
-
-    A list of frames is one video; so is a 4-D array; a 5-D array is several; lists nest freely around them. Paths in
-    one or two lists are a video each, in three lists the frames of one. Raises InputError for anything else.
-    """
-    if _is_path(videos):
-        return [videos]
-    if isinstance(videos, Image.Image):
-        return [[videos]]
-    if is_array(videos):
-        if videos.ndim == 3:
-            return [[videos]]
-        if videos.ndim == 4:
-            return [videos]
-        if videos.ndim == 5:
-            return list(videos)
-        raise InputError(f"a video array of shape {tuple(videos.shape)}; it needs (frames, height, width, channels)")
-    if not isinstance(videos, (list, tuple)):
-        raise InputError(f"a video of type {type(videos).__name__}; pass an array, a list of frames, a path or a URL")
-    if not videos:
-        return []
-    if all(_is_frame(entry) for entry in videos):
-        return [list(videos)]
-    flat = []
-    for entry in videos:
-        nested = isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], (list, tuple))
-        if nested and all(_is_path(path) for frames in entry for path in frames):
-            flat.extend(list(frames) for frames in entry)
-        elif _is_frame(entry):
-            raise InputError("frames and whole videos in one list; put the frames of a video in a list of their own")
-        else:
-            flat.extend(flatten_videos(entry))
-    return flat
-
-
-def _frames(where: str, video, input_data_format) -> list[np.ndarray]:
-    """uint8 (h, w, 3) frames, layout decided once per video."""
+def _frames(where: str, video: Sequence[Any] | np.ndarray, input_data_format: str | None) -> list[np.ndarray]:
+    """The frames as uint8 (h, w, 3); where their channels are is decided once per video."""
     if not len(video):
         raise InputError(f"{where} has no frames")
     frames = [np.asarray(frame) for frame in video]
@@ -286,27 +271,12 @@ def _frames(where: str, video, input_data_format) -> list[np.ndarray]:
     (shape,) = shapes
     if frames[0].dtype != np.uint8:
         raise InputError(f"{where} has frames of dtype {frames[0].dtype}; they need uint8 from 0 to 255")
-    name = None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format))
-    if len(shape) == 3 and (name == "channels_first" or (name is None and shape[0] in (1, 3))):
+    try:
+        axis = channel_axis(shape, input_data_format=input_data_format, channels=(1, 3))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if axis == 0:
         frames = [np.moveaxis(frame, 0, -1) for frame in frames]
-    elif len(shape) != 3 or (name is None and shape[2] not in (1, 3)):
-        raise InputError(f"{where} has frames of shape {shape}; they need three channels, first or last")
     if frames[0].shape[-1] == 1:
         frames = [np.repeat(frame, 3, axis=-1) for frame in frames]
     return frames
-
-
-def _resize_frame(frame: np.ndarray, options: dict) -> np.ndarray:
-    """uint8 (T, T, 3): long edge to `size`, then to the square, by Pillow, uint8 in between."""
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    if options["do_resize"]:
-        size = normalize_size(options["size"])
-        if "longest_edge" in size:
-            height, width = longest_edge_size(*frame.shape[:2], min(MAX_IMAGE_SIZE, size["longest_edge"]))
-        else:
-            height, width = size["height"], size["width"]
-        tile = tile_edge(options["max_image_size"])
-        for wanted in ((width, height), (tile, tile)):
-            if image.size != wanted:
-                image = image.resize(wanted, resample=options["resample"])
-    return np.asarray(image)

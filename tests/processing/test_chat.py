@@ -6,7 +6,7 @@ from PIL import Image
 
 from smolvlm_jax.errors import InputError, PromptError
 from smolvlm_jax.processing import SmolVLMProcessor, SmolVLMTokenizer
-from smolvlm_jax.processing.chat import DEFAULT_CHAT_TEMPLATE
+from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE
 
 from .conftest import tri_img
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from smolvlm_jax.errors import CheckpointError, InputError
 from smolvlm_jax.processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer, SmolVLMVideoProcessor
-from smolvlm_jax.processing.chat import DEFAULT_CHAT_TEMPLATE
+from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE
 
 from .conftest import tri_img, write_own_checkpoint
 

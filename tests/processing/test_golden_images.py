@@ -40,11 +40,11 @@ def assert_golden(expected, images, settings=SMALL, **options):
 
 def test_geometry(golden):
     for case in golden["G01_geometry"]:
-        first = longest_edge_size(case["h"], case["w"], case["longest"])
+        first = longest_edge_size((case["h"], case["w"]), case["longest"])
         plan = plan_tiles(
             case["h"], case["w"], size={"longest_edge": case["longest"]}, max_image_size={"longest_edge": case["tile"]}
         )
-        found = [list(first), list(capped_size(*first)), list(plan.sizes[-1]), [plan.rows, plan.cols]]
+        found = [list(first), list(capped_size(first)), list(plan.sizes[-1]), [plan.rows, plan.cols]]
         assert found == [case["after_longest"], case["after_cap"], case["tiled"], case["rows_cols"]], case
 
 

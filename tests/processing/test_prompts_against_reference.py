@@ -9,7 +9,7 @@ from real_tokenizer import TEMPLATE
 
 from smolvlm_jax.errors import PromptError
 from smolvlm_jax.processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer
-from smolvlm_jax.processing.chat import DEFAULT_CHAT_TEMPLATE
+from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE
 
 from .conftest import hash_img
 

@@ -1,0 +1,171 @@
+"""From conversations to prompt strings: the chat template, run in a sandbox."""
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ..errors import PromptError
+from .chat import Message
+
+# The template of the published checkpoints, extended by videos. It is used where a checkpoint has no template, and where a
+# conversation holds a video, which the published template would drop.
+DEFAULT_CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% elif line['type'] == 'video' %}{{ '<video>' }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+_CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+_MAX_PRODUCT = 10**7
+
+
+@functools.lru_cache(maxsize=64)
+def compile_template(template: str) -> Any:
+    """The template, compiled in jinja2's immutable sandbox. Raises PromptError where it is not valid jinja."""
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        """The sandbox, which also refuses a template that multiplies its way to a billion characters."""
+
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**":
+                raise jinja2.exceptions.SecurityError("a chat template cannot raise to a power")
+            length = max((len(v) for v in (left, right) if hasattr(v, "__len__")), default=1)
+            count = max((v for v in (left, right) if isinstance(v, int)), default=1)
+            if length * count > _MAX_PRODUCT:
+                raise jinja2.exceptions.SecurityError("a chat template made too long a product")
+            return super().call_binop(context, operator, left, right)
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} … {% endgeneration %} marks what the assistant says; it renders as its contents."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
+    ) -> str:
+        # jinja's own filter escapes HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template)
+    except jinja2.exceptions.TemplateError as error:
+        raise PromptError(f"the chat template is not valid: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def variables_of(template: str) -> frozenset[str]:
+    """The names that the template takes from outside."""
+    import jinja2.meta
+
+    return frozenset(jinja2.meta.find_undeclared_variables(compile_template(template).environment.parse(template)))
+
+
+def plain(value: Any) -> Any:
+    """`value` reduced to JSON types, so that a template gets no object with methods to call."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+_WANTS_STRINGS = re.compile(r"\bis\s+(not\s+)?string\b")
+
+
+def _as_template_wants(template: str, messages: list[Message], strings: set[int]) -> list[Message]:
+    """`messages` with the contents at the places `strings` turned back into strings, for a template that knows only those."""
+    if "type" in template or _WANTS_STRINGS.search(template):
+        return messages
+    out = list(messages)
+    for place in strings:
+        out[place] = {**messages[place], "content": messages[place]["content"][0]["text"]}
+    return out
+
+
+def render(
+    template: str,
+    conversations: list[list[Message]],
+    *,
+    strings: list[set[int]],
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+    **variables: Any,
+) -> list[str]:
+    """A prompt string for each conversation.
+
+    Args:
+        template: jinja text.
+        conversations: messages as `chat.normalize_conversations` gives them.
+        strings: for each conversation the places of the messages whose content was given as a string.
+        add_generation_prompt: end with what makes the model answer.
+        continue_final_message: end right after the last text of the last message, for the model to go on with it.
+        **variables: what else the template can see (special tokens, tools, documents).
+
+    Raises:
+        PromptError: the template is not valid, or fails on a conversation.
+    """
+    if continue_final_message and add_generation_prompt:
+        raise PromptError("continue_final_message and add_generation_prompt exclude each other")
+    compiled = compile_template(template)
+    variables = plain(variables)
+    prompts = []
+    for index, messages in enumerate(conversations):
+        chat = _as_template_wants(template, plain(messages), strings[index])
+        final = _mark_final(chat, index) if continue_final_message else None
+        try:
+            text = compiled.render(messages=chat, add_generation_prompt=add_generation_prompt, **variables)
+        except Exception as error:  # a template is a program, and raises whatever its expressions raise
+            raise PromptError(f"the chat template fails on conversation {index}: {error}") from error
+        prompts.append(_cut_final(text, final=final, index=index) if final is not None else text)
+    return prompts
+
+
+def _mark_final(chat: list[Message], index: int) -> str:
+    """Put a tag behind the last text of the last message; returns that text."""
+    content = chat[-1].get("content") if chat else None
+    if isinstance(content, str):
+        chat[-1]["content"] = content + _CONTINUE_TAG
+        return content
+    for item in reversed(content or []):
+        if "text" in item:
+            final, item["text"] = item["text"], item["text"] + _CONTINUE_TAG
+            return final
+    raise PromptError(f"continue_final_message: the last message of conversation {index} has no text to continue")
+
+
+def _cut_final(text: str, *, final: str, index: int) -> str:
+    """The rendered `text` up to the tag that `_mark_final` put behind `final`."""
+    tag = _CONTINUE_TAG.strip()
+    if tag not in text or final.strip() not in text:
+        raise PromptError(f"continue_final_message: the template drops the last message of conversation {index}")
+    place = text.rindex(tag)
+    kept = text[:place]
+    # Where the template trimmed the tag's own space, it would have trimmed the text's as well.
+    return kept if text[place:].startswith(_CONTINUE_TAG) else kept.rstrip()
