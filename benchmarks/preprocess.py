@@ -1,13 +1,13 @@
-"""What preprocessing costs: from decoded Pillow pictures to finished arrays, beside transformers' PIL image processor.
+"""What preprocessing costs, from decoded Pillow pictures to finished arrays, beside transformers' PIL image processor.
 
     python benchmarks/preprocess.py [--runs 9] [--skip-reference] [--sizes 640x480 1920x1080 4000x3000]
 
-One thread, one process, the candidates taking turns, so that whatever else the machine does hits all alike; medians.
-Prints, per size: the reference, our float32 in its layout, our uint8 tiles, and the floor: the Pillow resizes alone that
-any exact answer needs. Then two threads against one, and the most memory a picture takes.
+One thread, one process; the candidates take turns, so that other load on the machine affects all alike; medians. Prints for
+each size: the reference, our float32 in its layout, our uint8 tiles, and the lower bound, which is the Pillow resizes alone
+that equal results require. Then two threads against one, and the largest memory a picture takes.
 
-The pictures are photos where scikit-image is installed (its astronaut, resized), smooth noise otherwise; noise and
-photos take the same time, because a resize does not look at what it resizes.
+The pictures are photos where scikit-image is installed (its astronaut, resized), smooth noise otherwise; both take the same
+time, since the time of a resize does not depend on the values.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def photo(width: int, height: int) -> Image.Image:
     return source.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def resizes(image: Image.Image, processor: SmolVLMImageProcessor):
+def resizes(image: Image.Image, processor: SmolVLMImageProcessor) -> Image.Image:
     """The Pillow calls that the result depends on, and nothing else."""
     plan = processor.plan(image.height, image.width)
     for height, width in (*plan.sizes, *([(plan.tile, plan.tile)] if plan.rows else [])):
@@ -47,7 +47,7 @@ def resizes(image: Image.Image, processor: SmolVLMImageProcessor):
 
 
 def in_turn(candidates: dict, runs: int) -> dict[str, float]:
-    """Median seconds of each candidate, all of them in every round, after one round to warm up."""
+    """Median seconds of each candidate; each round runs all of them, and a first round for warming up is not counted."""
     seconds = {name: [] for name in candidates}
     for run in range(runs + 1):
         for name, work in candidates.items():
@@ -117,9 +117,9 @@ def threads(runs: int, pictures: int = 8) -> float:
 def _peak_of(size, answer):
     image = photo(*size)
     processor = SmolVLMImageProcessor(**STOCK, num_threads=1)
-    processor(photo(64, 64), pixel_format="uint8")  # so that imports and small change are counted before
+    processor(photo(64, 64), pixel_format="uint8")  # so that imports and first allocations are counted before
     before = _current()
-    # The high-water mark of a process never falls; writing 5 resets it where the system has that.
+    # The high-water mark of a process never falls; writing 5 resets it where the system supports that.
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -147,7 +147,7 @@ def _high_water() -> int:
 
 
 def memory(sizes) -> list[float]:
-    """Most memory beyond the decoded picture itself, as a share of what is allowed."""
+    """Largest memory beyond the decoded picture itself, as a share of what is allowed."""
     context = multiprocessing.get_context("spawn")
     shares = []
     for size in sizes:

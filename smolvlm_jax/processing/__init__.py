@@ -1,4 +1,4 @@
-"""From messages, pictures and videos to arrays: numpy, Pillow, tokenizers and jinja2. Imports no jax."""
+"""From messages, pictures and videos to arrays, with numpy, Pillow, tokenizers and jinja2. Imports no jax."""
 
 from .batch import BatchFeature
 from .images import SmolVLMImageProcessor

@@ -20,8 +20,13 @@ def _below_thousand(number: int) -> str:
 
 
 def number_to_words(number: int) -> str:
-    """`number` in English, equal to num2words(number): 21 "twenty-one", 1100 "one thousand, one hundred",
-    1001 "one thousand and one". For 0 ≤ number < 10¹⁵; ValueError outside."""
+    """`number` in English, as num2words writes it.
+
+    21 is "twenty-one", 1100 "one thousand, one hundred", 1001 "one thousand and one".
+
+    Raises:
+        ValueError: outside 0 ≤ number < 10¹⁵.
+    """
     if not 0 <= number < 10**15:
         raise ValueError(f"{number} is outside 0 ≤ number < 10**15")
     if number < 1000:
@@ -36,7 +41,7 @@ def number_to_words(number: int) -> str:
     for part, scale in reversed(groups):
         if not part:
             continue
-        # a last group below one hundred is joined by "and", every other by a comma
+        # A last group below one hundred is joined by "and", every other by a comma.
         joint = "" if not words else (" and " if not scale and part < 100 else ", ")
         words += f"{joint}{_below_thousand(part)}{scale}"
     return words
