@@ -14,7 +14,7 @@ from .fetch import is_path
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
 from .prompts import MediaTokens, expand
-from .protect import Guard, encode_marked
+from .protect import Guard, encode_prompt
 from .tokenizer import SmolVLMTokenizer, list_of_texts
 from .tokens import MEDIA_TOKENS
 from .videos import SmolVLMVideoProcessor
@@ -124,7 +124,9 @@ class SmolVLMProcessor:
 
     # ---- strings and pixels to arrays
 
-    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: str | list[str] | None = None, videos: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         """Prompts that are strings already, and the pictures or videos that belong to them.
 
         Args:
@@ -182,15 +184,10 @@ class SmolVLMProcessor:
         out.update(data)
         return out
 
-    def _encode(self, text: str, add_special_tokens: bool, mark: str | None) -> list[int]:
-        if mark is not None and mark in text:
-            return encode_marked(self.tokenizer, text, mark)
-        return self.tokenizer.encode(text, add_special_tokens)
-
     def _tokenize(self, texts: list[str], options: dict[str, Any], mark: str | None) -> BatchFeature:
         options = {"add_special_tokens": True, **options}
         add_special_tokens = options.pop("add_special_tokens")
-        rows = [self._encode(text, add_special_tokens, mark) for text in texts]
+        rows = [encode_prompt(self.tokenizer, t, mark=mark, add_special_tokens=add_special_tokens) for t in texts]
         batch = self.tokenizer.pad(rows, **options)
         for index, (row, text, kept) in enumerate(zip(rows, texts, batch["input_ids"], strict=True)):
             wanted, left = text.count(self.image_token), list(kept).count(self.image_token_id)
@@ -297,7 +294,8 @@ class SmolVLMProcessor:
         continue_final_message: bool = False,
     ) -> _Prompts:
         conversations = chat.normalize_conversations(conversation)
-        jinja = self._template(chat_template, conversations.messages)
+        video = chat.has_video(conversations.messages)
+        jinja = template.choose_template(self.chat_template, chat_template, video=video)
         unused = sorted(set(variables) - {"tools", "documents"} - template.variables_of(jinja))
         if unused:
             raise InputError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
@@ -316,16 +314,6 @@ class SmolVLMProcessor:
         if mark is not None and mode == "error":
             texts, mark = guard.unmark(texts, mark), None
         return _Prompts(texts, mark, conversations)
-
-    def _template(self, chat_template: str | None, conversations: list[list[chat.Message]]) -> str:
-        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        if chat_template is not None:
-            return templates.get(chat_template) or chat_template
-        if chat.has_video(conversations):
-            return template.DEFAULT_CHAT_TEMPLATE
-        if "default" not in templates and templates:
-            raise PromptError(f"no chat template is called 'default'; pass chat_template, one of {sorted(templates)}")
-        return templates.get("default") or template.DEFAULT_CHAT_TEMPLATE
 
     # ---- counting without decoding
 
@@ -356,18 +344,16 @@ class SmolVLMProcessor:
 
         Args:
             conversation: one conversation or a list of them, as in `apply_chat_template`.
-            chat_template: as there.
-            add_generation_prompt: as there.
-            special_tokens_in_text: as there.
+            chat_template: as there, like add_generation_prompt and special_tokens_in_text.
+            add_generation_prompt: see there.
+            special_tokens_in_text: see there.
             **kwargs: arguments of the image processor, and variables of the template.
 
         Returns:
             A number for each conversation.
 
         Raises:
-            PromptError: as `apply_chat_template`.
-            InputError: a conversation has a video, or as `apply_chat_template`.
-            MediaError: a picture cannot be opened, or exceeds the limits.
+            InputError: a conversation has a video, or what `apply_chat_template` raises.
         """
         call = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
         known = {*self.image_processor.DEFAULTS, "limits"}
@@ -386,7 +372,8 @@ class SmolVLMProcessor:
         self.media_tokens.check_counts(prompts.texts, samples, 0)
         plans = [self.image_processor.plan_picture(picture, **options) for picture in _flat(samples)]
         blocks = [self.media_tokens.picture(plan.rows, plan.cols) for plan in plans]
-        return [len(self._encode(text, False, prompts.mark)) for text in expand(prompts.texts, self.image_token, blocks)]
+        texts = expand(prompts.texts, self.image_token, blocks)
+        return [len(encode_prompt(self.tokenizer, t, mark=prompts.mark, add_special_tokens=False)) for t in texts]
 
     # ---- back to text
 

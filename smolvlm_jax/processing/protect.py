@@ -145,15 +145,18 @@ def _unused(value: Any) -> str:
     raise PromptError("the conversation uses every private-use character there is, so none is left to escape with")
 
 
-def encode_marked(tokenizer: SmolVLMTokenizer, text: str, mark: str) -> list[int]:
-    """The ids of a rendered prompt with marks in it.
+def encode_prompt(tokenizer: SmolVLMTokenizer, text: str, *, mark: str | None, add_special_tokens: bool) -> list[int]:
+    """The ids of a rendered prompt, which may have marks in it.
 
-    Between two special tokens of the template, text is read without its marks by a tokenizer that recognises no special
-    tokens: the ids are what the characters would get if the word were no token.
+    A prompt without marks is encoded as usual. In one with marks, text between two special tokens of the template is read,
+    without its marks, by a tokenizer that recognises no special tokens: the ids are what the characters would get if the
+    word were no token.
 
     Raises:
         PromptError: the vocabulary has no other way to read the word.
     """
+    if mark is None or mark not in text:
+        return tokenizer.encode(text, add_special_tokens)
     tokens = sorted(tokenizer.added_tokens, key=len, reverse=True)
     steering = {tokenizer.added_tokens[token] for token in tokenizer.control_tokens}
     ids: list[int] = []

@@ -24,6 +24,27 @@ _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _MAX_PRODUCT = 10**7
 
 
+def choose_template(given: str | dict[str, str] | None, name: str | None, *, video: bool) -> str:
+    """The template of a call.
+
+    Args:
+        given: the processor's template, or several by name.
+        name: what the call asks for: the name of one of them, or jinja text; None for the default.
+        video: a conversation holds a video.
+
+    Raises:
+        PromptError: the call asks for the default, and none of the templates is called so.
+    """
+    named = given if isinstance(given, dict) else {}
+    if name is not None:
+        return named.get(name, name)
+    if video:
+        return DEFAULT_CHAT_TEMPLATE
+    if named and "default" not in named:
+        raise PromptError(f"no chat template is called 'default'; pass chat_template, one of {sorted(named)}")
+    return (given if isinstance(given, str) else named.get("default")) or DEFAULT_CHAT_TEMPLATE
+
+
 @functools.lru_cache(maxsize=64)
 def compile_template(template: str) -> Any:
     """The template, compiled in jinja2's immutable sandbox. Raises PromptError where it is not valid jinja."""
