@@ -8,7 +8,7 @@ chat_template.json (which takes precedence, as in the reference), chat_template.
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
 from ..io import read_json, read_text, write_json, write_text
@@ -16,9 +16,6 @@ from .configured import checkpoint_directory
 from .images import SmolVLMImageProcessor
 from .tokenizer import SmolVLMTokenizer
 from .videos import SmolVLMVideoProcessor
-
-if TYPE_CHECKING:
-    from .processor import SmolVLMProcessor
 
 _TEMPLATE_FOLDER = "additional_chat_templates"
 # Keywords for a hub, which have no meaning for a local directory.
@@ -71,11 +68,17 @@ def find_template(directory: str, own: Mapping[str, Any]) -> str | dict[str, str
     return templates["default"] if list(templates) == ["default"] else templates or None
 
 
-def save_parts(processor: "SmolVLMProcessor", directory: str | os.PathLike) -> list[str]:
-    """Write the files of `processor` in the form of transformers 5; returns their paths."""
-    paths = [write_json(os.path.join(directory, "processor_config.json"), processor.to_dict(), sort_keys=True)]
-    template = processor.chat_template
-    for name, text in (template if isinstance(template, dict) else {"default": template}).items():
+def save_parts(
+    directory: str | os.PathLike,
+    *,
+    config: Mapping[str, Any],
+    chat_template: str | Mapping[str, str] | None,
+    tokenizer: SmolVLMTokenizer,
+) -> list[str]:
+    """Write the parts of a processor in the form of transformers 5; returns the paths of the files."""
+    paths = [write_json(os.path.join(directory, "processor_config.json"), config, sort_keys=True)]
+    templates = chat_template if isinstance(chat_template, Mapping) else {"default": chat_template}
+    for name, text in templates.items():
         if text is None:
             continue
         if not re.fullmatch(r"\w[\w.-]*", name):
@@ -84,4 +87,4 @@ def save_parts(processor: "SmolVLMProcessor", directory: str | os.PathLike) -> l
             paths.append(write_text(os.path.join(directory, "chat_template.jinja"), text))
         else:
             paths.append(write_text(os.path.join(directory, _TEMPLATE_FOLDER, f"{name}.jinja"), text))
-    return paths + processor.tokenizer.save_pretrained(directory)
+    return paths + tokenizer.save_pretrained(directory)

@@ -101,7 +101,9 @@ class SmolVLMProcessor:
         Returns:
             The paths of the files written.
         """
-        return checkpoint_files.save_parts(self, save_directory)
+        return checkpoint_files.save_parts(
+            save_directory, config=self.to_dict(), chat_template=self.chat_template, tokenizer=self.tokenizer
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of processor_config.json."""
