@@ -18,47 +18,37 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 
+def _scaled(size: Size, long_side: int) -> Size:
+    """`size` with its long side (the width of a square) equal to `long_side`; the short side is truncated."""
+    height, width = size
+    ratio = width / height
+    return (int(long_side / ratio), long_side) if width >= height else (long_side, int(long_side * ratio))
+
+
 def longest_edge_size(size: Size, longest_edge: int) -> Size:
     """`size` scaled up or down so that its long side equals `longest_edge`.
 
     The short side is truncated and then made even. Both sides are at least 1, so a side of one pixel stays odd.
     """
-    height, width = size
-    ratio = width / height
-    if width >= height:
-        width = longest_edge
-        height = int(width / ratio)
+    height, width = _scaled(size, longest_edge)
+    if size[1] >= size[0]:
         height += height % 2
     else:
-        height = longest_edge
-        width = int(height * ratio)
         width += width % 2
     return max(height, 1), max(width, 1)
 
 
 def capped_size(size: Size, limit: int = MAX_IMAGE_SIZE) -> Size:
     """`size` with its long side at most `limit`; the short side is truncated and not made even."""
-    height, width = size
-    ratio = width / height
-    if width >= height and width > limit:
-        width = limit
-        height = int(width / ratio)
-    elif height > width and height > limit:
-        height = limit
-        width = int(height * ratio)
+    if max(size) <= limit:
+        return size
+    height, width = _scaled(size, limit)
     return max(height, 1), max(width, 1)
 
 
 def tiled_size(size: Size, tile: int) -> Size:
     """`size` rounded up to whole tiles, the long side first. The picture is stretched to it."""
-    height, width = size
-    ratio = width / height
-    if width >= height:
-        width = math.ceil(width / tile) * tile
-        height = math.ceil(int(width / ratio) / tile) * tile
-    else:
-        height = math.ceil(height / tile) * tile
-        width = math.ceil(int(height * ratio) / tile) * tile
+    height, width = (math.ceil(side / tile) * tile for side in _scaled(size, math.ceil(max(size) / tile) * tile))
     # A side that truncates to nothing (of a line one pixel wide and thousands long) still takes one tile.
     return max(height, tile), max(width, tile)
 
