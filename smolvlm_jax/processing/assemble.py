@@ -13,7 +13,7 @@ from .tiles import Tiles
 PIXEL_FORMATS = ("float32", "uint8")
 
 
-def spread(pixels: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+def spread(pixels: np.ndarray, table: np.ndarray, *, out: np.ndarray) -> None:
     """table[c][pixels[..., c]] for every channel c: uint8 (T, T, c) into out (c, T, T)."""
     for channel, values in enumerate(table):
         # A uint8 is never outside a table of 256; with mode="clip" numpy skips a check and a copy.
@@ -97,7 +97,7 @@ def reference_layout(
         out, picture = item
         for tile, pixels in enumerate(picture.pixels):
             last = tile == len(picture.pixels) - 1
-            spread(pixels, tables[picture.global_scaled if last else picture.scaled], out[tile])
+            spread(pixels, tables[picture.global_scaled if last else picture.scaled], out=out[tile])
 
     shape = (channels, height, width)
     ragged = padded and not do_pad
@@ -149,7 +149,7 @@ def video_layout(videos: list[np.ndarray], rule: PixelRule, *, do_pad: bool) -> 
     pixels = np.zeros((len(videos), most, channels, height, width), table.dtype)
     for out, frames in zip(pixels, videos, strict=True):
         for target, frame in zip(out, frames, strict=False):
-            spread(frame, table, target)
+            spread(frame, table, out=target)
     batch = BatchFeature(pixel_values=pixels)
     if do_pad:
         # Ones for padding frames too, as in the reference: the model recognises those by their zeros.

@@ -88,7 +88,7 @@ def tile_edge(max_image_size: object) -> int:
     return int(edge)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TilePlan:
     """What happens to one picture.
 
@@ -164,9 +164,9 @@ def plan_tiles(
 def _finish(picture: Size, sizes: list[Size], tile: int, *, split: bool) -> TilePlan:
     """The plan of a picture that is first resized to each of `sizes`."""
     if not split:
-        return TilePlan((*sizes, (tile, tile)), 0, 0, tile)
+        return TilePlan(sizes=(*sizes, (tile, tile)), rows=0, cols=0, tile=tile)
     grid = tiled_size(sizes[-1] if sizes else picture, tile)
     rows, cols = grid[0] // tile, grid[1] // tile
     if rows == cols == 1:
         rows = cols = 0
-    return TilePlan((*sizes, grid), rows, cols, tile)
+    return TilePlan(sizes=(*sizes, grid), rows=rows, cols=cols, tile=tile)

@@ -6,7 +6,7 @@ resizes is a map of 256 values to 256 values.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -120,6 +120,7 @@ class Picture:
     """
 
     image: Image.Image
+    _: KW_ONLY
     scaled: bool = False
     resized: bool = False
 
@@ -132,13 +133,13 @@ class Picture:
         image = source.image
         if image.size != (width, height):
             image = image.resize((width, height), resample=resample)
-        return Picture(image, source.scaled, True)
+        return Picture(image, scaled=source.scaled, resized=True)
 
     def _requantize(self) -> "Picture":
         values = np.asarray(self.image)
         if ((values == 0) | (values == 255)).all():
             # Only zeros and ones: the reference takes them for whole numbers from here on, so for a nearly black picture.
-            return Picture(Image.fromarray((values // 255).astype(np.uint8)), False, True)
+            return Picture(Image.fromarray((values // 255).astype(np.uint8)), resized=True)
         return replace(self, image=Image.fromarray(_REQUANTIZED[values]))
 
     def pixels(self) -> np.ndarray:
@@ -189,7 +190,7 @@ def to_picture(
         raise InputError(f"a picture array of shape {array.shape} has no pixels")
     array, scaled = _to_uint8(array)
     squeezed = array[..., 0] if array.shape[-1] == 1 else array
-    return Picture(Image.fromarray(np.ascontiguousarray(squeezed)), scaled)
+    return Picture(Image.fromarray(np.ascontiguousarray(squeezed)), scaled=scaled)
 
 
 @dataclass(kw_only=True)

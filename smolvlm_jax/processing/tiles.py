@@ -9,7 +9,7 @@ from .geometry import TilePlan
 from .pixels import Picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tiles:
     """The tiles of one picture and the grid they came from.
 
@@ -24,8 +24,8 @@ class Tiles:
     pixels: np.ndarray
     rows: int
     cols: int
-    scaled: bool = False
-    global_scaled: bool = False
+    scaled: bool
+    global_scaled: bool
 
     def digest(self) -> str:
         """128 bits of BLAKE2 over shape and contents, as 32 hexadecimal digits."""
@@ -48,7 +48,7 @@ def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
         picture = picture.resize(size, resample)
     tile = plan.tile
     if not plan.rows:
-        return Tiles(picture.pixels()[None], 0, 0, picture.scaled, picture.scaled)
+        return Tiles(pixels=picture.pixels()[None], rows=0, cols=0, scaled=picture.scaled, global_scaled=picture.scaled)
     overview = picture.resize((tile, tile), resample)
     last = overview.pixels()
     tiles = np.empty((plan.num_tiles, *last.shape), np.uint8)
@@ -58,4 +58,4 @@ def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
         band = np.asarray(picture.image.crop((0, row * tile, width, (row + 1) * tile)))
         tiles[row * plan.cols : (row + 1) * plan.cols] = band.reshape(tile, plan.cols, tile, -1).swapaxes(0, 1)
     tiles[-1] = last
-    return Tiles(tiles, plan.rows, plan.cols, picture.scaled, overview.scaled)
+    return Tiles(pixels=tiles, rows=plan.rows, cols=plan.cols, scaled=picture.scaled, global_scaled=overview.scaled)
