@@ -37,7 +37,7 @@ def sha(array):
 
 
 def need(backend):
-    """Skip where a decoder is not installed. It is not imported: two libraries with an FFmpeg each do not go together."""
+    """Skip where a decoder is not installed. It is not imported, since two FFmpegs conflict in one process."""
     if importlib.util.find_spec({"decord": "decord", "pyav": "av"}[backend]) is None:
         pytest.skip(f"{backend} is not installed")
 

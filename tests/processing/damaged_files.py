@@ -86,7 +86,7 @@ def main(kind: str, backend: str, first: int, count: int, folder: Path):
     for seed in range(first, first + count):
         rng = random.Random(f"{kind} {seed}")
         content = damage(sound_file(kind, rng, folder), rng)
-        # the extension is wrong as often as not
+        # half of the extensions are wrong
         path = folder / f"damaged-{kind}-{backend}.{rng.choice([kind, 'jpg', 'mp4', 'txt'])}"
         path.write_bytes(content)
         print(f"start {seed}", flush=True)

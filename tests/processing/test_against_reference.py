@@ -90,7 +90,7 @@ SHAPES = [(9, 21), (30, 40), (1, 1), (3, 40), (4, 4), (1, 33), (57, 3)]
 
 @pytest.mark.parametrize("seed", range(len(SHAPES)))
 def test_every_kind_of_picture(seed):
-    """TRAPS 11 and the table of input kinds: same pixels, or an error where the reference has one."""
+    """Every kind of input: same pixels, or an error where the reference has one."""
     options = [{}, {"do_rescale": False}, {"do_rescale": False, "do_normalize": False}, {"do_image_splitting": False}]
     accepted = 0
     for name, picture in pictures(*SHAPES[seed], seed).items():
@@ -106,7 +106,7 @@ def test_do_convert_rgb_off():
 
 
 def test_option_matrix():
-    """TRAPS 6: splitting × resizing × padding × nesting × size forms × filters."""
+    """Splitting × resizing × padding × nesting × size forms × filters."""
     one, two, three = (Image.fromarray(hash_img(*shape)) for shape in ((30, 40), (16, 200), (90, 15)))
     nestings = [one, [one, two], [[one], [two, three]], [[one, two], []], [[one], [one]]]
     sizes = [{"longest_edge": 64}, {"longest_edge": 50}, {"longest_edge": 10}, {"height": 40, "width": 70}]
@@ -119,7 +119,7 @@ def test_option_matrix():
 
 
 def test_thirty_aspect_ratios():
-    """TRAPS 4: every tile, and the global view on its own, at the sizes of both published families (a quarter of them)."""
+    """Every tile, and the global view on its own, at the sizes of both published families (a quarter of them)."""
     for number in range(30):
         ratio = 0.03 * 1.28**number
         height, width = (round(90 / ratio), 90) if ratio > 1 else (90, max(1, round(90 * ratio)))
@@ -151,7 +151,7 @@ def test_random_batches():
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_unsplit_counts(number):
-    """TRAPS 1: an unsplit picture is one tile, though get_number_of_image_patches says 0 as the reference's does."""
+    """An unsplit picture is one tile, though get_number_of_image_patches says 0 as the reference's does."""
     settings = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
     ours, theirs = SmolVLMImageProcessor(**settings), Reference(**settings)
     off = {"do_image_splitting": False}

@@ -1,4 +1,4 @@
-"""Conversations: forms, media, templates that misbehave, and words that must not become slots."""
+"""Conversations: forms, media, faulty templates, and special tokens in texts."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_not_conversations(processor, conversation):
 
 
 def test_mixed_batch(processor):
-    """One picture, two pictures, none at all, several turns: every row is what it would be alone. TRAPS 5."""
+    """One picture, two pictures, none at all, several turns: every row is what it would be alone."""
     conversations = [
         [user(PICTURE, text("one"))],
         [user(PICTURE, {"type": "image", "image": Image.fromarray(tri_img(16, 200))}, text("two"))],
@@ -100,7 +100,7 @@ def test_sources_of_pictures(processor, tmp_path):
 
 
 def test_pictures_given_are_pictures_consumed(processor):
-    """TRAPS 8: an own template that drops the picture, or repeats it, is an error and not a quieter prompt."""
+    """An own template that drops the picture, or repeats it, is an error."""
     for template in ("{{ messages[0].role }}", "<image><image>{{ messages[0].role }}"):
         with pytest.raises(InputError, match="<image> occurs"):
             processor.apply_chat_template([user(PICTURE, text("Q?"))], chat_template=template, **TOKENIZE)
@@ -126,7 +126,7 @@ def test_continue_final_message(processor):
 
 
 def test_no_template_in_the_checkpoint(own_checkpoint):
-    """TRAPS 15: the built-in default serves."""
+    """The built-in default is used."""
     processor = SmolVLMProcessor.from_pretrained(own_checkpoint)
     assert processor.chat_template is None
     prompt = processor.apply_chat_template([user({"type": "image"}, text("Q?"))], add_generation_prompt=True)
@@ -229,7 +229,7 @@ def test_steering_words_are_refused(processor, word):
 
 @pytest.mark.parametrize("word", STEERING)
 def test_steering_words_are_escaped(processor, word):
-    """Read as characters: the prompt decodes to the same text, and no id in the user's words steers anything."""
+    """Read as characters: the prompt decodes to the same text, and no id in the user's text is a special token."""
     steering = set(processor.tokenizer.added_tokens.values())
     plain = processor.apply_chat_template([user(PICTURE, text("aXb"))], **TOKENIZE)["input_ids"][0].tolist()
     for content in ([text(f"a{word}b")], [text(f"a{word[:2]}"), text(f"{word[2:]}b")]):
@@ -239,7 +239,7 @@ def test_steering_words_are_escaped(processor, word):
         assert processor.decode(ids) == processor.decode(plain).replace("aXb", f"a{word}b")
         same = processor.apply_chat_template([user(PICTURE, *content)], sanitize_control_tokens=True, **TOKENIZE)
         assert same["input_ids"][0].tolist() == ids
-        # no count is confused by it
+        # no count changes by it
         assert processor.count_prompt_tokens(
             [user(PICTURE, *content)], add_generation_prompt=True, special_tokens_in_text="escape"
         ) == [len(ids)]
@@ -256,13 +256,13 @@ def test_escaped_ids_are_those_of_the_characters(processor, tokenizer):
 
 
 def test_allowed_words_steer(processor):
-    """ "allow" is the reference's behaviour: a literal <image> is a slot, and has to have a picture."""
+    """ "allow" is the reference's behaviour: a literal <image> is the place of a picture, which has to be passed."""
     arguments = {"special_tokens_in_text": "allow", **TOKENIZE}
     ids = processor.apply_chat_template([user(text("a<end_of_utterance>b"))], **arguments)["input_ids"][0].tolist()
     assert ids.count(49279) == 2
     with pytest.raises(InputError, match="<image> occurs"):
         processor.apply_chat_template([user(text("a<image>b"))], **arguments)
-    # prompts that are strings already are the caller's own: their <image> are slots
+    # prompts that are strings already are taken as they are: each <image> is the place of a picture
     assert "pixel_values" in processor(text="a<image>b", images=IMAGE)
     with pytest.raises(InputError, match="special_tokens_in_text"):
         processor.apply_chat_template([user(text("x"))], special_tokens_in_text="maybe")
@@ -308,7 +308,7 @@ def test_unknown_arguments(processor):
 
 
 def test_truncation_never_cuts_a_picture(processor):
-    """TRAPS 32: the error says how long the prompt is."""
+    """The error says how long the prompt is."""
     whole = processor(text="<image>hello world", images=IMAGE)["input_ids"][0]
     for limit in (1, 10, len(whole) - 3):
         with pytest.raises(InputError, match=f"max_length={len(whole)}"):
@@ -352,7 +352,7 @@ def test_decode(tokenizer, processor):
 
 
 def test_markup_of_document_checkpoints_stays(tmp_path):
-    """TRAPS 29: doctags are special tokens and yet the answer."""
+    """Doctags are special tokens, but belong to the answer."""
     from .conftest import write_own_checkpoint
 
     write_own_checkpoint(tmp_path)

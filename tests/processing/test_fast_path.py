@@ -71,7 +71,7 @@ def test_threads_change_nothing(small):
 
 
 def test_pictures_are_worked_on_at_once(monkeypatch):
-    """Two pictures, two threads: the second starts before the first is done, or this waits in vain."""
+    """Two pictures, two threads: each waits until the other has started."""
     both = threading.Barrier(2, timeout=20)
     true_cut = images.cut_tiles
 
@@ -237,7 +237,7 @@ def test_unused_variables_of_a_template(processor):
 
 
 def test_pictures_through_processor_kwargs(processor):
-    """For templates that place pictures from elsewhere; an array's truth is never asked for."""
+    """For templates that place pictures from elsewhere; the truth value of an array is never taken."""
     conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q?"}]}]
     for pictures in ([hash_img(20, 30)], hash_img(20, 30), np.stack([hash_img(20, 30)])):
         out = processor.apply_chat_template(

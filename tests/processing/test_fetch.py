@@ -170,7 +170,7 @@ def test_private_addresses_are_refused(server):
 
 @network
 def test_redirects_are_checked(server, monkeypatch):
-    """A public address that redirects inside. The first hop is let through by name, as a public one would be."""
+    """A public address that redirects inside. The first address is allowed by name, as a public one would be."""
     from smolvlm_jax.processing import http
 
     true_check = http._checked_address

@@ -44,7 +44,7 @@ def test_own_directory(directory):
 
 
 def test_precedence(directory):
-    """TRAPS 3: nested in processor_config.json, then the file of its own, then what there is for pictures."""
+    """Nested in processor_config.json, then its own file, then the file for pictures."""
 
     def sizes():
         processor = SmolVLMProcessor.from_pretrained(directory)

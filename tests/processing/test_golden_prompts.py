@@ -42,7 +42,7 @@ def test_single(golden, processor64):
     prompt = "<|im_start|>User:<image>Hi<end_of_utterance>\nAssistant:"
     expected = golden["G25_prompt_single_no_split"]
     assert_golden(expected, processor64, images=[[IMAGE]], text=[prompt], **NO_SPLIT)
-    # as a plain argument too, which the reference of 4.56 drops in silence
+    # as a plain argument too, which the reference of 4.56 drops silently
     assert_golden(expected, processor64, images=IMAGE, text=prompt, do_image_splitting=False)
     prompt = "<|im_start|>User:<image>Can you describe this image?<end_of_utterance>\nAssistant:"
     assert_golden(golden["G26_prompt_split_3x4"], processor64, images=[[IMAGE]], text=[prompt])
@@ -218,7 +218,7 @@ def test_published_tokenizer_is_the_rebuilt_one(golden, checkpoint):
 
 
 def test_split_of_digits(tokenizer, checkpoint):
-    """transformers 5 drops the digit split of tokenizer.json; the file is right, and a switch follows transformers."""
+    """Transformers 5 drops the digit split of tokenizer.json; the file is right, and a switch follows transformers."""
     transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     theirs = transformers.AutoTokenizer.from_pretrained(checkpoint)
     switched = SmolVLMTokenizer.from_pretrained(checkpoint, pre_tokenizer="transformers-5")

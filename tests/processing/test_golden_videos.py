@@ -12,7 +12,7 @@ from .conftest import need, sha, tri_video
 
 
 class _Thing:
-    """Metadata as an object of somebody else's class."""
+    """Metadata as an object of a foreign class."""
 
     def __init__(self, **attributes):
         self.__dict__.update(attributes)

@@ -91,13 +91,13 @@ def test_random_conversations(both):
                 ours.apply_chat_template(conversation, special_tokens_in_text="allow", **options)
             continue
         assert ours.apply_chat_template(conversation, special_tokens_in_text="allow", **options) == wanted
-        # where nothing in it steers, protection changes nothing
+        # without special tokens in the texts, protection changes nothing
         if not any(word in item.get("text", "") for m in conversation for item in m["content"] for word in STEERING):
             assert ours.apply_chat_template(conversation, **options) == wanted
 
 
 def test_own_templates(both):
-    """What templates in the wild use: loops, namespaces, macros, filters, generation marks, dates."""
+    """What published templates use: loops, namespaces, macros, filters, generation marks, dates."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     _, ours = both

@@ -48,7 +48,7 @@ def stock(own):
 @given(width=sides, height=sides, options=options)
 @settings(max_examples=2000, **SLOW)
 def test_count_equals_the_expansion(stock, width, height, options):
-    """TRAPS 2: count_tokens is the number of image tokens in the prompt, for any size and override, without a pixel."""
+    """count_tokens is the number of image tokens in the prompt, for any size and override, without a pixel."""
     options = unpacked(options)
     if not options.get("do_resize", True) and "max_tiles" not in options and max(width, height) > 3000:
         options["max_tiles"] = 30  # hundreds of tiles otherwise
@@ -69,7 +69,7 @@ batches = st.lists(st.lists(st.tuples(small_sides, small_sides), max_size=3), mi
 @given(batch=batches, options=options, left=st.booleans())
 @settings(max_examples=400, **SLOW)
 def test_tokens_tiles_features(own, batch, options, left):
-    """tokens == tiles × seq_len == count_tokens == what the encoder gets, in real batches of any mix, TRAPS 5 and 8."""
+    """tokens == tiles × seq_len == count_tokens == what the encoder gets, in real batches of any mix."""
     options = {name: value for name, value in unpacked(options).items() if name not in ("size", "max_image_size")}
     rng = np.random.default_rng(len(batch))
     images = [[Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sample] for sample in batch]
@@ -98,7 +98,7 @@ def test_tokens_tiles_features(own, batch, options, left):
 @given(batch=batches, options=st.fixed_dictionaries({"do_image_splitting": st.booleans()}))
 @settings(max_examples=150, **SLOW)
 def test_padding_never_changes_content(own, batch, options):
-    """A row of a batch, its padding taken away, is the row alone; left or right, tokens and pixels."""
+    """A row of a batch without its padding is equal to the row alone: tokens and pixels, padded left or right."""
     images = [[Image.new("RGB", size, (7, 8, 9)) for size in sample] for sample in batch]
     texts = ["x" * row + "<image>" * len(sample) for row, sample in enumerate(batch)]
     texts = [text or "y" for text in texts]
@@ -193,7 +193,7 @@ def test_parse_of_save_is_identity(own, tmp_path_factory, images, frames, fps, s
 @given(width=sides, height=sides)
 @settings(max_examples=300, **SLOW)
 def test_no_upscale_never_costs(width, height):
-    """TRAPS 7: without upscaling there are never more tiles, and an icon is one."""
+    """Without upscaling there are never more tiles, and an icon is one."""
     sizes = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
     stock, kept = (plan_tiles(height, width, do_upscale=on, **sizes) for on in (True, False))
     assert kept.num_tiles <= stock.num_tiles

@@ -1,4 +1,4 @@
-"""Videos: two decoders that agree, files of every awkward kind, and frames that come as they come."""
+"""Videos: two decoders that agree, unusual files, and frames in every form."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ def spread(metadata):
 
 
 def test_backends_agree(clips, data):
-    """TRAPS 16: decord and PyAV give the same frames, rates and numbers, turned and variable files included."""
+    """decord and PyAV give the same frames, rates and numbers, turned and variable files included."""
     need("decord"), need("pyav")
     for name, path in {**clips, "avi": data / "clip.avi"}.items():
         (one, first), (two, second) = (decode_video(path, spread, backend=backend) for backend in ("decord", "pyav"))
@@ -55,7 +55,7 @@ def test_backends_agree(clips, data):
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
 def test_isolated_is_in_process(clips, backend):
-    """In a process of its own: two libraries with an FFmpeg each do not go together in the tests' one."""
+    """In a process of its own, since two libraries with an FFmpeg each conflict in one process."""
     need(backend)
     code = (
         "import sys, hashlib; from smolvlm_jax.processing import MediaLimits; "
@@ -75,7 +75,7 @@ def test_isolated_is_in_process(clips, backend):
 
 
 def test_upright(clips):
-    """The rotation flag is obeyed: a frame comes as a player shows it."""
+    """The rotation flag is applied, so that a frame is as a player shows it."""
     plain = decode_video(clips["constant"], spread)[0][3]
     for degrees in (90, 180, 270):
         frames, metadata = decode_video(clips[f"turned {degrees}"], spread)
@@ -93,7 +93,7 @@ def test_right_frames(clips):
 
 
 def test_timestamps_are_source_index_over_source_rate(clips):
-    """TRAPS 13, also for a variable rate."""
+    """A variable rate included."""
     for name in ("constant", "variable"):
         _, metadata = decode_video(clips[name], spread)
         assert metadata.timestamps == [index / metadata.fps for index in spread(metadata)]
@@ -111,7 +111,7 @@ def test_one_frame(clips, processor):
 
 
 def test_fifteen_and_sixteen_frames(small_video):
-    """TRAPS 12: videos of different lengths make one batch; what is added is zero and not counted."""
+    """Videos of different lengths make one batch; the padding is zero and not counted."""
     videos = [tri_video(15, 36, 64), tri_video(16, 36, 64)]
     out = small_video(videos, return_tensors="np")
     assert out["pixel_values"].shape == (2, 16, 3, 32, 32) and out["pixel_attention_mask"].all()
@@ -129,7 +129,7 @@ def test_words_count_padding(processor):
 
 
 def test_memory_is_what_is_kept(tmp_path, small_video):
-    """TRAPS 12: of a long file in large frames only the chosen ones are held, and those as tiles."""
+    """Of a long file with large frames only the chosen ones are held in memory, as tiles."""
     path = write_video(tmp_path / "large.mp4", [np.full((720, 1280, 3), 9 * n % 256, np.uint8) for n in range(60)])
     tracemalloc.start()
     out = small_video(path, do_sample_frames=True, num_frames=60, fps=60, pixel_format="uint8")
@@ -237,7 +237,7 @@ def test_metadata(small_video, processor):
     mine = VideoMetadata(**meta)
     out = small_video([video], video_metadata=[[mine]], do_sample_frames=True, return_metadata=True)
     assert out["video_metadata"][0].timestamps == [0.0, 1.25, 2.75] and mine.frames_indices is None
-    # frames somebody chose already, from a source of other length: where they lie has to be said
+    # frames that were chosen already, from a source of another length: their indices have to be given
     with pytest.raises(InputError, match=r"frames_indices"):
         processor(text="<video>", videos=video[:3], video_metadata=meta)
     chosen = {**meta, "frames_indices": [0, 5, 11]}
@@ -251,7 +251,7 @@ def test_metadata(small_video, processor):
 
 
 def test_rate_unknown(processor, caplog):
-    """The reference assumes 24 frames a second; so do we, aloud, and a switch refuses."""
+    """The reference assumes 24 frames a second; so do we, with a warning, and a switch refuses such videos."""
     video = tri_video(3, 36, 64)
     processor(text="<video>", videos=video)
     assert "24 frames a second" in caplog.text
@@ -264,7 +264,7 @@ def test_rate_unknown(processor, caplog):
 
 
 def test_video_size_is_overridden_by_size():
-    """As in the reference; a switch takes the checkpoint at its word."""
+    """As in the reference; a switch takes the size that the checkpoint names."""
     sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 512}}
     files = {"size": {"longest_edge": 2048}, "video_sampling": sampling}
     assert SmolVLMVideoProcessor(**files).size == {"longest_edge": 2048}
@@ -277,7 +277,7 @@ def test_video_size_is_overridden_by_size():
 @pytest.mark.skipif(not isolation.AVAILABLE, reason="no helper processes on this system")
 @pytest.mark.parametrize(("how", "why"), [(signal.SIGKILL, "crashed"), (signal.SIGSTOP, "did not answer within")])
 def test_crash_and_hang_of_the_decoder(clips, monkeypatch, how, why):
-    """What kills or stops a helper is an error here, and the next video is decoded all the same."""
+    """What kills or stops a helper is an error, and the next video is decoded nevertheless."""
     busy = []
     true_take = isolation._take
 
@@ -307,7 +307,7 @@ def test_missing_backends(monkeypatch):
 
 
 def test_nothing_heavy_at_import():
-    """TRAPS 16 and 37: no jax, no decoder, no tokenizer library and no urllib until one is needed."""
+    """No jax, no decoder, no tokenizer library and no urllib until one is needed."""
     heavy = ["jax", "flax", "torch", "transformers", "decord", "av", "tokenizers", "jinja2", "urllib.request", "num2words"]
     code = f"import sys, smolvlm_jax.processing; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
