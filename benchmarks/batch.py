@@ -70,6 +70,7 @@ def workload(options, config) -> list[dict]:
 def ours(options) -> None:
     from smolvlm_jax import load
     from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams
+    from smolvlm_jax.engine.counters import Counters
     from smolvlm_jax.engine.requests import tile_digests
 
     class Words:
@@ -89,7 +90,7 @@ def ours(options) -> None:
     touch = [Request(i, prepared=Prepared(r.prepared.input_ids, 255 - r.prepared.tiles, tile_digests(255 - r.prepared.tiles)),
                      params=SamplingParams(2, ignore_eos=True)) for i, r in enumerate(requests[:2])]  # fmt: skip
     list(engine.generate(touch))  # memory is there, and none of the pictures is known
-    engine.stats.update(dict.fromkeys(engine.stats, 0))
+    engine.stats = Counters()
     begin = time.perf_counter()
     results = list(engine.generate(requests))
     seconds = time.perf_counter() - begin

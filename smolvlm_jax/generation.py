@@ -5,121 +5,67 @@ programs: prompt length and number of tiles to 2^k or 3·2^(k-1), cache length t
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .cache import KVCache
+from .decoding import Decoded, DecodeState, Rows, RowSettings, Rules, decode, next_token, tokens_seen
 from .errors import InputError
 from .generation_config import GenerationConfig
 from .model import SmolVLMForConditionalGeneration
 from .pictures import check_counts, flat_tiles, padded_tiles
-from .sampling import choose, row_keys
 from .sharding import activate, batch_sharding
 
 __all__ = ["bucket", "generate", "stream"]
 
+_Arguments = ParamSpec("_Arguments")
+_Out = TypeVar("_Out")
+
 
 def bucket(n: int, smallest: int = 32) -> int:
-    """The next size of the form 2^k or 3·2^(k-1), from `smallest`, a power of 2, on.
+    """The smallest size of the form 2^k or 3·2^(k-1) that holds `n`.
 
-    At most a third of it is padding, and the sizes up to 8,192 are few.
+    At most a third of it is padding, and there are few sizes up to 8,192.
+
+    Args:
+        n: what is to be held.
+        smallest: the first size, a power of 2.
     """
     power = max(smallest, 1 << max(n - 1, 0).bit_length())
     return power * 3 // 4 if power > max(smallest, 2) and n <= power * 3 // 4 else power
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _State:
-    """Everything a decode step reads and writes."""
-
-    token: jax.Array  # (b,) the token drawn last
-    position: jax.Array  # (b,) its position
-    finished: jax.Array  # bool (b,)
-    out: jax.Array  # (b, room) new tokens
-    step: jax.Array  # () how many of them are there
-    cache: KVCache
-    keys: jax.Array  # (b,)
-    seen: jax.Array | None  # bool (b, v), for the repetition penalty
-
-
-def _emit(state: _State, logits: jax.Array, config: GenerationConfig) -> _State:
-    """Draw a token for every row from logits (b, v) and note it; rows that have stopped get the fill token."""
-    token = choose(logits, state.seen, state.keys, state.step, config)
-    token = jnp.where(state.finished, config.fill_token_id, token)
-    finished = state.finished
-    if config.eos_token_id:
-        finished = finished | (token[:, None] == jnp.asarray(config.eos_token_id)).any(-1)
-    seen = state.seen
-    if seen is not None:
-        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
-    out = jax.lax.dynamic_update_slice(state.out, token[:, None], (0, state.step))
-    return replace(state, token=token, position=state.position + 1, finished=finished, out=out, step=state.step + 1, seen=seen)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model, config: GenerationConfig, cache_length: int, params, inputs: dict[str, Any], keys: jax.Array) -> _State:
-    """Run the prompt, left-padded to one length, and draw the first token."""
+@functools.partial(jax.jit, static_argnames=("model", "rules", "cache_length"))
+def _prefill(model, rules: Rules, cache_length: int, params, inputs: dict[str, Any], settings: RowSettings) -> Decoded:
+    """Run the prompts, left-padded to one length, and draw the first token of each."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    b, t = ids.shape
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
     out = model.apply({"params": params}, **inputs, position_ids=positions, logits_to_keep=1, cache_length=cache_length)
-    seen = None
-    if config.repetition_penalty != 1.0:
-        vocabulary = model.config.text_config.vocab_size
-        seen = jnp.zeros((b, vocabulary), bool).at[jnp.arange(b)[:, None], ids].max(mask.astype(bool))
-    state = _State(
-        token=ids[:, -1],
-        position=positions[:, -1],
-        finished=jnp.zeros((b,), bool),
-        out=jnp.full((b, cache_length - t), config.fill_token_id, jnp.int32),
-        step=jnp.zeros((), jnp.int32),
-        cache=out.past_key_values,
-        keys=keys,
-        seen=seen,
-    )
-    return _emit(state, out.logits[:, -1], config)
+    seen = tokens_seen(ids, mask, segments=1, vocabulary=out.logits.shape[-1])[:, 0] if rules.penalize else None
+    rows = next_token(rules, Rows.start(positions[:, -1], settings, seen=seen), out.logits[:, -1])
+    tokens = jnp.zeros((len(ids), cache_length - ids.shape[1]), jnp.int32).at[:, 0].set(rows.token)
+    return Decoded(DecodeState(rows, out.past_key_values), tokens, jnp.ones((), jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3,))
-def _decode(model, config: GenerationConfig, params, state: _State, limit: jax.Array) -> _State:
-    """Decode until `limit` tokens are out or every row has stopped. `stream` asks for one more token at a time, `generate`
-    for all of them: the same program."""
-
-    def body(state: _State) -> _State:
-        out = model.apply(
-            {"params": params},
-            input_ids=state.token[:, None],
-            position_ids=state.position[:, None],
-            past_key_values=state.cache,
-        )
-        return _emit(replace(state, cache=out.past_key_values), out.logits[:, -1], config)
-
-    return jax.lax.while_loop(lambda s: (s.step < limit) & ~s.finished.all(), body, state)
-
-
-def _settings(model, generation_config: GenerationConfig | None, overrides: dict[str, Any]) -> GenerationConfig:
-    config = generation_config if generation_config is not None else model.generation_config
-    return (config or GenerationConfig()).replace(**overrides)
+_decode = jax.jit(decode, static_argnames=("model", "rules"), donate_argnames="decoded")
 
 
 def _default_mask(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
-    """As the reference infers it: pad tokens are padding, provided that the pad token is no stop token."""
+    """As the reference infers it: pad tokens are padding, unless the pad token is a stop token as well."""
     pad = config.pad_token_id
-    if pad is None or pad in config.eos_token_id:
+    if pad is None or pad in config.stop_tokens:
         return np.ones_like(ids)
     return (ids != pad).astype(ids.dtype)
 
 
 def _align(ids: np.ndarray, mask: np.ndarray, length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows moved to the right end of `length` columns, whichever side their padding was on."""
+    """Rows moved to the right end of `length` columns, whichever side their padding was on. Padding becomes `fill`."""
     t = ids.shape[1]
     order = np.argsort(mask, axis=1, kind="stable")  # padding first, tokens in order
     ids, mask = np.take_along_axis(ids, order, 1), np.take_along_axis(mask, order, 1)
@@ -128,22 +74,33 @@ def _align(ids: np.ndarray, mask: np.ndarray, length: int, fill: int) -> tuple[n
     return np.pad(ids, grow, constant_values=fill).astype(np.int32), np.pad(mask, grow).astype(np.int32)
 
 
-def _scope(mesh: Mesh | None):
-    return activate(mesh) if mesh is not None else nullcontext()
+@dataclass
+class _Run:
+    """Prompts after their prefill: what `generate` and `stream` continue. input_ids: int32 (b, t), as given."""
+
+    model: SmolVLMForConditionalGeneration
+    params: Any
+    config: GenerationConfig
+    mesh: Mesh | None
+    input_ids: np.ndarray
+    decoded: Decoded
+
+    def decode(self, end: int) -> None:
+        """Decode until `end` columns are written, or every row has stopped: one program for any `end`."""
+        rules, limit = Rules.of(self.config), np.asarray(end, np.int32)
+        with activate(self.mesh):
+            self.decoded = _decode(self.model, rules, self.params, self.decoded, limit)
 
 
-def _start(model, params, config: GenerationConfig, given: dict[str, Any], seed, mesh: Mesh | None) -> _State:
-    """Check what the caller gave on the host, pad it to buckets, run the prefill."""
-    pixel_values, pixel_attention_mask = given["pixel_values"], given["pixel_attention_mask"]
-    num_tiles, image_hidden_states = given["num_tiles"], given["image_hidden_states"]
-    ids = np.asarray(given["input_ids"])
+def _checked(model, config: GenerationConfig, input_ids, attention_mask) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, int32 (b, t) both. Raises InputError for what the model cannot read."""
+    ids = np.asarray(input_ids)
     if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"input_ids must be integers of shape (batch, length), got {ids.dtype} {ids.shape}")
     text = model.config.text_config
     if ids.min() < 0 or ids.max() >= text.vocab_size:
         raise InputError(f"input_ids must lie in [0, {text.vocab_size}), got {ids.min()} … {ids.max()}")
-    mask = _default_mask(ids, config) if given["attention_mask"] is None else np.asarray(given["attention_mask"]) != 0
-    mask = mask.astype(np.int32)
+    mask = _default_mask(ids, config) if attention_mask is None else np.asarray(attention_mask) != 0
     if mask.shape != ids.shape:
         raise InputError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}")
     if not mask.any(axis=1).all():
@@ -154,113 +111,124 @@ def _start(model, params, config: GenerationConfig, given: dict[str, Any], seed,
         raise InputError(
             f"prompt too long: {longest} tokens and {config.max_new_tokens} new ones do not fit the model's {limit} positions"
         )
+    return ids.astype(np.int32), mask.astype(np.int32)
+
+
+def _row_settings(seed: int | Sequence[int], rows: int) -> RowSettings:
+    """An int gives row r stream r of its random numbers; a sequence gives each row the first stream of a seed of its own."""
+    if isinstance(seed, int):
+        return RowSettings(jnp.full(rows, seed % 2**32, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32))
+    return RowSettings(jnp.asarray(seed, jnp.uint32), jnp.zeros(rows, jnp.uint32))
+
+
+def _start(
+    model: SmolVLMForConditionalGeneration,
+    params,
+    input_ids,
+    attention_mask=None,
+    pixel_values=None,
+    pixel_attention_mask=None,
+    *,
+    num_tiles=None,
+    image_hidden_states=None,
+    generation_config: GenerationConfig | None = None,
+    seed: int | Sequence[int] = 0,
+    mesh: Mesh | None = None,
+    **overrides,
+) -> _Run:
+    """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
+    config = (generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
+    given, mask = _checked(model, config, input_ids, attention_mask)
     tiles = None
     if pixel_values is not None:
         tiles = flat_tiles(model.config, np.asarray(pixel_values), pixel_attention_mask, num_tiles)
     pictures, count = (image_hidden_states, num_tiles) if tiles is None else (tiles.pixels, tiles.count)
     if pictures is not None:
-        check_counts(model.config, np.where(mask == 1, ids, -1), pictures, count)
+        check_counts(model.config, np.where(mask == 1, given, -1), pictures, count)
 
-    length = bucket(longest)
-    ids, mask = _align(ids, mask, max(length, ids.shape[1]), config.fill_token_id)
+    length = bucket(int(mask.sum(axis=1).max()))
+    ids, mask = _align(given, mask, max(length, given.shape[1]), config.fill_token_id)
     inputs: dict[str, Any] = {"input_ids": ids[:, -length:], "attention_mask": mask[:, -length:]}
     if tiles is not None and tiles.count:
         inputs |= padded_tiles(tiles, bucket(int(tiles.count), 1))
     if image_hidden_states is not None:
         inputs["image_hidden_states"] = image_hidden_states
-    keys = row_keys(seed, len(ids))
+    settings = _row_settings(seed, len(ids))
     if mesh is not None:
-        inputs = {k: jax.device_put(v, batch_sharding(mesh, np.shape(v))) for k, v in inputs.items()}
+        put = lambda x: jax.device_put(x, batch_sharding(mesh, np.shape(x)))
+        inputs, settings = {name: put(x) for name, x in inputs.items()}, jax.tree.map(put, settings)
     tile = 64 if jax.default_backend() == "cpu" else 128  # a TPU's tiles have 128 columns, which the decode kernel wants whole
     cache_length = -(-(length + config.max_new_tokens) // tile) * tile
-    with _scope(mesh):
-        return _prefill(model, _static(config), cache_length, params, inputs, keys)
+    with activate(mesh):
+        decoded = _prefill(model, Rules.of(config), cache_length, params, inputs, settings)
+    return _Run(model, params, config, mesh, given, decoded)
 
 
-def _static(config: GenerationConfig) -> GenerationConfig:
-    """The part of the settings that programs depend on."""
-    return config.replace(max_new_tokens=1)
+def _takes_prompts(
+    start: Callable[_Arguments, _Run],
+) -> Callable[[Callable[[_Run], _Out]], Callable[_Arguments, _Out]]:
+    """Give a function of a `_Run` the signature of `start`, which makes the run of the arguments."""
+
+    def decorate(function: Callable[[_Run], _Out]) -> Callable[_Arguments, _Out]:
+        @functools.wraps(function)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Out:
+            return function(start(*args, **kwargs))
+
+        returns = inspect.signature(function).return_annotation
+        call.__signature__ = inspect.signature(start).replace(return_annotation=returns)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
-def generate(
-    model: SmolVLMForConditionalGeneration,
-    params,
-    input_ids,
-    attention_mask=None,
-    pixel_values=None,
-    pixel_attention_mask=None,
-    *,
-    num_tiles=None,
-    image_hidden_states=None,
-    generation_config: GenerationConfig | None = None,
-    seed: int | Sequence[int] = 0,
-    mesh: Mesh | None = None,
-    **overrides,
-) -> np.ndarray:
-    """Continue prompts; returns int32 (b, t + new): each row's prompt as given, then its new tokens.
+@_takes_prompts(_start)
+def generate(run: _Run) -> np.ndarray:
+    """Continue prompts until every row has drawn a stop token, or max_new_tokens are drawn.
 
-    input_ids, attention_mask: (b, t), padded on either side; without a mask, pad tokens are taken for padding.
-    pixel_values, pixel_attention_mask, num_tiles, image_hidden_states: as in the model's forward; a processor's output can be
-    passed as it is: `generate(model, params, **inputs, max_new_tokens=64)`.
-    generation_config, overrides: any argument of `GenerationConfig`; the defaults are those of the checkpoint.
-    seed: an int, or one for each row. mesh: where `params` were placed.
+    Rows do not influence each other.
 
-    Generation ends when every row has drawn a stop token or max_new_tokens are out; shorter rows are filled with the pad
-    token. Rows do not influence each other. Raises InputError for counts of pictures and image tokens that disagree, and for
-    prompts longer than the model's positions.
+    Args:
+        model: as `load` returns it.
+        params: of the model.
+        input_ids: int (b, t), padded on either side.
+        attention_mask: (b, t), 1 = real. Default: pad tokens are padding.
+        pixel_values, pixel_attention_mask, num_tiles, image_hidden_states: as in the model's forward. A processor's output can
+            be passed as it is: `generate(model, params, **inputs, max_new_tokens=64)`.
+        generation_config: how to continue. Default: what the checkpoint says.
+        seed: an int, or one for each row.
+        mesh: where `params` were placed.
+        **overrides: fields of `GenerationConfig` that differ from `generation_config`.
+
+    Returns:
+        int32 (b, t + new): each row's prompt as given, then its new tokens; rows that stop early are filled with the pad
+        token.
+
+    Raises:
+        InputError: for settings out of range, pictures and image tokens that disagree in number, and prompts longer than the
+            model's positions.
     """
-    config = _settings(model, generation_config, overrides)
-    given = dict(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        pixel_values=pixel_values,
-        pixel_attention_mask=pixel_attention_mask,
-        num_tiles=num_tiles,
-        image_hidden_states=image_hidden_states,
-    )
-    state = _start(model, params, config, given, seed, mesh)
-    with _scope(mesh):
-        state = _decode(model, _static(config), params, state, jnp.asarray(config.max_new_tokens, jnp.int32))
-    new = np.asarray(state.out)[:, : int(state.step)]
-    return np.concatenate([np.asarray(input_ids).astype(np.int32), new], axis=1)
+    run.decode(run.config.max_new_tokens)
+    tokens, drawn, columns = jax.device_get((run.decoded.tokens, run.decoded.state.rows.drawn, run.decoded.columns))
+    own = np.arange(columns) < drawn[:, None]
+    return np.concatenate([run.input_ids, np.where(own, tokens[:, :columns], np.int32(run.config.fill_token_id))], axis=1)
 
 
-def stream(
-    model: SmolVLMForConditionalGeneration,
-    params,
-    input_ids,
-    attention_mask=None,
-    pixel_values=None,
-    pixel_attention_mask=None,
-    *,
-    num_tiles=None,
-    image_hidden_states=None,
-    generation_config: GenerationConfig | None = None,
-    seed: int | Sequence[int] = 0,
-    mesh: Mesh | None = None,
-    **overrides,
-) -> Iterator[np.ndarray]:
+@_takes_prompts(_start)
+def stream(run: _Run) -> Iterator[np.ndarray]:
     """Yield the tokens that `generate` would return, int32 (b,) for each step, as soon as they are drawn.
 
     Arguments as in `generate`. Ends after the step in which the last row stops; rows that stopped before yield the pad token.
     Mistakes are raised by the call itself, not by the first step.
     """
-    config = _settings(model, generation_config, overrides)
-    given = dict(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        pixel_values=pixel_values,
-        pixel_attention_mask=pixel_attention_mask,
-        num_tiles=num_tiles,
-        image_hidden_states=image_hidden_states,
-    )
-    return _steps(model, params, config, _start(model, params, config, given, seed, mesh), mesh)
+    return _steps(run)
 
 
-def _steps(model, params, config: GenerationConfig, state: _State, mesh: Mesh | None) -> Iterator[np.ndarray]:
-    for step in range(1, config.max_new_tokens + 1):
-        yield np.asarray(state.token)
-        if step == config.max_new_tokens or bool(state.finished.all()):
+def _steps(run: _Run) -> Iterator[np.ndarray]:
+    for step in range(1, run.config.max_new_tokens + 1):
+        if step > 1:
+            run.decode(step)
+        rows = run.decoded.state.rows
+        token, drawn, finished = jax.device_get((rows.token, rows.drawn, rows.finished))
+        yield np.where(drawn == step, token, np.int32(run.config.fill_token_id))
+        if finished.all():
             return
-        with _scope(mesh):
-            state = _decode(model, _static(config), params, state, jnp.asarray(step + 1, jnp.int32))

@@ -1,23 +1,26 @@
-"""Logits processors: pure functions of scores (b, v) float32, in the order and with the arithmetic of transformers.
+"""Logits processors and the choice of a token: pure functions of scores (b, v) float32, in transformers' order and arithmetic.
 
-A filtered score is -inf. Arguments are numbers, or arrays (b, 1) with a value for each row.
+A filtered score is -inf. Settings are numbers, or arrays (b, 1) with a value for each row.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .generation_config import GenerationConfig
+from .generation_config import Sampling
 
-__all__ = ["RowSampling", "choose", "choose_rows", "min_p", "repetition_penalty", "row_keys", "top_k", "top_p"]
+__all__ = ["RowSampling", "choose", "min_p", "repetition_penalty", "row_keys", "top_k", "top_p"]
 
 # Entries summed at once before running sums are taken: the lanes of a TPU.
 _BLOCK = 128
 
 
 def repetition_penalty(scores: jax.Array, seen: jax.Array, penalty) -> jax.Array:
-    """Divide positive scores of tokens seen before (bool (b, v)), multiply negative ones."""
+    """Divide positive scores of the tokens in `seen`, bool (b, v), by the penalty, and multiply negative ones."""
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
@@ -28,11 +31,19 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
 
 
 def top_p(scores: jax.Array, p, ascending: jax.Array | None = None) -> jax.Array:
-    """Keep the smallest set of best tokens whose probability reaches p; the token that crosses p stays, one always does. Of
-    tokens that score the same the later ones are kept first.
+    """Keep the smallest set of best tokens whose probability reaches p.
 
-    ascending: the scores of each row, sorted, if they are at hand. What to drop is found as a score and a place among its
-    equals: putting a sorted row back into its order would cost a TPU more than many decode steps.
+    The token that crosses p stays, so that at least one always does. Of tokens with equal scores the later ones are kept
+    first. What to drop is found as a score and a number of its equals: to put a sorted row back into its order would cost a
+    TPU more than many decode steps.
+
+    Args:
+        scores: (b, v).
+        p: a number, or (b, 1).
+        ascending: the scores of each row, sorted, if the caller has them.
+
+    Returns:
+        Scores, -inf where they are dropped.
     """
     if ascending is None:
         ascending = jnp.sort(scores, axis=-1)
@@ -66,41 +77,15 @@ def min_p(scores: jax.Array, p) -> jax.Array:
     return jnp.where(probabilities < p * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
 
 
-def row_keys(seed, rows: int) -> jax.Array:
-    """One random key per row. An int gives row r the key fold_in(seed, r); a sequence gives each row a seed of its own, so
-    that a request draws the same tokens whatever stands beside it."""
-    if isinstance(seed, int):
-        return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(rows))
-    return jax.vmap(lambda own: jax.random.fold_in(jax.random.key(own), 0))(jnp.asarray(seed, jnp.uint32))
-
-
-def choose(logits: jax.Array, seen: jax.Array | None, keys: jax.Array, step: jax.Array, config: GenerationConfig) -> jax.Array:
-    """The next token of each row, int32 (b,).
-
-    logits (b, v) of any dtype; seen bool (b, v) where `config.repetition_penalty` is not 1, else None; keys (b,) from
-    `row_keys`; step (): how many tokens were drawn before.
-    """
-    scores = logits.astype(jnp.float32)
-    if config.repetition_penalty != 1.0:
-        scores = repetition_penalty(scores, seen, config.repetition_penalty)
-    if not config.do_sample:
-        return scores.argmax(-1).astype(jnp.int32)
-    scores = scores / config.temperature
-    if config.top_k:
-        scores = top_k(scores, config.top_k)
-    if config.top_p < 1:
-        scores = top_p(scores, config.top_p)
-    if config.min_p > 0:
-        scores = min_p(scores, config.min_p)
-    drawn = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))(keys, scores)
-    return drawn.astype(jnp.int32)
+def row_keys(seed: jax.Array, stream: jax.Array) -> jax.Array:
+    """One random key for each row, from its seed uint32 (b,) and the number of its random stream, uint32 (b,)."""
+    return jax.vmap(lambda own, number: jax.random.fold_in(jax.random.key(own), number))(seed, stream)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowSampling:
-    """Sampling arguments that differ from row to row, each (b,): `do_sample` bool, `top_k` int32 (0: off), `seed` uint32, the
-    others float32."""
+    """`Sampling` with a value for each row, (b,): `do_sample` bool, `top_k` int32, the others float32."""
 
     do_sample: jax.Array
     temperature: jax.Array
@@ -108,33 +93,78 @@ class RowSampling:
     top_p: jax.Array
     min_p: jax.Array
     repetition_penalty: jax.Array
-    seed: jax.Array
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling]) -> "RowSampling":
+        """The settings of b rows as numpy arrays."""
+        dtypes = {bool: np.bool_, int: np.int32, float: np.float32}
+        columns: dict[str, Any] = {}
+        for field in fields(Sampling):
+            columns[field.name] = np.asarray([getattr(row, field.name) for row in rows], dtypes[type(field.default)])
+        return cls(**columns)
 
 
-def choose_rows(logits: jax.Array, seen: jax.Array, rows: RowSampling, step: jax.Array) -> jax.Array:
-    """`choose` with arguments of its own for each row, and the number of tokens drawn before, step (b,), likewise.
+def choose(
+    logits: jax.Array,
+    settings: Sampling | RowSampling,
+    *,
+    seen: Any,
+    keys: Callable[[], jax.Array],
+    drawn: jax.Array,
+) -> jax.Array:
+    """The next token of each row.
 
-    A row draws what `choose` draws for it alone with `seed=[its seed]`. What no row asks for is skipped at run time: sorting
-    the vocabulary costs more than a decode step of a small model.
+    Of numbers (`Sampling`) only what they ask for is compiled. Arrays (`RowSampling`) give each row settings of its own,
+    and what no row asks for is skipped at run time: sorting the vocabulary costs more than a decode step of a small model.
+    A row draws the same token either way.
+
+    Args:
+        logits: (b, v) of any dtype.
+        settings: of all rows, or of each.
+        seen: bool (b, v), the tokens that the repetition penalty counts; None where there is no penalty.
+        keys: gives the rows' random keys (b,), as `row_keys` makes them. Called where tokens are drawn at random.
+        drawn: int32 (b,), how many tokens each row has drawn before.
+
+    Returns:
+        Tokens, int32 (b,).
     """
     scores = logits.astype(jnp.float32)
-    column = lambda values: values[:, None]
 
     def penalized(scores):
-        return repetition_penalty(scores, seen, column(rows.repetition_penalty))
+        return repetition_penalty(scores, seen, _column(settings.repetition_penalty))
 
-    scores = jax.lax.cond((rows.repetition_penalty != 1).any(), penalized, lambda scores: scores, scores)
+    scores = _if_any(settings.repetition_penalty != 1, penalized, lambda scores: scores, scores)
     best = scores.argmax(-1).astype(jnp.int32)
 
     def draw(scores):
-        scores = scores / column(rows.temperature)
-        ascending = jnp.sort(scores, axis=-1)
-        kth = jnp.take_along_axis(ascending, column(scores.shape[-1] - jnp.clip(rows.top_k, 1, scores.shape[-1])), axis=-1)
-        scores, ascending = (jnp.where((column(rows.top_k) > 0) & (x < kth), -jnp.inf, x) for x in (scores, ascending))
-        scores = jnp.where(column(rows.top_p) < 1, top_p(scores, column(rows.top_p), ascending), scores)
-        scores = jnp.where(column(rows.min_p) > 0, min_p(scores, column(rows.min_p)), scores)
-        keys = jax.vmap(jax.random.fold_in)(row_keys(rows.seed, scores.shape[0]), step)
-        drawn = jax.vmap(jax.random.categorical)(keys, scores)
-        return jnp.where(rows.do_sample, drawn.astype(jnp.int32), best)
+        scores = _filtered(scores / _column(settings.temperature), settings)
+        steps = jax.vmap(jax.random.fold_in)(keys(), drawn)
+        tokens = jax.vmap(jax.random.categorical)(steps, scores).astype(jnp.int32)
+        return jnp.where(settings.do_sample, tokens, best)
 
-    return jax.lax.cond(rows.do_sample.any(), draw, lambda scores: best, scores)
+    return _if_any(settings.do_sample, draw, lambda scores: best, scores)
+
+
+def _column(value):
+    """A number as it is, an array (b,) as (b, 1)."""
+    return value[:, None] if getattr(value, "ndim", 0) else value
+
+
+def _if_any(wanted: bool | jax.Array, function: Callable, otherwise: Callable, scores: jax.Array) -> jax.Array:
+    """function(scores) if any row wants it: decided by the compiler for a bool, at run time for an array."""
+    if isinstance(wanted, bool):
+        return function(scores) if wanted else otherwise(scores)
+    return jax.lax.cond(wanted.any(), function, otherwise, scores)
+
+
+def _filtered(scores: jax.Array, settings: Sampling | RowSampling) -> jax.Array:
+    if isinstance(settings, Sampling):
+        scores = top_k(scores, settings.top_k) if settings.top_k else scores
+        scores = top_p(scores, settings.top_p) if settings.top_p < 1 else scores
+        return min_p(scores, settings.min_p) if settings.min_p > 0 else scores
+    k, p, least = (_column(values) for values in (settings.top_k, settings.top_p, settings.min_p))
+    ascending = jnp.sort(scores, axis=-1)  # for top-k, which has no `jax.lax.top_k` with a k for each row, and for top-p
+    kth = jnp.take_along_axis(ascending, scores.shape[-1] - jnp.clip(k, 1, scores.shape[-1]), axis=-1)
+    scores, ascending = (jnp.where((k > 0) & (x < kth), -jnp.inf, x) for x in (scores, ascending))
+    scores = jnp.where(p < 1, top_p(scores, p, ascending), scores)
+    return jnp.where(least > 0, min_p(scores, least), scores)

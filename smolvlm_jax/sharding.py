@@ -12,6 +12,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -67,9 +68,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def activate(mesh: Mesh):
-    """Context manager that puts a mesh in scope, inside which activations are constrained."""
-    return jax.set_mesh(mesh)
+def activate(mesh: Mesh | None) -> AbstractContextManager:
+    """Context manager that puts a mesh in scope, inside which activations are constrained. None: no mesh."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 @functools.cache

@@ -267,9 +267,11 @@ def test_drawn_frequencies_follow_the_probabilities():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.asarray(np.log(np.repeat(probabilities[None], 4000, 0)))
     config = GenerationConfig(do_sample=True, top_k=0)
-    drawn = choose(logits, None, row_keys(0, 4000), jnp.asarray(3), config)
+    rows = np.arange(4000, dtype=np.uint32)
+    options = dict(seen=None, keys=lambda: row_keys(np.zeros_like(rows), rows), drawn=np.full(4000, 3))
+    drawn = choose(logits, config, **options)
     assert np.abs(np.bincount(drawn, minlength=4) / 4000 - probabilities).max() < 0.03
-    cut = choose(logits, None, row_keys(0, 4000), jnp.asarray(3), config.replace(top_p=0.75))
+    cut = choose(logits, config.replace(top_p=0.75), **options)
     assert set(np.unique(cut)) == {0, 1}
 
 

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..engine.counters import Counters
 from ..engine.requests import Request, Result
 from ..errors import InputError
 from ..records.sources import Source, Unit
@@ -142,12 +143,12 @@ class BatchJob:
             "engine": {} if self._engine is None else self._engine.summary(),
         }
 
-    def _statistics(self) -> dict[str, float]:
+    def _statistics(self) -> Counters:
         """The engine's counters so far; it adds up its seconds only in the end."""
         if self._engine is None:
-            return {}
+            return Counters()
         stats = self._engine.stats
-        return {**stats, "seconds": stats["seconds"] or time.perf_counter() - self._began}
+        return replace(stats, seconds=stats.seconds or time.perf_counter() - self._began)
 
     # ---- records to requests
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from ..engine.counters import Counters
+
 __all__ = ["Tally"]
 
 _SHOWN_ERRORS = 10
@@ -19,7 +21,7 @@ class Tally:
     Rows of earlier runs are counted by the thread that reads the input, new rows by the one that reads results.
 
     Args:
-        statistics: Gives "seconds" and "device_idle_seconds" of the engine, {} while there is no engine.
+        statistics: Gives the counters of the engine.
         quiet: Show no line, even on a terminal.
 
     Attributes:
@@ -28,7 +30,7 @@ class Tally:
         errors: The first ten errors.
     """
 
-    def __init__(self, statistics: Callable[[], dict[str, float]], quiet: bool = False):
+    def __init__(self, statistics: Callable[[], Counters], quiet: bool = False):
         self._statistics, self._lock = statistics, threading.Lock()
         self._begin = time.perf_counter()
         self.reasons: Counter = Counter()
@@ -92,12 +94,11 @@ class Tally:
     def rates(self) -> dict[str, float | None]:
         """Figures of this run a second, and the share of the engine's time in which the device was idle."""
         seconds = time.perf_counter() - self._begin
-        statistics = self._statistics()
-        busy = statistics.get("seconds", 0.0)
+        counters = self._statistics()
         return {
             "seconds": seconds,
             **{f"{name}_per_second": self.new[name] / max(seconds, 1e-9) for name in ("records", "tiles", "new_tokens")},
-            "device_idle_share": statistics.get("device_idle_seconds", 0.0) / busy if busy else None,
+            "device_idle_share": counters.device_idle_seconds / counters.seconds if counters.seconds else None,
         }
 
     def summary(self) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""The engine's programs, compiled once for each shape and called as such: nothing is ever compiled behind one's back."""
+"""The engine's programs, compiled ahead of time for each shape, so that what is compiled, and when, is known."""
 
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,87 +14,90 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..decoding import DecodeState, RowSettings, Rules
+from ..generation_config import Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
-from ..sampling import RowSampling
 from ..sharding import activate, batch_sharding
 from . import programs
-from .settings import EngineConfig
+from .settings import EngineShapes
 
-__all__ = ["Programs", "lanes_of", "persistent_cache"]
+__all__ = ["Programs", "persistent_cache"]
 
 
-def lanes_of(mesh: Mesh | None) -> int:
-    """How many shards the batch has."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+# Prompts of a packed row: one for so many tokens, up to so many.
+_SEGMENT_TOKENS = 16
+_MOST_SEGMENTS = 32
 
 
 def persistent_cache() -> None:
     """Keep compiled programs on disk, unless the user has said where, or that they do not want it."""
-    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if jax.config.values["jax_compilation_cache_dir"] is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "smolvlm_jax" / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-class Programs:
-    """Compiled programs by name and shape. `compilations` counts them, `compile_seconds` is what they took, one by one."""
+# A function, its abstract arguments, and the numbers of those that are donated.
+_Program = tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]
 
-    def __init__(self, model: SmolVLMForConditionalGeneration, params, config: EngineConfig, mesh: Mesh | None):
+
+class Programs:
+    """Compiled programs by name and shape.
+
+    Attributes:
+        buckets: lengths of packed rows, ascending.
+        segments: for each of them, how many prompts a row holds at most.
+        compilations: how many programs were compiled.
+        compile_seconds: the sum of the seconds that each took.
+    """
+
+    def __init__(self, model: SmolVLMForConditionalGeneration, params, config: EngineShapes, mesh: Mesh | None):
         self.model, self.config, self.mesh = model, config, mesh
-        self.lanes = lanes_of(mesh)
         self.compilations, self.compile_seconds = 0, 0.0
         self._lock = threading.Lock()
         self._done: dict[Hashable, Any] = {}
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
         self.buckets = _prefill_buckets(config)
-        self.segments = {t: max(1, min(32, t // 16)) for t in self.buckets}
+        self.segments = {t: max(1, min(_MOST_SEGMENTS, t // _SEGMENT_TOKENS)) for t in self.buckets}
 
     # ---- shapes
 
-    def _array(self, shape, dtype, sharding=None) -> jax.ShapeDtypeStruct:
-        if self.mesh is not None and sharding is None:
-            sharding = batch_sharding(self.mesh, shape)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    def _replicated(self, shape, dtype) -> jax.ShapeDtypeStruct:
-        return self._array(shape, dtype, None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec()))
-
-    def _on_mesh(self, tree):
-        """Abstract arrays with the shardings that their class asks for."""
-        if self.mesh is None:
-            return tree
-        put = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec))
-        return jax.tree.map(put, tree, tree.specs(self.mesh))
-
     @property
     def tile_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a tile."""
         vision = self.model.config.vision_config
         return (vision.image_size, vision.image_size, vision.num_channels)
 
-    def _pool(self) -> jax.ShapeDtypeStruct:
-        c = self.model.config
-        return self._replicated((self.config.feature_places, c.image_seq_len, c.text_config.hidden_size), self.model.dtype)
+    def places(self, t: int) -> int:
+        """The most tiles that packed rows of `t` tokens can hold."""
+        return max(1, self.config.lanes * t // self.model.config.image_seq_len)
 
-    def ring(self, length: int) -> programs.RingState:
-        slots = self.config.slots[self.config.ring_lengths.index(length)]
-        return self._on_mesh(jax.eval_shape(partial(programs.RingState.create, self.model, slots, length)))
+    def ring(self, length: int) -> DecodeState:
+        """The abstract state of the ring of this length."""
+        return self._returns("ring", length)
 
-    def _rows(self, shape) -> programs.Rows:
-        of = partial(self._array, shape)
-        f32, i32 = np.float32, np.int32
-        return programs.Rows(
-            RowSampling(of(bool), of(f32), of(i32), of(f32), of(f32), of(f32), of(np.uint32)), of(i32), of(bool)
-        )
+    def rules(self, *, greedy: bool) -> Rules:
+        """What a program is compiled for: `greedy` if all rows take the best token without penalty, else rows that each have
+        sampling settings of their own."""
+        config = self.model.generation_config
+        return Rules(Sampling() if greedy else None, config.stop_tokens if config else ())
 
-    def _prefill_inputs(self, t: int) -> tuple:
-        d, s = self.lanes, self.segments[t]
-        places = max(1, d * t // self.model.config.image_seq_len)
-        packed = self._array((d, t), np.int32)
-        return (
-            *(self._params, self._pool(), packed, packed),
-            *(self._replicated((places,), np.int32), self._replicated((), np.int32)),
-            *(self._array((d, s), np.int32), self._rows((d, s))),
-        )
+    def _array(self, shape, dtype) -> jax.ShapeDtypeStruct:
+        """An abstract array with a first dimension of lanes, rows or tiles."""
+        sharding = None if self.mesh is None else batch_sharding(self.mesh, shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def _replicated(self, shape, dtype) -> jax.ShapeDtypeStruct:
+        return self._on_mesh(jax.ShapeDtypeStruct(shape, dtype), replicate=True)
+
+    def _on_mesh(self, tree, *, replicate: bool = False):
+        """Abstract arrays with their shardings."""
+        mesh = self.mesh
+        if mesh is None:
+            return tree
+        specs = jax.tree.map(lambda _: PartitionSpec(), tree) if replicate else programs.specs(tree, mesh)
+        put = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+        return jax.tree.map(put, tree, specs)
 
     # ---- the programs
 
@@ -104,7 +106,7 @@ class Programs:
         program = self._done.get(key)
         if program is None:
             begin = time.perf_counter()
-            with activate(self.mesh) if self.mesh is not None else nullcontext():
+            with activate(self.mesh):
                 program = self.lower(*key).compile()
             with self._lock:
                 self._done[key] = program
@@ -114,52 +116,55 @@ class Programs:
 
     def lower(self, kind: str, *size: int):
         """The program before compilation, for whichever platform the shardings of its arguments are on."""
-        return getattr(self, f"_{kind}_program")(*size)
+        function, arguments, donated = getattr(self, f"_{kind}")(*size)
+        shardings = None
+        if self.mesh is not None:
+            shardings = jax.tree.map(lambda x: x.sharding, self._returns(kind, *size))
+        return jax.jit(function, donate_argnums=donated, out_shardings=shardings).lower(*arguments)
 
-    def _jit(self, function: Callable, out, donate: tuple[int, ...] = ()):
-        if self.mesh is None:
-            return jax.jit(function, donate_argnums=donate)
-        return jax.jit(function, donate_argnums=donate, out_shardings=jax.tree.map(lambda x: x.sharding, out))
+    def _returns(self, kind: str, *size: int):
+        """What a program returns, as abstract arrays."""
+        function, arguments, _ = getattr(self, f"_{kind}")(*size)
+        return self._on_mesh(jax.eval_shape(function, *arguments), replicate=kind in ("pool", "encode"))
 
-    def _pool_program(self):
-        pool = self._pool()
-        return self._jit(lambda: jnp.zeros(pool.shape, pool.dtype), pool).lower()
+    # Each of these gives a program's function, its abstract arguments, and which of them are donated.
 
-    def _ring_program(self, length: int):
-        ring = self.ring(length)
-        return self._jit(partial(programs.RingState.create, self.model, ring.token.shape[0], length), ring).lower()
+    def _pool(self) -> _Program:
+        c = self.model.config
+        shape = (self.config.feature_places, c.image_seq_len, c.text_config.hidden_size)
+        return lambda: jnp.zeros(shape, self.model.dtype), (), ()
 
-    def _encode_program(self, tiles: int):
-        pool = self._pool()
-        function = self._jit(partial(programs.encode, self.model), pool, donate=(1,))
-        slots = self._replicated((tiles,), np.int32)
-        return function.lower(self._params, pool, self._array((tiles, *self.tile_shape), np.uint8), slots)
+    def _ring(self, length: int) -> _Program:
+        slots = self.config.slots[self.config.ring_lengths.index(length)]
+        return partial(programs.empty_ring, self.model, slots, length), (), ()
 
-    def prefilled(self, t: int) -> programs.Prefilled:
-        inputs = self._prefill_inputs(t)
-        return self._on_mesh(jax.eval_shape(partial(programs.prefill, self.model), *inputs))
+    def _encode(self, tiles: int) -> _Program:
+        batch, places = self._array((tiles, *self.tile_shape), np.uint8), self._replicated((tiles,), np.int32)
+        return partial(programs.encode, self.model), (self._params, self._returns("pool"), batch, places), (1,)
 
-    def _prefill_program(self, t: int):
-        inputs = self._prefill_inputs(t)
-        return self._jit(partial(programs.prefill, self.model), self.prefilled(t)).lower(*inputs)
+    def _prefill(self, t: int) -> _Program:
+        d, s = self.config.lanes, self.segments[t]
+        tokens, prompts = self._array((d, t), np.int32), self._array((d, s), np.int32)
+        settings = jax.tree.map(lambda x: self._array((d, s), x.dtype), RowSettings.of([(SamplingParams(), Sampling())]))
+        places, num_tiles = self._replicated((self.places(t),), np.int32), self._replicated((), np.int32)
+        packed = programs.Packed(tokens, tokens, places, num_tiles, prompts, prompts, settings)
+        function = partial(programs.prefill, self.model, self.rules(greedy=False))
+        return function, (self._params, self._returns("pool"), packed), ()
 
-    def _insert_program(self, t: int, length: int):
-        ring, lane = self.ring(length), self._array((self.lanes,), np.int32)
-        function = self._jit(partial(programs.insert, self.model, self.mesh), ring, donate=(0,))
-        return function.lower(ring, self.prefilled(t), lane, lane, lane, lane)
+    def _insert(self, t: int, length: int) -> _Program:
+        lane = self._array((self.config.lanes,), np.int32)
+        return partial(programs.insert, self.mesh), (self.ring(length), self._returns("prefill", t), lane, lane), (0,)
 
-    def _decode_program(self, length: int, greedy: bool):
-        ring = self.ring(length)
-        report = self._array((ring.token.shape[0], 2 + self.config.chunk), np.int32)
-        function = self._jit(partial(programs.decode, self.model, self.config.chunk, greedy), (ring, report), donate=(1,))
-        return function.lower(self._params, ring, self._replicated((), np.int32))
+    def _decode(self, length: int, greedy: bool) -> _Program:
+        function = partial(programs.decode_chunk, self.model, self.rules(greedy=bool(greedy)), self.config.chunk)
+        return function, (self._params, self.ring(length), self._replicated((), np.int32)), (1,)
 
     # ---- warm-up
 
     def encoder_batches(self) -> list[int]:
         """Numbers of tiles the encoder is compiled for, descending."""
         most = self.config.encoder_tiles
-        return [self.lanes << k for k in range(most.bit_length() - 1, -1, -1)]
+        return [self.config.lanes << k for k in range(most.bit_length() - 1, -1, -1)]
 
     def keys(self) -> list[tuple]:
         """Every program that any request can need."""
@@ -182,7 +187,11 @@ class Programs:
         return keys
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:
-        """Compile everything, several programs at a time. `report` is told how many of how many are done."""
+        """Compile everything, several programs at a time.
+
+        Args:
+            report: called with the numbers of programs done and to do.
+        """
         keys = [key for key in self.keys() if key not in self._done]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for done, _ in enumerate(pool.map(lambda key: self.get(*key), keys), 1):
@@ -190,7 +199,7 @@ class Programs:
                     report(done, len(keys))
 
 
-def _prefill_buckets(config: EngineConfig) -> list[int]:
+def _prefill_buckets(config: EngineShapes) -> list[int]:
     """Lengths of packed rows, ascending: powers of two, `prefill_tokens`, and beyond it what the rings can hold."""
     longest = config.ring_lengths[-1]
     sizes = {config.prefill_tokens, longest, *(n for n in config.ring_lengths if n > config.prefill_tokens)}

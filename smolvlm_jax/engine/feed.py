@@ -1,48 +1,97 @@
-"""Requests on their way to the device: read and prepared in a thread, a bounded number ahead."""
+"""Requests before they are admitted: read and prepared in a thread, a bounded number ahead."""
 
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
-from ..errors import SmolVLMError
+import numpy as np
+
+from ..errors import InputError, SmolVLMError
+from ..generation_config import GenerationConfig
+from ..model import SmolVLMForConditionalGeneration
+from ..pictures import check_counts
+from .finish import Ending
 from .requests import Prepared, Request, prepare
+from .rings import RequestState
+from .settings import EngineShapes
 
-__all__ = ["Arrival", "Feed"]
+__all__ = ["Feed", "Reception"]
 
 
-@dataclass(eq=False)
-class Arrival:
-    """A request and its arrays, or why there are none. held: digests of tiles whose places in the pool it holds."""
+class Reception:
+    """Makes arrays of a request, and says what is wrong with it."""
 
-    request: Request
-    prepared: Prepared | None
-    error: str | None = None
-    held: list[bytes] = field(default_factory=list)
+    def __init__(self, model: SmolVLMForConditionalGeneration, processor, shapes: EngineShapes):
+        self._config, self._processor, self._shapes = model.config, processor, shapes
+        self._defaults = model.generation_config or GenerationConfig()
+
+    def __call__(self, request: Request) -> RequestState:
+        params, prepared, error = request.params, request.prepared, request.error
+        if request.messages is not None:
+            try:
+                prepared = prepare(self._processor, request.messages)
+            except SmolVLMError as failure:
+                error = str(failure)
+        if prepared is not None:
+            error = self._refuse(prepared, params.max_new_tokens)
+        decode = lambda ids: self._processor.decode(ids, skip_special_tokens=not self._shapes.keep_special_tokens)
+        return RequestState(
+            request,
+            prepared or Prepared.of(np.zeros((0,), np.int32)),
+            params.sampling(self._defaults),
+            Ending(params, frozenset(self._defaults.stop_tokens), decode),
+            error,
+        )
+
+    def _refuse(self, prepared: Prepared, new: int) -> str | None:
+        """Why this prompt with so many new tokens can never be answered, if so."""
+        ids, tiles = prepared.input_ids, prepared.tiles
+        vision, vocabulary = self._config.vision_config, self._config.text_config.vocab_size
+        longest, shape = self._shapes.ring_lengths[-1], (vision.image_size, vision.image_size, vision.num_channels)
+        if len(ids) + new > longest:
+            return (
+                f"prompt too long: {len(ids)} tokens and a limit of {new} new ones need {len(ids) + new} positions, and there "
+                f"are {longest}"
+            )
+        if ids.ndim != 1 or not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
+            return f"input_ids must be a row of at least one token in [0, {vocabulary})"
+        if len(tiles) and tiles.shape[1:] != shape:
+            return f"tiles have shape {tiles.shape[1:]}, the model reads {shape}"
+        if len(tiles) != len(prepared.digests):
+            return f"{len(tiles)} tiles have {len(prepared.digests)} digests"
+        try:
+            check_counts(self._config, ids, tiles)
+        except InputError as error:
+            return str(error)
+        return None
 
 
 class Feed:
-    """An iterable of requests as a queue that never keeps the device waiting while there is other work."""
+    """An iterable of requests as a queue of what `arrive` makes of them, at most `ahead` at a time.
 
-    def __init__(self, requests: Iterable[Request], processor, ahead: int):
-        self._queue: queue.Queue = queue.Queue(ahead)
+    Attributes:
+        exhausted: whether the last request was taken.
+    """
+
+    def __init__(self, requests: Iterable[Request], arrive: Reception, ahead: int):
+        self._queue: queue.Queue[RequestState | None] = queue.Queue(ahead)
         self._leaving = threading.Event()
         self._failure: BaseException | None = None
         self.exhausted = False
-        self._thread = threading.Thread(target=self._run, args=(iter(requests), processor), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(iter(requests), arrive), daemon=True)
         self._thread.start()
 
-    def _run(self, requests: Iterator[Request], processor) -> None:
+    def _run(self, requests: Iterator[Request], arrive: Reception) -> None:
         try:
             for request in requests:
-                if not self._put(_prepared(request, processor)):
+                if not self._put(arrive(request)):
                     return
         except BaseException as error:  # of the caller's iterator: raised where the results are read
             self._failure = error
         finally:
             self._put(None)
 
-    def _put(self, item: Arrival | None) -> bool:
+    def _put(self, item: RequestState | None) -> bool:
         while not self._leaving.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -51,8 +100,8 @@ class Feed:
                 continue
         return False
 
-    def take(self, wait: bool) -> Arrival | None:
-        """The next arrival; None where there is none yet, or with `wait` none any more. Raises what the iterator raised."""
+    def take(self, wait: bool) -> RequestState | None:
+        """The next request; None if none has arrived yet or, with `wait`, if none is left. Raises what the iterator raised."""
         if self.exhausted:
             return None
         try:
@@ -69,12 +118,3 @@ class Feed:
         """End the thread, unless the caller's iterator blocks it."""
         self._leaving.set()
         self._thread.join(timeout=1)
-
-
-def _prepared(request: Request, processor) -> Arrival:
-    if request.messages is None:
-        return Arrival(request, request.prepared, request.error)
-    try:
-        return Arrival(request, prepare(processor, request.messages))
-    except SmolVLMError as error:
-        return Arrival(request, None, str(error))

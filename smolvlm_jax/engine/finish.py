@@ -1,54 +1,76 @@
-"""When an answer ends for reasons the device does not know: stop strings and repetition. Both look at one token after the
-other, so where an answer ends does not depend on how many tokens came at once."""
+"""When an answer ends. Tokens are looked at one after the other, so that where an answer ends does not depend on how many of
+them arrive at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from ..generation_config import SamplingParams
 
 __all__ = ["Ending", "repeats"]
 
 
 def repeats(tokens: Sequence[int], window: int) -> bool:
-    """Whether the last `window` tokens are a pattern of at most window / 4 tokens, over and over."""
+    """Whether the last `window` tokens repeat a pattern of at most window / 4 tokens."""
     if window < 4 or len(tokens) < window:
         return False
     tail = tokens[-window:]
     last = tail[-1]
-    # The first comparison settles nearly every case; the slices are the proof.
+    # Comparing single tokens first decides nearly every case; comparing the slices makes it certain.
     return any(tail[-1 - p] == last and tail[p:] == tail[:-p] for p in range(1, window // 4 + 1))
 
 
 class Ending:
-    """Watches one answer grow. `decode` turns token ids into text."""
+    """One answer as it grows.
 
-    def __init__(self, stop: Sequence[str], window: int, decode: Callable[[list[int]], str]):
-        self._stop, self._window, self._decode = tuple(stop), window, decode
-        self._longest = max(map(len, self._stop), default=0)
+    Attributes:
+        tokens: of the answer so far.
+        reason: why it has ended: "stop", "length" or "repetition"; None while it goes on.
+    """
+
+    def __init__(self, params: SamplingParams, stop_tokens: frozenset[int], decode: Callable[[list[int]], str]):
+        """Args:
+        params: of the request.
+        stop_tokens: of the checkpoint.
+        decode: token ids to text.
+        """
+        self._params, self._stop_tokens, self._decode = params, stop_tokens, decode
+        self._longest = max(map(len, params.stop), default=0)
         self.tokens: list[int] = []
         self.reason: str | None = None
 
-    def push(self, token: int) -> bool:
-        """Add a token; True once the answer has ended, after which nothing more may be pushed."""
-        self.tokens.append(token)
-        if self._stop and self._found(self._tail()) and self._found(self._text(self.tokens)):
-            self.reason = "stop"
-        elif repeats(self.tokens, self._window):
-            self.reason = "repetition"
-        return self.reason is not None
+    def push(self, tokens: Iterable[int]) -> bool:
+        """Add tokens up to the one that ends the answer; returns whether it has ended."""
+        for token in tokens:
+            self.tokens.append(token)
+            self.reason = self._reason()
+            if self.reason is not None:
+                return True
+        return False
+
+    def _reason(self) -> str | None:
+        params = self._params
+        if self.tokens[-1] in self._stop_tokens and not params.ignore_eos:
+            return "stop"
+        if params.stop and self._found(self._tail()) and self._found(self._text(self.tokens)):
+            return "stop"
+        if repeats(self.tokens, params.repetition_window):
+            return "repetition"
+        return "length" if len(self.tokens) == params.max_new_tokens else None
 
     def _found(self, text: str) -> bool:
-        return any(s in text for s in self._stop)
+        return any(s in text for s in self._params.stop)
 
     def _text(self, tokens: list[int]) -> str:
         # The blank that separates an answer from "Assistant:" is no part of it.
         return self._decode(tokens).lstrip()
 
     def _tail(self) -> str:
-        # A token is at least one byte, hence a stop string of n characters takes at most 4 n of them, the tail's first one,
-        # which may begin in the middle of a character, aside.
+        # A token is at least one byte, so that a stop string of n characters has at most 4 n tokens. The tail's first
+        # character may be cut in the middle, hence a few more.
         return self._decode(self.tokens[-(4 * self._longest + 4) :])
 
-    def text(self, stop_tokens: frozenset[int] = frozenset()) -> str:
-        """The answer so far, without a stop token at its end, or the stop string and what came with it in one token."""
-        ended = self.tokens[-1:] and self.tokens[-1] in stop_tokens
+    def text(self) -> str:
+        """The answer so far, without a stop token at its end, and without a stop string and what follows it."""
+        ended = self.tokens[-1:] and self.tokens[-1] in self._stop_tokens
         text = self._text(self.tokens[:-1] if ended else self.tokens)
-        cuts = [at for s in self._stop if (at := text.find(s)) >= 0]
-        return text[: min(cuts)] if cuts else text
+        cuts = [at for s in self._params.stop if (at := text.find(s)) >= 0]
+        return (text[: min(cuts)] if cuts else text).strip()

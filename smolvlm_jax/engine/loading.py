@@ -9,7 +9,7 @@ __all__ = ["is_docling", "load_engine"]
 
 
 def is_docling(directory: str | os.PathLike) -> bool:
-    """Whether the checkpoint writes doctags, which are special tokens: they are its answer, not decoration."""
+    """Whether the checkpoint writes doctags: special tokens that belong to the answer's text."""
     tokenizer = Path(directory) / "tokenizer.json"
     return tokenizer.is_file() and b'"<doctag>"' in tokenizer.read_bytes()
 
@@ -23,25 +23,29 @@ def load_engine(
     attention: str = "auto",
     **config,
 ):
-    """An Engine for a bundled name, a directory or a Hub id, on all local devices: no collective between hosts, so that any of
-    them may die.
+    """An Engine on all devices of this host. Hosts do not communicate, so that one may fail without the others.
 
-    mesh: sizes like "data=2,tensor=2"; by default every device is data parallel. keep_special_tokens: by default for docling
-    checkpoints. attention: as in `load`. config: fields of EngineConfig. Raises CheckpointError and InputError.
+    Args:
+        source: a bundled name, a directory or a Hub id.
+        dtype: as in `load`.
+        mesh: sizes like "data=2,tensor=2". Default: every device is data parallel.
+        keep_special_tokens: as in `EngineConfig`. Default: for docling checkpoints.
+        attention: as in `load`.
+        **config: other fields of `EngineConfig`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        InputError: the settings contradict the model or the devices.
     """
     import jax
 
-    from ..checkpoint import load, resolve
-    from ..processing import SmolVLMProcessor
+    from ..checkpoint import resolve
     from ..sharding import make_mesh
-    from .engine import Engine, EngineConfig
+    from .engine import Engine
 
     directory, devices, sizes = resolve(source), jax.local_devices(), parse_mesh(mesh)
-    if sizes is not None:
-        placed = make_mesh(**sizes, devices=devices)
-    else:
-        placed = make_mesh(data=-1, devices=devices) if len(devices) > 1 else None
+    if sizes is None and len(devices) > 1:
+        sizes = {"data": len(devices)}
+    placed = None if sizes is None else make_mesh(**sizes, devices=devices)
     keep = is_docling(directory) if keep_special_tokens is None else keep_special_tokens
-    model, params = load(directory, dtype=dtype, mesh=placed, attention=attention)
-    processor = SmolVLMProcessor.from_pretrained(directory)
-    return Engine(model, params, processor, EngineConfig(keep_special_tokens=keep, **config), placed)
+    return Engine.from_pretrained(directory, dtype=dtype, mesh=placed, attention=attention, keep_special_tokens=keep, **config)

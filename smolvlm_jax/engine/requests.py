@@ -14,12 +14,24 @@ __all__ = ["Prepared", "Request", "Result", "prepare"]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prompt as arrays. input_ids int32 (t,); tiles uint8 (n, T, T, 3), n may be 0; digests: one per tile, the hash of
-    its pixels, by which identical tiles are encoded once."""
+    """A prompt as arrays.
+
+    Attributes:
+        input_ids: int32 (t,).
+        tiles: uint8 (n, T, T, 3); n may be 0.
+        digests: for each tile the hash of its pixels, by which identical tiles are encoded once.
+    """
 
     input_ids: np.ndarray
     tiles: np.ndarray
     digests: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, input_ids: np.ndarray, tiles: np.ndarray | None = None) -> "Prepared":
+        """A prompt with these ids, and tiles if there are any."""
+        if tiles is None:
+            return cls(input_ids, np.zeros((0, 0, 0, 3), np.uint8), ())
+        return cls(input_ids, tiles, tile_digests(tiles))
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,16 @@ class Request:
 class Result:
     """One answer.
 
-    text: None where there is an error. finish_reason: "stop", "length", "repetition" or "error". token_ids: the new tokens,
-    a stop token that ended them included. tiles: of the prompt's pictures. seconds: from admission to the last token.
+    Attributes:
+        id: of the request.
+        text: None where there is an error.
+        error: why there is no answer.
+        finish_reason: "stop", "length", "repetition" or "error".
+        prompt_tokens: of the prompt, pictures included.
+        new_tokens: of the answer.
+        tiles: of the prompt's pictures.
+        token_ids: the new tokens, a stop token that ended them included.
+        seconds: from admission to the last token.
     """
 
     id: Any
@@ -71,10 +91,18 @@ def tile_digests(tiles: np.ndarray) -> tuple[bytes, ...]:
 
 
 def prepare(processor, messages: list[dict[str, Any]], **kwargs) -> Prepared:
-    """Messages, ending with a user's turn, to arrays. Keywords go to `apply_chat_template`.
+    """Messages to arrays.
 
     Words that look like special tokens are read as plain characters, since whoever wrote a dataset is not who runs the job;
-    pass special_tokens_in_text="allow" or "error" to change that. Raises InputError and its kinds.
+    pass special_tokens_in_text="allow" or "error" to change that.
+
+    Args:
+        processor: of the checkpoint.
+        messages: chat format, ending with a user's turn.
+        **kwargs: go to `apply_chat_template`.
+
+    Raises:
+        InputError: and its subclasses, for messages, pictures or videos that cannot be read.
     """
     kwargs = {"special_tokens_in_text": "escape", "add_generation_prompt": True} | kwargs
     batch = processor.apply_chat_template(
@@ -82,7 +110,4 @@ def prepare(processor, messages: list[dict[str, Any]], **kwargs) -> Prepared:
     )
     ids = np.asarray(batch["input_ids"], np.int32)[0]
     tiles = batch.get("pixel_values")
-    if tiles is None:
-        return Prepared(ids, np.zeros((0, 0, 0, 3), np.uint8), ())
-    tiles = np.asarray(tiles)[: int(batch["num_tiles"])]
-    return Prepared(ids, tiles, tile_digests(tiles))
+    return Prepared.of(ids, None if tiles is None else np.asarray(tiles)[: int(batch["num_tiles"])])

@@ -1,45 +1,97 @@
-"""The host's picture of the rings: which request sits in which slot, and how many steps it can still take."""
+"""The host's view of the rings: the requests that are being answered, and the slot of a ring that each has."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from ..decoding import DecodeState
 from ..generation_config import Sampling
-from .feed import Arrival
 from .finish import Ending
+from .requests import Prepared, Request, Result
 
-__all__ = ["Active", "Ring"]
+__all__ = ["RequestState", "Ring", "Slot"]
+
+
+class Slot(NamedTuple):
+    """A slot of a ring: the number of its row there."""
+
+    ring: Ring
+    row: int
 
 
 @dataclass(eq=False)
-class Active:
-    """A request that is being answered. left: decode steps it can still take at most, counting those under way. seat: the
-    ring and the slot that it has, None when it needs none any more."""
+class RequestState:
+    """A request from its arrival to its result.
 
-    arrival: Arrival
+    Attributes:
+        request: as it was asked.
+        prepared: its arrays; empty where there is an error.
+        sampling: how its tokens are drawn, with the checkpoint's defaults.
+        ending: its answer, and whether that has ended.
+        error: why it cannot be answered.
+        held: digests of the tiles whose places in the feature pool it holds.
+        slot: None before it has one, and after it needs none any more.
+        started: when it was admitted, by `time.perf_counter`.
+        steps_left: decode steps that it can still take at most, those that are not under way yet.
+    """
+
+    request: Request
+    prepared: Prepared
     sampling: Sampling
     ending: Ending
-    left: int
-    seat: tuple[Ring, int] | None = None
-    started: float = field(default_factory=time.perf_counter)
-    done: bool = False
+    error: str | None = None
+    held: list[bytes] = field(default_factory=list)
+    slot: Slot | None = None
+    started: float = 0.0
+    steps_left: int = field(init=False)
+
+    def __post_init__(self):
+        self.steps_left = self.request.params.max_new_tokens - 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of a cache that the prompt and the answer so far take."""
+        return len(self.prepared.input_ids) + len(self.ending.tokens)
 
     def leave(self) -> None:
-        """Give the slot back, if the request still has one: that it ends may be known twice, by its limit and by its tokens."""
-        if self.seat is not None:
-            (ring, slot), self.seat = self.seat, None
-            ring.give(slot)
+        """Give the slot back, if there is one. A request's end may be known twice: from its limit, and from its tokens."""
+        if self.slot is not None:
+            slot, self.slot = self.slot, None
+            slot.ring.give(slot.row)
+
+    def result(self) -> Result:
+        """The answer, or the error."""
+        failed = self.error is not None
+        return Result(
+            id=self.request.id,
+            text=None if failed else self.ending.text(),
+            error=self.error,
+            finish_reason="error" if failed else str(self.ending.reason),
+            prompt_tokens=len(self.prepared.input_ids),
+            new_tokens=len(self.ending.tokens),
+            tiles=len(self.prepared.tiles),
+            token_ids=tuple(self.ending.tokens),
+            seconds=0.0 if failed else time.perf_counter() - self.started,
+        )
 
 
 class Ring:
-    """Slots of one length class. The slots of lane d are d·n, …, d·n + n - 1."""
+    """Slots of one length class. The slots of lane d are d·n, …, d·n + n - 1.
 
-    def __init__(self, length: int, slots: int, lanes: int):
+    Attributes:
+        length: columns of the cache.
+        lanes: shards of the batch.
+        owner: the request in each slot.
+        state: on the device, from the first request on.
+    """
+
+    def __init__(self, length: int, *, slots: int, lanes: int):
         self.length, self.lanes = length, lanes
         self.per_lane = slots // lanes
-        self.owner: list[Active | None] = [None] * slots
-        self.state = None  # on the device, from the first request on
+        self.owner: list[RequestState | None] = [None] * slots
+        self.state: DecodeState | None = None
         self._free = [list(range(self.per_lane - 1, -1, -1)) for _ in range(lanes)]
 
     @property
@@ -47,32 +99,36 @@ class Ring:
         return len(self.owner)
 
     def free(self, lane: int) -> int:
+        """Free slots of a lane."""
         return len(self._free[lane])
 
     @property
     def idle(self) -> int:
+        """Free slots of all lanes."""
         return sum(map(len, self._free))
 
-    def live(self) -> list[tuple[int, Active]]:
-        return [(slot, active) for slot, active in enumerate(self.owner) if active is not None]
+    def live(self) -> list[tuple[int, RequestState]]:
+        """The slots that are taken, and by which request."""
+        return [(slot, state) for slot, state in enumerate(self.owner) if state is not None]
 
-    def take(self, lane: int, active: Active) -> int:
+    def take(self, lane: int, state: RequestState) -> int:
         """Give the request a slot of the lane; returns the slot's number within the lane."""
         row = self._free[lane].pop()
         slot = lane * self.per_lane + row
-        self.owner[slot], active.seat = active, (self, slot)
+        self.owner[slot], state.slot = state, Slot(self, slot)
         return row
 
     def give(self, slot: int) -> None:
+        """Take a slot back."""
         self.owner[slot] = None
         lane, row = divmod(slot, self.per_lane)
         self._free[lane].append(row)
 
-    def steps(self, chunk: int, wanted: int) -> int:
-        """Steps to run next: until `wanted` more slots are certain to be free, or with 0 until all are."""
-        left = sorted(active.left for active in self.owner if active is not None)
+    def steps(self, *, chunk: int, wanted: int) -> int:
+        """Steps to run next, at most `chunk`: until `wanted` more slots are certain to be free, with 0 until all are."""
+        left = sorted(state.steps_left for _, state in self.live())
         return min(chunk, left[wanted - 1] if wanted else left[-1])
 
     def columns(self) -> int:
         """Columns of the cache that the rows of live requests use."""
-        return sum(len(a.arrival.prepared.input_ids) + len(a.ending.tokens) for _, a in self.live())
+        return sum(state.columns for _, state in self.live())

@@ -1,34 +1,62 @@
-"""`EngineConfig`: the shapes the engine compiles for, chosen by the model and the backend where nothing is said."""
+"""The shapes the engine compiles for: `EngineConfig` as a user gives it, `EngineShapes` with nothing left open."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
 
-__all__ = ["EngineConfig"]
+__all__ = ["EngineConfig", "EngineShapes"]
 
 # Powers of four, and what a split picture wants: up to 17 tiles, 1,200 to 1,500 tokens, and an answer.
 _RINGS = (256, 1024, 2048, 4096)
 _MOST_SLOTS = 256
+_CPU_CACHE_BYTES = 2 * 10**9
+_FREE_MEMORY_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class EngineShapes:
+    """What `EngineConfig` comes to for a model and a mesh; fields as there.
+
+    Attributes:
+        lanes: shards of the batch axis.
+    """
+
+    ring_lengths: tuple[int, ...]
+    slots: tuple[int, ...]
+    prefill_tokens: int
+    encoder_tiles: int
+    chunk: int
+    run_ahead: int
+    lookahead: int
+    feature_places: int
+    keep_special_tokens: bool
+    lanes: int
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Every field may be left out.
+    """Sizes of the engine. Every field may be left out: it is then chosen by the model, the memory and the backend.
 
-    ring_lengths: columns of each KV cache ring, ascending; a request goes to the shortest one that holds its prompt and its
-    limit on new tokens. Default 256, 1,024, 2,048, 4,096 and the model's limit.
-    slots: rows of each ring, multiples of the mesh's data shards. Default: what the memory holds, at most 256.
-    cache_bytes: of all rings together, from which `slots` follows. Default: 2 GB on CPU, 60 % of what is free elsewhere.
-    prefill_tokens: several prompts are packed into a row of up to so many tokens; longer ones stand alone.
-    encoder_tiles: tiles the encoder takes at once, per data shard, a power of two.
-    chunk: decode steps per dispatch. run_ahead: chunks that may be under way before the host reads the oldest.
-    lookahead: requests that are read, and whose pictures may be encoded, before there is a slot for them.
-    feature_places: tiles whose features are kept on the device, where equal tiles are found again.
-    keep_special_tokens: whether special tokens, apart from the one that ended the answer, appear in its text.
+    Attributes:
+        ring_lengths: columns of each KV cache ring, ascending; a request goes to the shortest one that holds its prompt and
+            its limit on new tokens. Default: 256, 1,024, 2,048, 4,096 and the model's limit.
+        slots: rows of each ring, multiples of the mesh's data shards. Default: what the memory holds, at most 256 a shard, on
+            CPU 32.
+        cache_bytes: of all rings together, from which `slots` follows. Default: 2 GB on CPU, 60 % of what is free elsewhere.
+        prefill_tokens: several prompts are packed into a row of up to so many tokens; longer ones stand alone. Default: 2,048,
+            on CPU 512.
+        encoder_tiles: tiles that the encoder takes at once, per data shard, a power of two. Default: 16, on CPU 4.
+        chunk: decode steps per dispatch. Default: 16, on CPU 4.
+        run_ahead: chunks that may be under way before the host reads the oldest. Default: 1, on CPU 0.
+        lookahead: requests that are read, and whose pictures may be encoded, before there is a slot for them.
+        feature_places: tiles whose features are kept on the device, where identical tiles are found again. Default: 128; at
+            least twice what the largest request can want.
+        keep_special_tokens: whether special tokens, apart from the one that ended the answer, appear in its text.
     """
 
     ring_lengths: tuple[int, ...] | None = None
@@ -42,20 +70,23 @@ class EngineConfig:
     feature_places: int | None = None
     keep_special_tokens: bool = False
 
-    def resolve(self, model: SmolVLMForConditionalGeneration, params, mesh: Mesh | None, lanes: int) -> "EngineConfig":
-        """The same with every field set. Raises InputError for what contradicts the model or the mesh."""
+    def resolve(self, model: SmolVLMForConditionalGeneration, mesh: Mesh | None) -> EngineShapes:
+        """The sizes for this model on this mesh.
+
+        Raises:
+            InputError: for what contradicts the model or the mesh.
+        """
         text, cpu = model.config.text_config, jax.default_backend() == "cpu"
+        lanes = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         most = text.max_position_embeddings
-        lengths = tuple(self.ring_lengths or [n for n in (*_RINGS, most) if n < most] + [most])
-        lengths = tuple(sorted(set(lengths)))
+        lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*_RINGS, most) if n < most] + [most])))
         if lengths[0] < 2 or lengths[-1] > most:
             raise InputError(f"ring_lengths must lie between 2 and the model's {most} positions, got {lengths}")
         slots = self.slots
         if slots is None:
-            column = (
-                2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * jax.numpy.dtype(model.dtype).itemsize
-            )
-            share = (self.cache_bytes or _cache_bytes(params, mesh)) // len(lengths)
+            heads = text.num_hidden_layers * text.num_key_value_heads
+            column = 2 * heads * text.head_dim * jnp.dtype(model.dtype).itemsize
+            share = (self.cache_bytes or _cache_bytes(mesh)) // len(lengths)
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
             slots = tuple(max(min(share // (column * n), cap) // lanes * lanes, lanes) for n in lengths)
         if len(slots) != len(lengths) or any(n < 1 or n % lanes for n in slots):
@@ -63,27 +94,28 @@ class EngineConfig:
         tiles = self.encoder_tiles or (4 if cpu else 16)
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")
-        prefill = min(self.prefill_tokens or (512 if cpu else 2048), lengths[-1])
         for name in ("chunk", "lookahead"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        return replace(
-            self,
+        return EngineShapes(
             ring_lengths=lengths,
             slots=tuple(slots),
-            prefill_tokens=prefill,
+            prefill_tokens=min(self.prefill_tokens or (512 if cpu else 2048), lengths[-1]),
             encoder_tiles=tiles,
             chunk=self.chunk or (4 if cpu else 16),
             run_ahead=(0 if cpu else 1) if self.run_ahead is None else self.run_ahead,
+            lookahead=self.lookahead,
             # Twice what the largest request can want, so that tiles encoded ahead never stand in the way of the next in turn.
             feature_places=max(self.feature_places or 128, 2 * (lengths[-1] // model.config.image_seq_len + 1)),
+            keep_special_tokens=self.keep_special_tokens,
+            lanes=lanes,
         )
 
 
-def _cache_bytes(params, mesh: Mesh | None) -> int:
+def _cache_bytes(mesh: Mesh | None) -> int:
+    """Bytes for the caches on all devices of the mesh."""
     devices = jax.local_devices()[:1] if mesh is None else list(mesh.devices.flat)
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if not stats or "bytes_limit" not in stats:
-        return 2 * 10**9
-    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return int(0.6 * free) * (1 if mesh is None else len(devices))
+        return _CPU_CACHE_BYTES
+    return int(_FREE_MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))) * len(devices)

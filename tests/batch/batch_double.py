@@ -2,6 +2,7 @@
 
 import time
 
+from smolvlm_jax.engine.counters import Counters
 from smolvlm_jax.engine.requests import Result
 
 
@@ -16,14 +17,14 @@ class Double:
     """pause: seconds per answer. after: called with the number of answers so far, errors aside."""
 
     def __init__(self, pause: float = 0.0, after=lambda count: None):
-        self.stats = {"seconds": 1.0, "device_idle_seconds": 0.25}
+        self.stats = Counters(seconds=1.0, device_idle_seconds=0.25)
         self.processor = Decoder()
         self._pause, self._after = pause, after
         self.seen: list = []
         self.closed = False
 
     def summary(self) -> dict:
-        return dict(self.stats)
+        return self.stats.summary()
 
     def answer(self, request) -> Result:
         ids = [int(i) for i in request.prepared.input_ids]

@@ -202,7 +202,7 @@ def test_identical_pictures_are_encoded_once(tiny):
     engine = Engine(*tiny, SMALL)
     requests = [Request(i, user(shown[i % 3]), params=SamplingParams(9)) for i in range(30)]
     assert {r.error for r in engine.generate(requests)} == {None}
-    assert engine.stats["encoded_tiles"] == len(distinct) < engine.stats["tiles"]
+    assert engine.stats.encoded_tiles == len(distinct) < engine.stats.tiles
 
 
 def test_stop_strings_end_an_answer_wherever_chunks_end(tiny, engine):
@@ -260,13 +260,13 @@ def test_what_is_wrong_with_a_request_is_its_result(tiny, engine):
 
 def test_a_request_with_an_error_comes_back_in_its_turn(tiny, engine):
     """Also where nothing but errors, or nothing beside them, is asked; never is one of them run."""
-    good, before = prepare(tiny[2], user(text="one")), engine.stats["errors"]
+    good, before = prepare(tiny[2], user(text="one")), engine.stats.errors
     requests = [
         Request(i, error=f"line {i} is broken") if i % 3 else Request(i, prepared=good, params=SamplingParams(4))
         for i in range(200)
     ]
     results = list(engine.generate(requests))
-    assert sorted(r.id for r in results) == list(range(200)) and engine.stats["errors"] == before + 133
+    assert sorted(r.id for r in results) == list(range(200)) and engine.stats.errors == before + 133
     for result in results:
         if result.id % 3:
             assert (result.error, result.text, result.finish_reason) == (f"line {result.id} is broken", None, "error")

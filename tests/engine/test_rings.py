@@ -3,16 +3,25 @@
 import numpy as np
 import pytest
 
-from smolvlm_jax.engine.rings import Active, Ring
+from smolvlm_jax.engine import Prepared, Request, SamplingParams
+from smolvlm_jax.engine.finish import Ending
+from smolvlm_jax.engine.rings import RequestState, Ring
+from smolvlm_jax.generation_config import Sampling
+
+
+def row(left: int) -> RequestState:
+    """A request that can take so many decode steps."""
+    request = Request(0, prepared=Prepared.of(np.ones((1,), np.int32)), params=SamplingParams(left + 1))
+    return RequestState(request, request.prepared, Sampling(), Ending(request.params, frozenset(), str))
 
 
 def filled(rng, slots, lanes):
     """A ring with some rows, and them."""
-    ring = Ring(256, slots, lanes)
+    ring = Ring(256, slots=slots, lanes=lanes)
     rows = []
     for lane in range(lanes):
         for _ in range(rng.integers(0, slots // lanes + 1)):
-            rows.append(Active(None, None, None, int(rng.integers(1, 50))))
+            rows.append(row(int(rng.integers(1, 50))))
             ring.take(lane, rows[-1])
     return ring, rows
 
@@ -24,8 +33,8 @@ def test_a_chunk_ends_as_soon_as_enough_rows_have(seed):
     if not rows:
         return
     for wanted in range(len(rows) + 1):
-        steps = ring.steps(16, wanted)
-        ended = lambda steps: sum(row.left <= steps for row in rows)
+        steps = ring.steps(chunk=16, wanted=wanted)
+        ended = lambda steps: sum(row.steps_left <= steps for row in rows)
         assert 1 <= steps <= 16
         assert steps == 16 or ended(steps) >= (wanted or len(rows)), "no chunk shorter than it must be"
         assert ended(steps - 1) < (wanted or len(rows)), "and none longer"
@@ -35,16 +44,16 @@ def test_a_chunk_ends_as_soon_as_enough_rows_have(seed):
 def test_slots_are_given_and_taken_back_once(seed):
     rng = np.random.default_rng(seed)
     ring, rows = filled(rng, 24, 4)
-    slots = [row.seat[1] for row in rows]
+    slots = [row.slot.row for row in rows]
     assert len(set(slots)) == len(rows) and [ring.owner[slot] for slot in slots] == rows
     assert ring.idle == 24 - len(rows) and {active for _, active in ring.live()} == set(rows)
     gone = [row for row in rows if rng.random() < 0.5]
     for row in gone * 2:
         row.leave()
     assert ring.idle == 24 - len(rows) + len(gone) and not any(active in gone for active in ring.owner if active)
-    taken = [Active(None, None, None, 1) for _ in gone]
+    taken = [row(1) for _ in gone]
     for active, row in zip(taken, gone, strict=True):
         lane = next(lane for lane in range(4) if ring.free(lane))
         ring.take(lane, active)
-        assert row.seat is None
+        assert row.slot is None
     assert ring.idle == 24 - len(rows)

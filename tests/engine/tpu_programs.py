@@ -13,8 +13,8 @@ import numpy as np
 from jax.experimental import topologies
 
 from smolvlm_jax import SmolVLMForConditionalGeneration, abstract_params, logical_axes, make_mesh, published_config
-from smolvlm_jax.engine.compiled import Programs, lanes_of
-from smolvlm_jax.engine.programs import decode_step
+from smolvlm_jax.decoding import decode_step
+from smolvlm_jax.engine.compiled import Programs
 from smolvlm_jax.engine.settings import EngineConfig
 from smolvlm_jax.sharding import activate, parameter_shardings
 
@@ -38,12 +38,14 @@ def main(size: str, topology: str, ring: str, slots: str, program: str, *numbers
         chunk=16,
         run_ahead=1,
     )
-    programs = Programs(model, params, config.resolve(model, params, mesh, lanes_of(mesh)), mesh)
+    programs = Programs(model, params, config.resolve(model, mesh), mesh)
     with activate(mesh):
         if program == "step":  # the body of the decode loop: what a loop costs, the compiler counts once
             state = programs.ring(int(ring))
             out = jax.tree.map(lambda x: x.sharding, state)
-            step = jax.jit(functools.partial(decode_step, model, True), donate_argnums=1, out_shardings=out)
+            step = jax.jit(
+                functools.partial(decode_step, model, programs.rules(greedy=True)), donate_argnums=1, out_shardings=out
+            )
             lowered = step.lower(params, state)
         else:
             lowered = programs.lower(program, *map(int, numbers))  # ("decode", L, 1): greedy
