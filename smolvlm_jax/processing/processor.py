@@ -81,8 +81,7 @@ class SmolVLMProcessor:
         """The processor of a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a local directory with files of transformers 4 or 5. Only a tokenizer has to be
-                there; defaults stand in for other files.
+            pretrained_model_name_or_path: a local directory. Only a tokenizer has to be there; other files have defaults.
             **kwargs: image_seq_len, chat_template and arguments of the image and video processor, which override the
                 files; each goes to every part that knows it.
 
@@ -135,8 +134,7 @@ class SmolVLMProcessor:
             images: a list of pictures for each text; see `SmolVLMImageProcessor.preprocess`.
             text: one prompt or several. Each `<image>` or `<video>` in it is the place of one picture or video. It is taken
                 as it is, special tokens included; use `apply_chat_template` for texts that somebody else wrote.
-            videos: in the order of the texts; see `SmolVLMVideoProcessor.preprocess`. Pictures and videos do not go into
-                one call.
+            videos: in the order of the texts; see `SmolVLMVideoProcessor.preprocess`. Not together with pictures.
             **kwargs: return_tensors (None or "np"), pixel_format ("float32" or "uint8"), limits (a MediaLimits),
                 return_metadata (return `video_metadata`, a VideoMetadata for each video); padding, truncation, max_length,
                 pad_to_multiple_of, padding_side, return_attention_mask, add_special_tokens; every argument of the calls of
@@ -149,8 +147,7 @@ class SmolVLMProcessor:
             for "uint8" pixel_values, uint8 (N, T, T, 3), and num_tiles = N.
 
         Raises:
-            InputError: the numbers of pictures and their tokens disagree, truncation would cut a picture's tokens, or an
-                argument is unknown or makes no sense.
+            InputError: pictures and their tokens disagree in number, truncation cuts such tokens, or an argument is unknown.
             MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
         return self._process(images, text, videos, sort_arguments(kwargs))
@@ -236,8 +233,8 @@ class SmolVLMProcessor:
                 (the default) refuses it, "escape" has it read as plain characters (needs tokenize=True), "allow" lets it
                 steer the model.
             sanitize_control_tokens: transformers' name for special_tokens_in_text="escape".
-            **kwargs: keywords of `__call__`; every other keyword is a variable of the template. Frames of videos are sampled
-                unless do_sample_frames=False.
+            **kwargs: keywords of `__call__` (frames of videos are sampled unless do_sample_frames=False), or variables of the
+                template.
 
         Returns:
             The prompt, a string (a list of them for a list of conversations); with tokenize input_ids, or with return_dict

@@ -41,13 +41,8 @@ class SmolVLMVideoProcessor(MediaProcessor):
         size: {"longest_edge": pixels} or {"height", "width"}: the first of the two resizes. It overrides
             video_sampling["video_size"] where both are given, as in the reference: the published checkpoints say 512
             there, and are run with the 2048 of `size`.
-        resample: Pillow's filter, 0 to 5; 1 is LANCZOS.
-        max_image_size: {"longest_edge": T}, the side of a tile in pixels.
-        do_rescale: multiply the values 0..255 by `rescale_factor`.
-        rescale_factor: 1/255 takes 0..255 to 0..1.
-        do_normalize: subtract `image_mean`, then divide by `image_std`.
-        image_mean: one number, or one for each channel.
-        image_std: one number, or one for each channel.
+        resample: as in SmolVLMImageProcessor, like max_image_size, do_rescale, rescale_factor, do_normalize, image_mean and
+            image_std.
         do_pad: make one array of the batch, with all-zero frames where a video is shorter than others.
         do_sample_frames: choose frames with `sample_frames` instead of taking all.
         num_frames: the largest number of frames to choose; None takes video_sampling["max_frames"].
