@@ -94,9 +94,10 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
     )
     partition = Partition.of(model, config)
     started = time.perf_counter()
-    inputs = abstract_inputs(model, partition, mesh)
+    # Outside the mesh: the optimiser's zeros would be put on its devices, which do not exist.
+    inputs, step = abstract_inputs(model, partition, mesh), jit_step(model, partition, mesh)
     with activate(mesh):
-        lowered = jit_step(model, partition, mesh).lower(*inputs)
+        lowered = step.lower(*inputs)
         try:
             found = lowered.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
