@@ -83,7 +83,7 @@ def scaled(params, seed: int, spread: float = 0.15):
     return jax.tree.unflatten(tree, [flat[k] for k in flatten_params(params)]) if leaves else params
 
 
-@pytest.mark.parametrize("seed", fast_first(2, range(8)))
+@pytest.mark.parametrize("seed", fast_first(1, range(8)))
 def test_random_configs_at_every_stage(seed, tmp_path):
     config = random_config(seed)
     model = SmolVLMForConditionalGeneration(config)

@@ -223,6 +223,7 @@ def test_loading_tries_the_kernels_that_the_model_may_use(monkeypatch):
         load("tiny", attention="fused")
 
 
+@pytest.mark.thorough
 def test_the_examples_agree_in_the_interpreter(monkeypatch):
     monkeypatch.setattr(kernels, "decode_attention", kernel)
     monkeypatch.setattr(kernels, "splash_attention", partial(kernels.splash_attention, interpret=True))

@@ -43,6 +43,7 @@ def test_a_hundred_thousand_records_in_the_memory_of_a_thousand(tmp_path):
     assert late - early <= 50e6
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.name != "posix", reason="pretends a terminal with a pseudo terminal")
 def test_the_line_on_a_terminal(tmp_path):
     import pty

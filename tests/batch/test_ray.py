@@ -47,6 +47,7 @@ def test_rows_with_messages_and_their_own_sampling():
     assert out["text"][0] == "12 and 7. The first." and out["new_tokens"][1] == 3 and "temperature" in out["error"][2]
 
 
+@pytest.mark.thorough
 def test_the_example_on_a_local_ray_with_a_simulated_tpu(tmp_path):
     for name in ("ray", "pyarrow"):
         pytest.importorskip(name, reason="needs Ray and pyarrow: pip install 'smolvlm-jax[ray]'")

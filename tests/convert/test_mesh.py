@@ -163,6 +163,7 @@ print(*[reader.bytes_read for reader in readers])
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_convert_together(original, tmp_path):
     """Each of two processes reads and writes its own half, and the result is what one process writes."""
     with socket.socket() as probe:

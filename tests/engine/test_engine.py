@@ -102,10 +102,11 @@ def test_answers_are_those_of_generate_in_any_order_and_company(tiny, engine):
             assert result.finish_reason == "stop" or (result.finish_reason == "length" and full)
 
 
-@pytest.mark.parametrize("other", fast_first(1, [
+@pytest.mark.thorough
+@pytest.mark.parametrize("other", [
     EngineConfig(ring_lengths=(128, 512), slots=(2, 9), chunk=16, run_ahead=2, lookahead=3, feature_places=1),
     *(EngineConfig(ring_lengths=(128,), slots=(n,), prefill_tokens=128) for n in (1, 2, 7, 8, 64)),
-]))  # fmt: skip
+])  # fmt: skip
 def test_settings_change_speed_alone(tiny, engine, other):
     """Whatever number of rows decode together, however many steps or requests ahead."""
     requests = mixed(tiny[2], 70, seed=1)
