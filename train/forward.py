@@ -2,6 +2,11 @@
 
 A batch has its tiles by row, pixel_values (b, n, T, T, 3), each row's own tiles first. So nothing about pictures crosses rows,
 and therefore hosts and devices: features reach their image tokens by indices within the row.
+
+In a flat batch of tiles with one order over all rows, the gather of features into image tokens and its gradient each cross the
+devices: of the step of full-500m-fsdp (832 tiles on v5e:2x4) they were 204 of 850 MB in collectives, by the TPU compiler. With
+tiles by row they are gone. The bundled checkpoint's step on eight v5e chips, flat and by row: all-reduces 638 and 146 KB, other
+collectives equal, temporaries 48.6 and 48.1 MB, in all 70.8 and 70.0 MB, compiled in 111 and 96 s.
 """
 
 import math
