@@ -9,7 +9,7 @@ from smolvlm_jax.engine.rings import RequestState, Ring
 from smolvlm_jax.generation_config import Sampling
 
 
-def row(left: int) -> RequestState:
+def waiting(left: int) -> RequestState:
     """A request that can take so many decode steps."""
     request = Request(0, prepared=Prepared.of(np.ones((1,), np.int32)), params=SamplingParams(left + 1))
     return RequestState(request, request.prepared, Sampling(), Ending(request.params, frozenset(), str))
@@ -21,7 +21,7 @@ def filled(rng, slots, lanes):
     rows = []
     for lane in range(lanes):
         for _ in range(rng.integers(0, slots // lanes + 1)):
-            rows.append(row(int(rng.integers(1, 50))))
+            rows.append(waiting(int(rng.integers(1, 50))))
             ring.take(lane, rows[-1])
     return ring, rows
 
@@ -51,7 +51,7 @@ def test_slots_are_given_and_taken_back_once(seed):
     for row in gone * 2:
         row.leave()
     assert ring.idle == 24 - len(rows) + len(gone) and not any(active in gone for active in ring.owner if active)
-    taken = [row(1) for _ in gone]
+    taken = [waiting(1) for _ in gone]
     for active, row in zip(taken, gone, strict=True):
         lane = next(lane for lane in range(4) if ring.free(lane))
         ring.take(lane, active)
