@@ -1,7 +1,6 @@
 """A run from its configuration to its results: model, data, mesh, training, evaluation, curves and the exported checkpoint."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
-from ..errors import CheckpointError, ConfigError
-from ..io import read_json, write_json
+from ..errors import CheckpointError, ConfigError, MissingExtraError
+from ..io import read_json, say, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
 from ..sharding import make_mesh
@@ -143,9 +142,12 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
     state = fit(model, weights.pop(), data, partition, mesh, directory, base=base, evaluate=evaluate, progress=progress)
     metrics = read_metrics(directory)
     if main:
-        draw_curves(metrics, directory / "curves.png")
+        try:
+            draw_curves(metrics, directory / "curves.png")
+        except MissingExtraError as error:
+            say(str(error))
         for line in data.told:
-            print(f"smolvlm-jax: skipped, {line}", file=sys.stderr)
+            say(f"skipped, {line}")
     exported = None
     if config.export:
         trained = on_host(state.params)
