@@ -62,14 +62,7 @@ def _generate(options: argparse.Namespace) -> int:
     processor = SmolVLMProcessor.from_pretrained(directory)
     prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
     content = [{"type": "image", "path": path} for path in options.image]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}],
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=True,
-        return_tensors="np",
-        pixel_format="uint8",
-    )
+    inputs = processor.encode_chat([{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}])
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
     model, params = load(directory, dtype=options.dtype, attention=options.attention)
     steps = stream(model, params, **inputs, **sampling)

@@ -21,7 +21,17 @@ except ImportError:  # not POSIX: without locks nobody can tell that a writer is
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "companion_files", "copy_companions", "create_json", "lock", "parse_json"]
-__all__ += ["read_json", "read_text", "remove_dead", "say", "sync_directory", "to_json", "try_lock", "unique_name"]
+__all__ += [
+    "read_json",
+    "read_text",
+    "remove_dead",
+    "render_page",
+    "say",
+    "sync_directory",
+    "to_json",
+    "try_lock",
+    "unique_name",
+]
 __all__ += ["whole_file", "write_json", "write_text"]
 
 HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
@@ -225,6 +235,19 @@ def to_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> b
 def write_json(path: str | os.PathLike, value: Any, sort_keys: bool = False) -> str:
     """Write a value as indented JSON. Returns and raises as `write_text`."""
     return write_text(path, to_json(value, indent=2, sort_keys=sort_keys))
+
+
+def render_page(template: Path, **values: Any) -> str:
+    """An HTML page.
+
+    Args:
+        template: A file in jinja's language.
+        **values: For the names in it. Texts are escaped.
+    """
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(read_text(template)).render(values)
 
 
 def create_json(path: Path, value: Any) -> bool:

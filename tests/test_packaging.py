@@ -23,6 +23,17 @@ def test_every_package_is_listed():
     assert listed == found
 
 
+def test_every_file_of_data_is_listed():
+    """Built-in recipes and templates of pages, too, are missing from the wheel without a word."""
+    settings = PROJECT["tool"]["setuptools"]
+    folders = {**{p: p.replace(".", "/") for p in settings["packages"]}, **settings["package-dir"]}
+    shipped = {
+        path for name, globs in settings["package-data"].items() for glob in globs for path in (ROOT / folders[name]).glob(glob)
+    }
+    found = {path for top in settings["package-dir"].values() for path in (ROOT / top).rglob("*") if path.is_file()}
+    assert {path for path in found if path.suffix not in (".py", ".pyc")} == {path for path in shipped if path.is_file()}
+
+
 def test_files_stay_short():
     long = {
         str(path.relative_to(ROOT)): lines

@@ -1,7 +1,6 @@
 """Exact match by generation on held-out conversations, and a page that shows some of them with their pictures."""
 
 import base64
-import html
 import io
 import time
 from collections.abc import Sequence
@@ -14,10 +13,10 @@ from jax.sharding import Mesh
 
 from ..errors import InputError
 from ..generation import generate
-from ..io import write_json, write_text
+from ..io import render_page, write_json, write_text
 from ..model import SmolVLMForConditionalGeneration
 from ..processing import SmolVLMProcessor
-from ..processing.chat import collect_media, normalize_conversations
+from ..processing.chat import Message, collect_media, has_video, items_of, normalize_conversations
 from ..processing.fetch import load_image
 from ..sharding import make_mesh, parameter_shardings
 from .config import DataConfig, EvaluationConfig
@@ -63,13 +62,12 @@ def held_out(config: EvaluationConfig) -> list[Task]:
         place = element[-1]
         try:
             messages = messages_of(element)
+            answer = normalize_conversations(messages[-1:]).messages[0]
         except InputError as error:
             raise InputError(f"evaluation data, {place}: {error}") from error
-        content = messages[-1]["content"]
-        items = [content] if isinstance(content, str) else [item.get("text", "") for item in content]
         if len(messages) < 2:
             raise InputError(f"evaluation data, {place}: nothing is asked before the answer")
-        out.append((messages[:-1], "".join(items).strip()))
+        out.append((messages[:-1], "".join(item["text"] for item in items_of(answer, "text")).strip()))
     return out
 
 
@@ -85,7 +83,7 @@ def ask(
     """Answers to all tasks, greedy, `config.batch_size` at a time."""
     answers: dict[int, Answer] = {}
     # The processor takes videos and pictures in separate calls.
-    moving = [bool(collect_media(normalize_conversations(messages)[0], "video")[0]) for messages, _ in tasks]
+    moving = [has_video(normalize_conversations(messages).messages) for messages, _ in tasks]
     batches = [
         group[start : start + config.batch_size]
         for group in ([n for n in range(len(tasks)) if moving[n] == kind] for kind in (False, True))
@@ -93,18 +91,9 @@ def ask(
     ]
     for batch in batches:
         part = [tasks[number] for number in batch]
-        inputs = processor.apply_chat_template(
-            [messages for messages, _ in part],
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-            padding=True,
-            padding_side="left",
-            return_tensors="np",
-            pixel_format="uint8",
-            special_tokens_in_text=data.special_tokens_in_text,
-            **dict(data.image_options),
-        )
+        options = {"special_tokens_in_text": data.special_tokens_in_text, **dict(data.image_options)}
+        conversations = [messages for messages, _ in part]
+        inputs = processor.encode_chat(conversations, padding=True, padding_side="left", **options)
         rows = generate(model, params, **inputs, max_new_tokens=config.max_new_tokens, mesh=mesh)
         texts = processor.batch_decode(rows[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for number, (messages, wanted), text in zip(batch, part, texts, strict=True):
@@ -171,55 +160,34 @@ class Evaluator:
 
 def write_page(answers: Sequence[Answer], path: Path, title: str, show: int = 50) -> None:
     """Write a self-contained HTML page of at most `show` answers with small pictures, wrong answers first."""
-    right = sum(answer.right for answer in answers)
-    ordered = sorted(answers, key=lambda answer: answer.right)
-    chosen = ordered[: -(-show // 2)] + [a for a in ordered[-(-show // 2) :] if a.right][: show // 2]
-    rows = "\n".join(_row(answer) for answer in chosen)
-    text = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #222 }}
-table {{ border-collapse: collapse; width: 100% }}
-td {{ border-top: 1px solid #ddd; padding: .5rem; vertical-align: top }}
-img {{ max-width: 12rem; max-height: 12rem; margin-right: .3rem; image-rendering: auto }}
-.right {{ color: #1a7f37 }} .wrong {{ color: #b42318 }}
-</style>
-<h1>{html.escape(title)}</h1>
-<p>{right} of {len(answers)} answers are exact ({right / len(answers):.1%}). {len(chosen)} are shown, wrong ones first.</p>
-<table>
-{rows}
-</table>
-</html>
-"""
-    write_text(path, text)
+    right = [answer for answer in answers if answer.right]
+    wrong = [answer for answer in answers if not answer.right]
+    ordered, half = [*wrong, *right], -(-show // 2)
+    rows = [_row(answer) for answer in [*ordered[:half], *[a for a in ordered[half:] if a.right][: show // 2]]]
+    values = {"title": title, "right": len(right), "count": len(answers), "rows": rows}
+    write_text(path, render_page(Path(__file__).with_name("samples.html"), **values))
 
 
-def _row(answer: Answer) -> str:
-    pictures, words = [], []
-    for message in answer.messages:
-        content = message["content"]
-        words.append(f"<b>{html.escape(str(message['role']))}</b>")
-        for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if item.get("type") == "text":
-                words.append(html.escape(item["text"]))
-            elif item.get("type") == "image":
-                pictures.append(_thumbnail(item))
-            else:
-                words.append(f"[{html.escape(str(item.get('type')))}]")
-    mark = "right" if answer.right else "wrong"
-    got = f'<span class="{mark}">{html.escape(answer.got) or "(nothing)"}</span>'
-    wanted = "" if answer.right else f"<br>wanted: {html.escape(answer.wanted)}"
-    return f"<tr><td>{''.join(pictures)}</td><td>{' '.join(words)}</td><td>{got}{wanted}</td></tr>"
+def _row(answer: Answer) -> dict[str, Any]:
+    messages = normalize_conversations(answer.messages).messages[0]
+    pictures = [_thumbnail(picture) for picture in collect_media([messages], "image")[0]]
+    turns = [(message["role"], _words(message)) for message in messages]
+    return {"answer": answer, "pictures": pictures, "turns": turns}
 
 
-def _thumbnail(item: dict) -> str:
-    picture: Any = next((item[key] for key in ("image", "url", "path", "base64") if item.get(key) is not None), None)
+def _words(message: Message) -> str:
+    """The words of a message; other items than words and pictures, by their names."""
+    items = [item for item in message.get("content") or () if item["type"] != "image"]
+    return " ".join(item["text"] if item["type"] == "text" else f"[{item['type']}]" for item in items)
+
+
+def _thumbnail(picture: Any) -> tuple[str, str]:
+    """(a small PNG in base64, ""), or ("", why the picture cannot be shown)."""
     try:
-        picture = load_image(picture) if not hasattr(picture, "convert") else picture
+        small = (picture if hasattr(picture, "convert") else load_image(picture)).convert("RGB")
     except (InputError, OSError) as error:
-        return f"<i>{html.escape(str(error))}</i>"
-    small = picture.convert("RGB")
+        return "", str(error)
     small.thumbnail((240, 240))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return base64.b64encode(buffer.getvalue()).decode(), ""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import PromptError, SmolVLMError
 from ..processing import SmolVLMProcessor
+from ..processing.chat import collect_media, has_video, normalize_conversations
 from ..processing.fetch import image_size
 from .config import IGNORE, DataConfig
 from .records import Element, messages_of
@@ -108,15 +109,8 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
     fitting, dropped, needed = _fit(processor, messages, config, options)
     if fitting is None:
         return Skipped("too_long", needed)
-    out = processor.apply_chat_template(
-        fitting,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="np",
-        pixel_format="uint8",
-        special_tokens_in_text=config.special_tokens_in_text,
-        **options,
-    )
+    options["special_tokens_in_text"] = config.special_tokens_in_text
+    out = processor.encode_chat(fitting, add_generation_prompt=False, **options)
     ids = out["input_ids"][0].astype(np.int32)
     tiles = out["pixel_values"][: int(out["num_tiles"])] if "pixel_values" in out else np.zeros((0, 0, 0, 3), np.uint8)
     if len(ids) > config.length or (config.tiles_per_row is not None and len(tiles) > config.tiles_per_row):
@@ -124,19 +118,17 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
     return Sample(ids, label_tokens(processor, fitting, ids, config.loss_on), tiles, dropped)
 
 
-def _has_video(messages) -> bool:
-    items = [item for m in messages for item in (m["content"] if isinstance(m["content"], list) else [])]
-    return any(isinstance(item, dict) and item.get("type") == "video" for item in items)
-
-
 def _fit(processor, messages: list, config: DataConfig, options: dict) -> tuple[list | None, int, str]:
     """(messages that fit or None, pictures dropped, what all of it needs), from the headers of the pictures alone."""
     needed, dropped = "", 0
-    if _has_video(messages):  # its length is known only when it is decoded, so it is measured afterwards
+    if has_video(
+        normalize_conversations(messages).messages
+    ):  # its length is known only when it is decoded, so it is measured afterwards
         return messages, 0, needed
     while True:
         tokens = processor.count_prompt_tokens(messages, special_tokens_in_text=config.special_tokens_in_text, **options)[0]
-        tiles = sum(_tile_count(processor, picture, options) for picture in _pictures(messages))
+        (pictures,) = collect_media(normalize_conversations(messages).messages, "image")
+        tiles = sum(_tile_count(processor, picture, options) for picture in pictures)
         needed = needed or f"{tokens} tokens and {tiles} tiles"
         if tokens <= config.length and (config.tiles_per_row is None or tiles <= config.tiles_per_row):
             return messages, dropped, needed
@@ -144,12 +136,6 @@ def _fit(processor, messages: list, config: DataConfig, options: dict) -> tuple[
         if shorter is None:
             return None, dropped, needed
         messages, dropped = shorter, dropped + 1
-
-
-def _pictures(messages) -> list:
-    from ..processing.chat import collect_media, normalize_conversations
-
-    return collect_media(normalize_conversations(messages)[0], "image")[0]
 
 
 def _tile_count(processor, picture, options: dict) -> int:

@@ -99,15 +99,12 @@ def prepare(processor, messages: list[dict[str, Any]], **kwargs) -> Prepared:
     Args:
         processor: of the checkpoint.
         messages: chat format, ending with a user's turn.
-        **kwargs: go to `apply_chat_template`.
+        **kwargs: go to `SmolVLMProcessor.encode_chat`.
 
     Raises:
         InputError: and its subclasses, for messages, pictures or videos that cannot be read.
     """
-    kwargs = {"special_tokens_in_text": "escape", "add_generation_prompt": True} | kwargs
-    batch = processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_tensors="np", pixel_format="uint8", **kwargs
-    )
+    batch = processor.encode_chat(messages, **{"special_tokens_in_text": "escape", **kwargs})
     ids = np.asarray(batch["input_ids"], np.int32)[0]
     tiles = batch.get("pixel_values")
     return Prepared.of(ids, None if tiles is None else np.asarray(tiles)[: int(batch["num_tiles"])])

@@ -273,6 +273,20 @@ class SmolVLMProcessor:
         out = self._process(given, texts, clips, arguments, mark)
         return out if return_dict else out["input_ids"]
 
+    def encode_chat(self, conversation: Any, *, add_generation_prompt: bool = True, **kwargs: Any) -> BatchFeature:
+        """A conversation, or a list of them, as the arrays that our models run on, with tiles in uint8.
+
+        Args:
+            conversation: as in `apply_chat_template`.
+            add_generation_prompt: end with "Assistant:", so that the model answers.
+            **kwargs: other keywords of `apply_chat_template`.
+
+        Returns:
+            What `__call__` returns for `return_tensors="np", pixel_format="uint8"`.
+        """
+        fixed: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "np", "pixel_format": "uint8"}
+        return self.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, **fixed, **kwargs)
+
     def _sampling_defaults(self, given: Mapping[str, Any], videos: list[list]) -> dict[str, Any]:
         """What the video processor is asked for beyond the keywords `given`: frames are sampled unless they say otherwise."""
         if "do_sample_frames" in given:
