@@ -75,6 +75,8 @@ class Sampling:
     @property
     def sampling(self) -> "Sampling":
         """These settings without those of a subclass."""
+        if type(self) is Sampling:
+            return self
         return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
     @property
@@ -188,4 +190,5 @@ class SamplingParams:
     def sampling(self, defaults: Sampling | None) -> Sampling:
         """The sampling settings, those left out taken from the checkpoint's."""
         given = {f.name: value for f in fields(Sampling) if (value := getattr(self, f.name)) is not None}
-        return dataclasses.replace((defaults or Sampling()).sampling, **given)
+        base = (defaults or Sampling()).sampling
+        return dataclasses.replace(base, **given) if given else base

@@ -23,7 +23,8 @@ class Reception:
 
     def __init__(self, model: SmolVLMForConditionalGeneration, processor, shapes: EngineShapes):
         self._config, self._processor, self._shapes = model.config, processor, shapes
-        self._defaults = model.generation_config or GenerationConfig()
+        defaults = model.generation_config or GenerationConfig()
+        self._sampling, self._stop_tokens = defaults.sampling, frozenset(defaults.stop_tokens)
 
     def __call__(self, request: Request) -> RequestState:
         params, prepared, error = request.params, request.prepared, request.error
@@ -38,8 +39,8 @@ class Reception:
         return RequestState(
             request,
             prepared or Prepared.of(np.zeros((0,), np.int32)),
-            params.sampling(self._defaults),
-            Ending(params, frozenset(self._defaults.stop_tokens), decode),
+            params.sampling(self._sampling),
+            Ending(params, self._stop_tokens, decode),
             error,
         )
 

@@ -15,6 +15,9 @@ from .rings import RequestState, Ring
 __all__ = ["Pack", "Placed"]
 
 
+_NO_PROMPT = (SamplingParams(max_new_tokens=1), Sampling())
+
+
 @dataclass(frozen=True)
 class Placed:
     """Where the prompt of a request stands in a prefill.
@@ -96,7 +99,7 @@ class Pack:
         ids = np.zeros((lanes, self.length), np.int32)
         segment_ids = np.zeros_like(ids)
         start, length = np.zeros((lanes, segments), np.int32), np.ones((lanes, segments), np.int32)
-        requests = [(SamplingParams(max_new_tokens=1), Sampling())] * (lanes * segments)
+        requests = [_NO_PROMPT] * (lanes * segments)
         wanted: list[int] = []
         for p in sorted(self.placed, key=lambda p: (p.lane, p.segment)):
             prepared = p.state.prepared
