@@ -1,6 +1,6 @@
 """The converter: PyTorch checkpoints <-> orbax, one tensor at a time, with one table for both directions.
 
-Each file imports only from those above it, `place.py` and `stages.py` also the model.
+Each file imports only from those above it; `place.py`, `conversion.py` and `stages.py` also import the model.
 
 regions.py           regions of arrays; blocks.py: fast copies between arrays of different order
 rules.py             the table: names and rearrangements

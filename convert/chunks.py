@@ -8,37 +8,29 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from ..sharding import AXES, partition_spec
 from .regions import Region, whole
 
-__all__ = ["AnyMesh", "DEFAULT_MESH", "MeshShape", "chunk_regions", "chunk_shape", "shard_shape"]
+__all__ = ["DEFAULT_MESH", "AnyMesh", "abstract_mesh", "chunk_regions", "chunk_shape", "shard_shape"]
 
 DEFAULT_MESH = {"data": 1, "fsdp": 8, "tensor": 1}  # the default; FSDP over 1, 2, 4 or 8 devices reads exactly its part
 MAX_BYTES = 8 << 20  # streaming holds a few of these in memory
 MIN_BYTES = 1 << 20  # below this a chunk costs more than reading too much does
 
 
-class MeshShape:
-    """The sizes of a mesh without its devices."""
-
-    def __init__(self, sizes: Mapping[str, int]):
-        self.shape = {axis: sizes.get(axis, 1) for axis in AXES}
+AnyMesh = Mesh | AbstractMesh
 
 
-AnyMesh = Mesh | MeshShape
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of these sizes without devices; an axis that is not named has size 1."""
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
 
 
 def shard_shape(names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> tuple[int, ...]:
     """Shape of what one device of a mesh holds of an array whose dimensions have these logical names."""
-    sizes = dict(mesh.shape)
-    spec = list(partition_spec(names, shape, mesh, quiet=True)) + [None] * len(shape)
-    out = []
-    for size, axes in zip(shape, spec, strict=False):
-        axes = () if axes is None else (axes,) if isinstance(axes, str) else axes
-        out.append(size // math.prod(sizes[axis] for axis in axes))
-    return tuple(out)
+    return NamedSharding(mesh, partition_spec(names, shape, mesh, quiet=True)).shard_shape(tuple(shape))
 
 
 def chunk_shape(
@@ -57,7 +49,7 @@ def chunk_shape(
     else:
         chunk = list(shape)
         for ways in (8, 4, 2):
-            finer = shard_shape(names, shape, MeshShape({**DEFAULT_MESH, "fsdp": ways}))
+            finer = shard_shape(names, shape, abstract_mesh({**DEFAULT_MESH, "fsdp": ways}))
             if math.prod(finer) * itemsize >= MIN_BYTES:
                 chunk = list(finer)
                 break

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ import numpy as np
 from ..directories import check_free_space, temporary_directory, whole_directory
 from ..errors import InputError
 from ..io import say
+from ..model import SmolVLMForConditionalGeneration
+from ..parameters import flatten_params, logical_axes
+from .chunks import abstract_mesh
+from .hosts import barrier, process_count, process_index
 from .leaves import total_bytes
 from .manifest import Checksums, describe, write_manifest
 from .opened import Checkpoint, open_checkpoint
 from .progress import byte_bar
 from .safetensors_file import DTYPES
 from .to_hf import parse_size, write_hf
+from .to_orbax import OrbaxWriter
 
 __all__ = ["Conversion", "convert", "parse_dtype"]
 
@@ -101,10 +107,23 @@ def convert(
         wanted, limit = parse_dtype(dtype), parse_size(max_shard_size)
         if opened.root.resolve().is_relative_to(Path(destination).resolve()):
             raise InputError(f"{destination} is or contains the source {opened.root}: choose another destination")
+        if kind == "hf" and process_count() > 1:
+            raise InputError("safetensors files are written by one process: run the export outside the distributed job")
         size = total_bytes(opened.leaves, wanted)
         check_free_space(Path(destination), size + _MARGIN)
-        job = _Job(opened, Path(destination), dtype=wanted, nbytes=size, force=force, quiet=quiet, notify=notify)
-        bad = job.to_orbax(mesh) if kind == "orbax" else job.to_hf(limit)
+        first = process_index() == 0
+        final = Path(destination)
+        claimed = whole_directory(final, force, notify) if first else nullcontext(temporary_directory(final))
+        label = "exporting" if kind == "hf" else "converting"
+        with byte_bar(label, size, quiet=quiet or not first) as bar, claimed as target:
+            if first:
+                describe(target, opened.config, dtype=wanted or opened.dtype, companions=opened.root)
+            if kind == "hf":
+                base = opened.layout == "base"
+                bad = write_hf(target, opened.leaves, dtype=wanted, max_shard_bytes=limit, base=base, progress=bar.update)
+            else:
+                bad = _write_orbax(target, opened, wanted, mesh, bar.update)
+        barrier("the destination is complete")
     warnings = tuple(
         f"{name} has {count:,} values that are NaN or infinite" + (f" in {wanted.name}" if wanted is not None else "")
         for name, count in sorted(bad.items())
@@ -114,70 +133,26 @@ def convert(
     return Conversion(Path(destination), kind, len(opened.leaves), size, warnings)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A conversion that has been checked. Both methods return the number of values that are not finite by tensor."""
-
-    source: Checkpoint
-    destination: Path
-    dtype: np.dtype | None
-    nbytes: int
-    force: bool
-    quiet: bool
-    notify: Callable[[str], None]
-
-    def _describe(self, target: Path) -> None:
-        describe(target, self.source.config, dtype=self.dtype or self.source.dtype, companions=self.source.root)
-
-    def to_hf(self, max_shard_bytes: int) -> Mapping[str, int]:
-        from .hosts import process_count
-
-        if process_count() > 1:
-            raise InputError("safetensors files are written by one process: run the export outside the distributed job")
-        with whole_directory(self.destination, self.force, self.notify) as target:
-            self._describe(target)
-            with byte_bar("exporting", self.nbytes, quiet=self.quiet) as bar:
-                return write_hf(
-                    target,
-                    self.source.leaves,
-                    dtype=self.dtype,
-                    max_shard_bytes=max_shard_bytes,
-                    base=self.source.layout == "base",
-                    progress=bar.update,
-                )
-
-    def to_orbax(self, mesh: Any) -> Mapping[str, int]:
-        from ..model import SmolVLMForConditionalGeneration
-        from ..parameters import flatten_params, logical_axes
-        from .chunks import MeshShape
-        from .hosts import barrier, process_index
-        from .to_orbax import OrbaxWriter
-
-        source, process = self.source, process_index()
-        mesh = MeshShape(mesh) if isinstance(mesh, Mapping) else mesh
-        axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
-        with byte_bar("converting", self.nbytes, quiet=self.quiet or process > 0) as bar:
-            writer = OrbaxWriter(self.dtype, mesh, process, bar.update)
-            if process > 0:
-                barrier("the destination is claimed")
-                writer.write(temporary_directory(self.destination) / "params", source.leaves, axes)
-                barrier("the destination is complete")
-                return writer.nonfinite
-            checksums = Checksums(source.root, source.files)
-            with whole_directory(self.destination, self.force, self.notify) as target:
-                barrier("the destination is claimed")
-                writer.write(target / "params", source.leaves, axes)
-                self._describe(target)
-                write_manifest(
-                    target,
-                    source=source.name,
-                    revision=source.revision,
-                    commit=source.commit,
-                    step=source.step,
-                    layout=source.layout,
-                    dtype=(self.dtype or source.dtype).name,
-                    mesh=None if mesh is None else dict(mesh.shape),
-                    files=checksums.result(),
-                )
-            barrier("the destination is complete")
-        return writer.nonfinite
+def _write_orbax(
+    target: Path, source: Checkpoint, dtype: np.dtype | None, mesh: Any, progress: Callable[[int], object]
+) -> Mapping[str, int]:
+    """Write the parameters, all processes together, and the manifest. Returns the values that are not finite by parameter."""
+    mesh = abstract_mesh(mesh) if isinstance(mesh, Mapping) else mesh
+    axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
+    writer = OrbaxWriter(dtype, mesh, process_index(), progress)
+    checksums = Checksums(source.root, source.files) if process_index() == 0 else None
+    barrier("the destination is claimed")
+    writer.write(target / "params", source.leaves, axes)
+    if checksums is not None:
+        write_manifest(
+            target,
+            source=source.name,
+            revision=source.revision,
+            commit=source.commit,
+            step=source.step,
+            layout=source.layout,
+            dtype=(dtype or source.dtype).name,
+            mesh=None if mesh is None else dict(mesh.shape),
+            files=checksums.result(),
+        )
+    return writer.nonfinite

@@ -146,21 +146,17 @@ class OrbaxLeaf(Leaf):
         self.chunk = tuple(store.chunk_layout.read_chunk.shape)
 
     def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
-        found = self._result(self._start(whole(self.shape) if region is None else region))
+        found = self._result(self._store[whole(self.shape) if region is None else region].read(order="C"))
         return found if dtype is None or found.dtype == dtype else own(found, dtype)
 
     def read_into(self, target: np.ndarray) -> None:
         waiting: deque[tuple[Region, Any]] = deque()
         for region in chunk_regions(self.shape, self.chunk):
-            waiting.append((region, self._start(region)))
+            waiting.append((region, self._store[region].read(order="C")))
             if len(waiting) > _PENDING:
                 self._copy(target, *waiting.popleft())
         while waiting:
             self._copy(target, *waiting.popleft())
-
-    def _start(self, region: Region) -> Any:
-        """A future of a region's values."""
-        return self._store[region].read(order="C")
 
     def _copy(self, target: np.ndarray, region: Region, future: Any) -> None:
         copy_into(target[region], self._result(future))

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 
 from ..sharding import partition_spec
-from .chunks import AnyMesh, MeshShape
+from .chunks import AnyMesh
 from .regions import Region, bounds, concrete
 
 __all__ = ["barrier", "my_regions", "process_count", "process_index"]
@@ -38,7 +38,7 @@ def my_regions(axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh |
     """
     if process_count() == 1:
         return None
-    if mesh is None or isinstance(mesh, MeshShape):
+    if mesh is None or isinstance(mesh, AbstractMesh):
         return None if process_index() == 0 else []
     sharding = NamedSharding(mesh, partition_spec(axes, shape, mesh, quiet=True))
     devices: Mapping[Any, Any] = sharding.devices_indices_map(tuple(shape))

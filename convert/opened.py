@@ -7,9 +7,8 @@ checkpoint of ours, of a model or of a training run.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +41,6 @@ class Checkpoint:
         leaves: our path -> parameter.
         files: everything that is read, for checksums.
         companions: tokenizer, processor and generation files by name.
-        manifest: of an orbax directory, if it has one.
         step: of a training run.
         reader: of a PyTorch checkpoint.
         name, revision: what `open_checkpoint` was asked for.
@@ -56,7 +54,6 @@ class Checkpoint:
     leaves: Mapping[str, Leaf]
     files: list[Path]
     companions: dict[str, Path]
-    manifest: dict[str, Any] = field(default_factory=dict)
     step: int | None = None
     reader: TensorReader | None = None
     name: str = ""
@@ -181,7 +178,6 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
         leaves=leaves,
         files=[*stored, *described],
         companions=companions,
-        manifest=manifest,
         step=found.step,
     )
 

@@ -38,15 +38,10 @@ RULES: Mapping[str, str] = {
     **_under(
         "model/text_model/layers_{l}",
         {
-            "input_layernorm/scale": _VECTOR,
-            "post_attention_layernorm/scale": _VECTOR,
-            "self_attn/q_proj/kernel": _TO_HEADS,
-            "self_attn/k_proj/kernel": _TO_HEADS,
-            "self_attn/v_proj/kernel": _TO_HEADS,
+            **{f"{norm}_layernorm/scale": _VECTOR for norm in ("input", "post_attention")},
+            **{f"self_attn/{name}_proj/kernel": _TO_HEADS for name in "qkv"},
             "self_attn/o_proj/kernel": _FROM_HEADS,
-            "mlp/gate_proj/kernel": _LINEAR,
-            "mlp/up_proj/kernel": _LINEAR,
-            "mlp/down_proj/kernel": _LINEAR,
+            **{f"mlp/{name}_proj/kernel": _LINEAR for name in ("gate", "up", "down")},
         },
     ),
     **_under(

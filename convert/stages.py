@@ -287,24 +287,21 @@ def compare_stages(
     reference_ready = all(importlib.util.find_spec(name) is not None for name in ("transformers", "torch"))
     if not reference_ready:
         notes.append("transformers and torch are not installed: only our own model was run")
-    shared, own_inputs, prompts = None, {}, {}
-    for side, source in sides.items():
-        if has_processor(source):
-            own_inputs[side], prompts[side] = our_inputs(source.root)
-            shared = shared or own_inputs[side]
-    if shared is None:
-        shared = formula_inputs(a.model_config)
+    own = {side: our_inputs(source.root) for side, source in sides.items() if has_processor(source)}
+    if not own:
         notes.append("no tokenizer and processor files: ids and pixels were made from the config")
+    shared = next(iter(own.values()))[0] if own else formula_inputs(a.model_config)
     for side, source in sides.items():
         if reference_ready and source.kind == "hf" and source.path.is_dir() and source.layout == "full":
             name = f"{side} transformers"
             notify(f"running {name}")
-            inputs = reference_inputs(source.path, prompts[side]) if side in prompts else shared
+            inputs = reference_inputs(source.path, own[side][1]) if side in own else shared
             runs[name] = {**_tokens_and_pixels(inputs), **run_transformers(source.path, shared)}
     for side, source in sides.items():
         name = f"{side} ours"
         notify(f"running {name}")
-        runs[name] = {**_tokens_and_pixels(own_inputs.get(side, shared)), **run_ours(source, shared, position_ids)}
+        inputs = own[side][0] if side in own else shared
+        runs[name] = {**_tokens_and_pixels(inputs), **run_ours(source, shared, position_ids)}
     rule = f"ours follows {POSITION_RULES[position_ids]}"
     if any(name.endswith("transformers") for name in runs):
         rule += f"; transformers {version('transformers')} is installed and follows its own"

@@ -4,6 +4,9 @@ Every class also derives from the built-in exception the reference raises in the
 moves over from transformers keeps its `except` clauses.
 """
 
+import importlib
+from typing import Any
+
 __all__ = [
     "SmolVLMError",
     "ConfigError",
@@ -12,6 +15,7 @@ __all__ = [
     "MediaError",
     "PromptError",
     "MissingExtraError",
+    "import_extra",
 ]
 
 
@@ -44,3 +48,20 @@ class MissingExtraError(SmolVLMError, ImportError):
 
     def __init__(self, what: str, extra: str):
         super().__init__(f"{what} needs an optional dependency. Install it with: pip install 'smolvlm-jax[{extra}]'")
+
+
+def import_extra(module: str, what: str, extra: str) -> Any:
+    """An optional module.
+
+    Args:
+        module: its name.
+        what: what needs it, for the message.
+        extra: the extra of this package that brings it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(what, extra) from error

@@ -4,7 +4,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from .errors import CheckpointError, MissingExtraError
+from .errors import CheckpointError, import_extra
 
 __all__ = ["bundled_models", "resolve", "resolve_file"]
 
@@ -55,10 +55,7 @@ def resolve_file(source: str | os.PathLike, revision: str | None = None) -> Path
 
 def _download(name: str, revision: str | None) -> Path:
     """The snapshot of a Hub repository in the local cache: safetensors, or pickled weights if it has nothing else."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtraError(f"downloading {name} from the Hub", "hub") from error
+    snapshot_download = import_extra("huggingface_hub", f"downloading {name} from the Hub", "hub").snapshot_download
     try:
         found = Path(snapshot_download(name, revision=revision, allow_patterns=list(_PATTERNS)))
         if not any(found.glob("*.safetensors")) and not (found / "params").is_dir():

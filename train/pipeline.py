@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError, MissingExtraError
+from ..errors import CheckpointError, ConfigError, import_extra
 from .config import DataConfig
 from .packing import BatchShape, make_batch, plan_rows
 from .records import open_records
@@ -32,11 +32,9 @@ def dataset(config: DataConfig, seed: int):
         ConfigError: no source is named.
         InputError: a source does not exist or cannot be read.
     """
-    try:
-        import grain
-        from absl import flags
-    except ImportError as error:
-        raise MissingExtraError("training data", "train") from error
+    grain = import_extra("grain", "training data", "train")
+    from absl import flags  # comes with Grain
+
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which a program without absl's main() never parses
     if not config.train:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError, import_extra
 from ..records.conversations import conversation_of
 from .config import DataSource
 
@@ -110,13 +110,10 @@ class LineRecords(Records):
 
 
 def _unpacked(file: str) -> bytes:
+    fsspec = import_extra("fsspec", "reading compressed files", "train")  # comes with `datasets`
     try:
-        import fsspec  # comes with `datasets`
-
         with fsspec.open(file, "rb", compression="infer") as opened:
             return opened.read()
-    except ImportError as error:
-        raise MissingExtraError("reading compressed files", "train") from error
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{file} cannot be unpacked: {error}") from error
 
@@ -254,10 +251,7 @@ def _load(datasets, reader: str, files: list[str]):
 @contextmanager
 def _reading(path: str | os.PathLike, problem: str = "cannot be read") -> Iterator[Any]:
     """`datasets`, whose errors become one InputError that names the path."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("reading anything but JSON lines", "train") from error
+    datasets = import_extra("datasets", "reading anything but JSON lines", "train")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:

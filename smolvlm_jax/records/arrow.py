@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..errors import MissingExtraError
+from ..errors import import_extra
 
 __all__ = ["import_pyarrow"]
 
@@ -13,9 +13,5 @@ def import_pyarrow() -> Any:
     Raises:
         MissingExtraError: if it is not installed.
     """
-    try:
-        import pyarrow.parquet
-
-        return pyarrow
-    except ImportError as error:
-        raise MissingExtraError("Parquet", "parquet") from error
+    import_extra("pyarrow.parquet", "Parquet", "parquet")
+    return import_extra("pyarrow", "Parquet", "parquet")

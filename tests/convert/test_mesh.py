@@ -12,7 +12,7 @@ import convert_helpers as helpers
 import numpy as np
 import pytest
 
-from smolvlm_jax.convert.chunks import DEFAULT_MESH, MAX_BYTES, MeshShape, chunk_regions, chunk_shape, shard_shape
+from smolvlm_jax.convert.chunks import DEFAULT_MESH, MAX_BYTES, abstract_mesh, chunk_regions, chunk_shape, shard_shape
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.from_orbax import find_checkpoint, open_orbax
 
@@ -84,7 +84,7 @@ def test_a_host_reads_only_its_slices(original):
 
     source = open_checkpoint(original)
     axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
-    mesh = MeshShape({"fsdp": 8})
+    mesh = abstract_mesh({"fsdp": 8})
     split = 0
     for path, leaf in source.leaves.items():
         shard = shard_shape(axes[path], leaf.shape, mesh)
@@ -114,12 +114,17 @@ def test_chunks_of_the_real_sizes():
     for names, group in shapes.items():
         for shape in group:
             for itemsize in (2, 4):
-                for mesh in (None, MeshShape({"fsdp": 8}), MeshShape({"fsdp": 2, "tensor": 4}), MeshShape({"tensor": 8})):
+                for mesh in (
+                    None,
+                    abstract_mesh({"fsdp": 8}),
+                    abstract_mesh({"fsdp": 2, "tensor": 4}),
+                    abstract_mesh({"tensor": 8}),
+                ):
                     chunk = chunk_shape(names, shape, itemsize, mesh)
                     assert math.prod(chunk) * itemsize <= MAX_BYTES
                     covered = sum(math.prod(p.stop - p.start for p in region) for region in chunk_regions(shape, chunk))
                     assert covered == math.prod(shape)
-                    shard = shard_shape(names, shape, mesh or MeshShape(DEFAULT_MESH))
+                    shard = shard_shape(names, shape, mesh or abstract_mesh(DEFAULT_MESH))
                     if mesh is not None or math.prod(shard) * itemsize >= 1 << 20:
                         # whole chunks make up a shard, except along an axis that the mesh leaves whole
                         assert all(s % c == 0 or s == n for s, c, n in zip(shard, chunk, shape, strict=True))

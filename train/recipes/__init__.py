@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, MissingExtraError
+from ...errors import ConfigError, import_extra
 from ..config import TrainConfig, from_dict
 
 __all__ = ["load_recipe", "recipe_names", "recipe_path"]
@@ -42,10 +42,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: something does not fit; the message names the recipe and the key.
         MissingExtraError: PyYAML is not installed.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError("reading a recipe", "train") from error
+    yaml = import_extra("yaml", "reading a recipe", "train")
     path = recipe_path(name)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
