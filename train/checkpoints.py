@@ -40,7 +40,6 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error):
-        self._manager.wait_until_finished()
         self._manager.close()
 
     def latest(self) -> int | None:
@@ -87,10 +86,6 @@ class Checkpoints:
                 f"the configuration it was made with, or start in another directory ({str(error).splitlines()[0]})"
             ) from error
         return restored.state, restored.data["positions"]
-
-    def wait(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
 
     def preempted(self, step: int) -> bool:
         """In a job of several processes: whether one of them was told to stop, agreed on by all of them."""

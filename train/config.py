@@ -1,6 +1,7 @@
 """`TrainConfig`: all settings of a training run, from a recipe (YAML) and `key=value` words or from Python."""
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -293,17 +294,9 @@ def _choice(name: str, value, choices: Sequence[str]) -> None:
 
 def to_dict(config) -> dict[str, Any]:
     """A config as plain data, which `from_dict` reads."""
-    out = {}
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        elif entry.name in ("learning_rates", "image_options"):
-            value = dict(value)
-        elif isinstance(value, tuple):
-            value = [to_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v for v in value]
-        out[entry.name] = value
-    return out
+    pairs = ("learning_rates", "image_options")
+    plain = lambda items: {name: dict(value) if name in pairs else value for name, value in items}
+    return json.loads(json.dumps(dataclasses.asdict(config, dict_factory=plain)))  # lists in place of tuples, as in a file
 
 
 def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
@@ -339,7 +332,7 @@ def _convert(value, kind, where: str):
             return None
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if kind is EvaluationConfig and isinstance(value, str):
+        if kind in (DataSource, EvaluationConfig) and isinstance(value, str):
             value = {"path": value}
         return value if isinstance(value, kind) else from_dict(value, kind, f"{where}.")
     if typing.get_origin(kind) is tuple:
@@ -358,21 +351,16 @@ def _convert(value, kind, where: str):
 
 
 def _convert_tuple(value, inner, where: str):
-    if inner[0] is DataSource:
-        value = [value] if isinstance(value, (str, Mapping)) else value
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} is {value!r}; it needs a path, or a list of sources")
-        entries = [{"path": v} if isinstance(v, str) else v for v in value]
-        return tuple(_convert(v, DataSource, f"{where}[{i}]") for i, v in enumerate(entries))
-    if isinstance(value, Mapping):
+    sources = inner[0] is DataSource
+    if isinstance(value, Mapping) and not sources:
         value = list(value.items())
-    if isinstance(value, str):
+    if isinstance(value, (str, Mapping)):
         value = [value]
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} is {value!r}; it needs a list")
+        raise ConfigError(f"{where} is {value!r}; it needs a {'path, or a list of sources' if sources else 'list'}")
     if typing.get_origin(inner[0]) is tuple:
         kinds = typing.get_args(inner[0])
         if not all(isinstance(v, (list, tuple)) and len(v) == len(kinds) for v in value):
             raise ConfigError(f"{where} is {value!r}; it needs groups of {len(kinds)} values")
         return tuple(tuple(x if k is Any else _convert(x, k, where) for x, k in zip(v, kinds, strict=True)) for v in value)
-    return tuple(_convert(v, inner[0], where) for v in value)
+    return tuple(_convert(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value))

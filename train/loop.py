@@ -116,8 +116,7 @@ def fit(
             if done % config.checkpoint_every == 0 or ends or stop or found:
                 checkpoints.save(done, state, everyones(position), found)
             if stop and not ends:
-                checkpoints.wait()
-                raise Preempted(done)
+                raise Preempted(done)  # leaving `checkpoints` waits until this one is written
     return state
 
 

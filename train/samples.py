@@ -11,7 +11,6 @@ import numpy as np
 from ..errors import PromptError, SmolVLMError
 from ..processing import SmolVLMProcessor
 from ..processing.chat import collect_media, has_video, normalize_conversations
-from ..processing.fetch import image_size
 from .config import IGNORE, DataConfig
 from .records import Element, messages_of
 
@@ -120,15 +119,14 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
 
 def _fit(processor, messages: list, config: DataConfig, options: dict) -> tuple[list | None, int, str]:
     """(messages that fit or None, pictures dropped, what all of it needs), from the headers of the pictures alone."""
-    needed, dropped = "", 0
-    if has_video(
-        normalize_conversations(messages).messages
-    ):  # its length is known only when it is decoded, so it is measured afterwards
+    needed, dropped, images = "", 0, processor.image_processor
+    if has_video(normalize_conversations(messages).messages):  # measured when it is decoded
         return messages, 0, needed
+    picture_options = {name: value for name, value in options.items() if name in images.DEFAULTS}
     while True:
         tokens = processor.count_prompt_tokens(messages, special_tokens_in_text=config.special_tokens_in_text, **options)[0]
         (pictures,) = collect_media(normalize_conversations(messages).messages, "image")
-        tiles = sum(_tile_count(processor, picture, options) for picture in pictures)
+        tiles = sum(images.plan_picture(picture, **picture_options).num_tiles for picture in pictures)
         needed = needed or f"{tokens} tokens and {tiles} tiles"
         if tokens <= config.length and (config.tiles_per_row is None or tiles <= config.tiles_per_row):
             return messages, dropped, needed
@@ -136,12 +134,6 @@ def _fit(processor, messages: list, config: DataConfig, options: dict) -> tuple[
         if shorter is None:
             return None, dropped, needed
         messages, dropped = shorter, dropped + 1
-
-
-def _tile_count(processor, picture, options: dict) -> int:
-    images = processor.image_processor
-    height_width = image_size(picture, images.limits, options.get("exif_transpose", images.exif_transpose))
-    return images.plan(*height_width, **{k: v for k, v in options.items() if k in images.DEFAULTS}).num_tiles
 
 
 def _without_last_picture(messages: list[dict]) -> list[dict] | None:

@@ -107,11 +107,9 @@ def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
     def put(value):
         shape = np.shape(value)
-        if hosts > 1 and len(shape) > stacked:
+        if len(shape) > stacked:
             shape = (*shape[:stacked], shape[stacked] * hosts, *shape[stacked + 1 :])
         sharding = batch_placement(mesh, shape, stacked=stacked)
-        if hosts == 1:
-            return jax.device_put(value, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(value), shape)
 
     return {name: put(value) for name, value in batch.items()}
