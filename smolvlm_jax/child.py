@@ -9,6 +9,7 @@ A child trusts its parent. From a child, where a malicious file may have taken o
 plain values, arrays and dataclasses of this package.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-__all__ = ["AVAILABLE", "Channel", "Child", "parent"]
+__all__ = ["AVAILABLE", "Channel", "Child", "PlainUnpickler", "parent"]
 
 AVAILABLE = os.name == "posix"  # elsewhere a socket cannot be a standard input
 _START_SECONDS = 120
@@ -41,8 +42,8 @@ _ARRAYS = frozenset(
 )
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads arrays and dataclasses of this package, besides what pickle needs no names for."""
+class PlainUnpickler(pickle.Unpickler):
+    """Reads a pickle that is not trusted: plain values, arrays and dataclasses of this package, else a ConnectionError."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in _ARRAYS:
@@ -138,7 +139,7 @@ class Child(Channel):
         started: The child's answer to the setup.
     """
 
-    _unpickler = _PlainUnpickler
+    _unpickler = PlainUnpickler
 
     def __init__(self, module: str, *, quiet: bool = False):
         ours, theirs = socket.socketpair()
@@ -230,10 +231,8 @@ def parent() -> Channel:
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)  # what this process starts must not hold the socket open
     if sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        except (OSError, AttributeError):
-            pass
 
     def watch() -> None:
         poll = select.poll()

@@ -30,8 +30,6 @@ def shard_of(index: int | None, count: int | None, environment: Mapping[str, str
     """
     environment = os.environ if environment is None else environment
     for index_name, count_name in _LAUNCHERS:
-        if index is not None and count is not None:
-            break
         if index is None and index_name in environment:
             index = _number(index_name, environment[index_name])
             if count is None and count_name in environment:

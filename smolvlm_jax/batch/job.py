@@ -51,16 +51,6 @@ class Shard:
             raise InputError(f"shard_size must be at least 1, got {self.size}")
 
 
-@dataclass
-class _Open:
-    """A part in progress. row_share: the share of the job that one of its rows is, an estimate until all are read. expected:
-    number of its rows, None until all are read."""
-
-    part: Part
-    row_share: float
-    expected: int | None = None
-
-
 class BatchJob:
     """One shard of a job.
 
@@ -88,7 +78,7 @@ class BatchJob:
         self._source, self._folder, self._sink, self._shard = source, Path(folder), sink, shard
         self._pool, self._make_engine = pool, make_engine
         self._engine: Any = None
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Part] = {}
         self._lock = threading.Lock()  # guards _open, which a unit that is read, a part that is whole and park() change or read
         self._stopping, self._all_read = threading.Event(), False
         self._flushed = time.monotonic()
@@ -104,8 +94,8 @@ class BatchJob:
         """From any thread: stop, and write all finished rows to the disk now, from which another run goes on. Later rows are
         dropped."""
         self._stopping.set()
-        for entry in self._parts():
-            entry.part.close()
+        for part in self._parts():
+            part.close()
 
     def run(self) -> dict[str, Any]:
         """Work until every record of the shard has its row, or until stopped.
@@ -169,11 +159,11 @@ class BatchJob:
                 self._count_finished(unit)
                 continue
             share = unit.share * self._shard.count
-            entry = _Open(part, share / self._shard.size)
+            part.row_share = share / self._shard.size
             with self._lock:
-                self._open[unit.index] = entry
+                self._open[unit.index] = part
             for answer in part.taken_over:
-                self.tally.add(answer, entry.row_share, reused=True)
+                self.tally.add(answer, part.row_share, reused=True)
             part.taken_over.clear()
             count, done = 0, set(part.done)
             for row in unit.rows():
@@ -182,8 +172,8 @@ class BatchJob:
                     yield (unit.index, row.position), row.payload
             with self._lock:
                 exact = share / max(count, 1)
-                self.tally.advance((exact - entry.row_share) * len(part.done))
-                entry.row_share, entry.expected = exact, count
+                self.tally.advance((exact - part.row_share) * len(part.done))
+                part.row_share, part.expected = exact, count
         self._all_read = True
 
     def _count_finished(self, unit: Unit) -> None:
@@ -214,30 +204,30 @@ class BatchJob:
             "tiles": result.tiles,
             "seconds": round(result.seconds, 6),
         }
-        entry = self._open[unit]
+        part = self._open[unit]
         with self._lock:  # together: the estimate of a row's share is corrected for the rows that the part has by then
-            added, share = entry.part.add(position, row), entry.row_share
+            added, share = part.add(position, row), part.row_share
         if added:
             self.tally.add(row, share)
         now = time.monotonic()
         if now - self._flushed > _FLUSH_SECONDS:
             self._flushed = now
-            for entry in self._parts():
-                entry.part.flush()
+            for part in self._parts():
+                part.flush()
 
     def _says_nothing(self, result: Result) -> bool:
         """Whether there is no token in the answer but special ones: a sign of a broken model rather than of a short limit."""
         return not self._engine.processor.decode(list(result.token_ids), skip_special_tokens=True)
 
-    def _parts(self) -> list[_Open]:
+    def _parts(self) -> list[Part]:
         with self._lock:
             return list(self._open.values())
 
     def _finish_parts(self) -> None:
         """Give parts whose rows are all there their names."""
-        for entry in self._parts():
-            if entry.expected is not None and len(entry.part.done) >= entry.expected:
+        for part in self._parts():
+            if part.expected is not None and len(part.done) >= part.expected:
                 with self._lock:  # park() leaves a part alone that is being finished
-                    del self._open[entry.part.index]
-                entry.part.finish()
+                    del self._open[part.index]
+                part.finish()
                 self._finished += 1

@@ -33,6 +33,8 @@ class Part:
 
     Attributes:
         path: Of the complete part.
+        row_share: The share of the job that one of its rows is, an estimate until all rows have been read.
+        expected: Number of its rows; None until all have been read.
         taken_over: Rows of earlier runs that were copied.
     """
 
@@ -49,6 +51,8 @@ class Part:
     def __init__(self, folder: Path, index: int, sink: Sink):
         self.index, self._folder, self._sink = index, folder, sink
         self.path = self.path_of(folder, index, sink)
+        self.row_share = 0.0
+        self.expected: int | None = None
         self._offsets: dict[int, int] = {}
         self._lock = threading.Lock()
         self._own = folder / f".{part_name(index)}.{unique_name()}.rows"

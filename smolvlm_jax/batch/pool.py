@@ -1,13 +1,15 @@
 """Worker processes that prepare records, replaced when a record kills them.
 
-One thread of this process is responsible for each worker. It sends one payload at a time and waits for the answer, so it is
-always known on which record a worker died.
+A thread of this process sends a worker one payload at a time and waits for the answer, so it is always known on which record a
+worker died.
 """
 
 import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from ..child import AVAILABLE, Child
@@ -51,11 +53,8 @@ class WorkerPool:
         self.deaths = 0
         self._closed = threading.Event()
         self._children: set[Child] = set()
-        self._tasks: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Any, Request] | BaseException] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._serve_one, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(max(workers, 1))
 
     def map(self, tasks: Iterable[tuple[Any, Any]], stop: threading.Event | None = None) -> Iterator[tuple[Any, Request]]:
         """Prepare records, a few ahead of what is taken.
@@ -75,36 +74,30 @@ class WorkerPool:
                     return
                 yield key, preparer(payload)
             return
-        ahead, outstanding, more = 2 * self.size + 2, 0, True
-        while not stop.is_set():
-            while more and outstanding < ahead:
-                task = next(tasks, None)
-                more = task is not None
-                if task is not None:
-                    self._tasks.put(task)
-                    outstanding += 1
+        done: queue.SimpleQueue[Future[tuple[Any, Request]]] = queue.SimpleQueue()
+        outstanding = 0
+        while not stop.is_set() and not self._closed.is_set():
+            for key, payload in islice(tasks, 2 * self.size + 2 - outstanding):
+                self._threads.submit(self._prepare, key, payload).add_done_callback(done.put)
+                outstanding += 1
             if not outstanding:
                 return
             try:
-                answer = self._answers.get(timeout=_POLL_SECONDS)
+                future = done.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                if self._closed.is_set():
-                    return
                 continue
-            if isinstance(answer, BaseException):
-                raise answer
             outstanding -= 1
-            yield answer
+            if not self._closed.is_set():
+                yield future.result()
 
     def close(self) -> None:
         """End all workers, whatever they are doing."""
         self._closed.set()
-        for _ in self._threads:
-            self._tasks.put(None)
         for child in list(self._children):
             child.kill()
-        for thread in self._threads:
-            thread.join(timeout=5)
+        self._threads.shutdown(cancel_futures=True)
+        for child in list(self._children):
+            self._end(child)
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -112,33 +105,24 @@ class WorkerPool:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def _serve_one(self) -> None:
-        """The thread behind one worker."""
-        child: Child | None = None
-        try:
-            while (task := self._tasks.get()) is not None and not self._closed.is_set():
-                key, payload = task
-                for _ in range(_ATTEMPTS):
-                    child = child or self._start()
-                    request, died = _ask(child, payload, self._timeout)
-                    if request is not None:
-                        break
-                    self._end(child)
-                    child = None
-                    if self._closed.is_set():
-                        return
-                    self.deaths += 1
-                else:
-                    # Reading the id of such a record is safe: JSON and a dictionary.
-                    message = f"preparing this record {died}, {_ATTEMPTS} times in a row"
-                    request = Request(self._setup.parse(payload).id, error=message)
-                self._answers.put((key, request))
-        except BaseException as error:
-            if not self._closed.is_set():
-                self._answers.put(error)
-        finally:
-            if child is not None:
-                self._end(child)
+    def _prepare(self, key: Any, payload: Any) -> tuple[Any, Request]:
+        """Prepare a record in a worker that nothing else uses."""
+        for _ in range(_ATTEMPTS):
+            try:
+                child = self._idle.get_nowait()
+            except queue.Empty:
+                child = self._start()
+            request, died = _ask(child, payload, self._timeout)
+            if request is not None:
+                self._idle.put(child)
+                return key, request
+            self._end(child)
+            if self._closed.is_set():
+                raise CancelledError
+            self.deaths += 1
+        # Reading the id of such a record is safe: JSON and a dictionary.
+        message = f"preparing this record {died}, {_ATTEMPTS} times in a row"
+        return key, Request(self._setup.parse(payload).id, error=message)
 
     def _start(self) -> Child:
         child = Child("smolvlm_jax.batch.workers")

@@ -11,6 +11,7 @@ from ..engine.counters import Counters
 
 __all__ = ["Tally"]
 
+_COUNTED = ("tiles", "prompt_tokens", "new_tokens")
 _SHOWN_ERRORS = 10
 _SHOW_SECONDS = 0.5
 
@@ -31,7 +32,7 @@ class Tally:
     """
 
     def __init__(self, statistics: Callable[[], Counters], quiet: bool = False):
-        self._statistics, self._lock = statistics, threading.Lock()
+        self._statistics, self._lock = statistics, threading.RLock()
         self._begin = time.perf_counter()
         self.reasons: Counter = Counter()
         self.new: Counter = Counter()  # of this run alone
@@ -62,8 +63,8 @@ class Tally:
             if row["error"] is not None and len(self.errors) < _SHOWN_ERRORS:
                 self.errors.append({"id": row["id"], "error": row["error"]})
             if not reused:
-                self.new.update(records=1, tiles=row["tiles"], prompt_tokens=row["prompt_tokens"], new_tokens=row["new_tokens"])
-            self._advance(share, reused)
+                self.new.update(records=1, **{name: row[name] for name in _COUNTED})
+            self.advance(share, reused)
             if self._bar is not None and (now := time.perf_counter()) - self._shown > _SHOW_SECONDS:
                 self._shown = now
                 self._show()
@@ -71,12 +72,9 @@ class Tally:
     def advance(self, share: float, reused: bool = False) -> None:
         """Correct the share of the job that is done, by a positive or negative amount."""
         with self._lock:
-            self._advance(share, reused)
-
-    def _advance(self, share: float, reused: bool) -> None:
-        self._share = min(1.0, max(0.0, self._share + share))
-        if reused:
-            self._reused += share
+            self._share = min(1.0, max(0.0, self._share + share))
+            if reused:
+                self._reused += share
 
     def _show(self) -> None:
         # The speed of this run is that of its own rows.
@@ -112,9 +110,7 @@ class Tally:
             "finish_reasons": dict(sorted(self.reasons.items())),
             "first_errors": self.errors,
             "new_records": self.new["records"],
-            "tiles": self.new["tiles"],
-            "prompt_tokens": self.new["prompt_tokens"],
-            "new_tokens": self.new["new_tokens"],
+            **{name: self.new[name] for name in _COUNTED},
             **self.rates(),
         }
 

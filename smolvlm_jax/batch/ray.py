@@ -5,14 +5,16 @@ accelerator. Rows are read like those of a batch job's Parquet input: `messages`
 `videos`, and sampling arguments. Ray itself is not imported here; it imports this module.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import io
+import pickle
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
-from ..engine.requests import Prepared, Request, Result
+from ..child import PlainUnpickler
+from ..engine.requests import Result
 from ..generation_config import SamplingParams
 from ..records.conversations import MEDIA
 from ..records.record import FIELDS, record_from
@@ -22,7 +24,8 @@ from .workers import Preparer, Setup
 
 __all__ = ["PREPARED", "SmolVLMPredictor", "SmolVLMPreprocessor"]
 
-# The column of bytes that the first adds for the second.
+# The column that the first adds for the second: bytes of a Request, as a worker process sends it. A data set may bring a column
+# of this name, so it is read like the message of such a process.
 PREPARED = "smolvlm_prepared"
 _DROPPED = ("messages", "body", *MEDIA, PREPARED)
 
@@ -51,7 +54,8 @@ class SmolVLMPreprocessor:
         """A batch as Ray gives it, each column an array of n, with one more column."""
         dropped = {*_DROPPED, *(column for name, column in self._columns if name in _DROPPED)}
         kept = {name: values for name, values in batch.items() if name not in dropped}
-        return {**kept, PREPARED: _objects(_pack(self._prepare(row)) for row in _rows(batch, self._columns))}
+        prepared = [pickle.dumps(self._prepare(row), protocol=5) for row in _rows(batch, self._columns)]
+        return {**kept, PREPARED: np.array(prepared, object)}
 
 
 class SmolVLMPredictor:
@@ -78,12 +82,13 @@ class SmolVLMPredictor:
         if PREPARED not in batch:
             self._preprocess = self._preprocess or SmolVLMPreprocessor(self._model, **self._options)
             batch = self._preprocess(batch)
-        requests = (replace(_unpack(data), id=number) for number, data in enumerate(batch[PREPARED]))
+        prepared = (PlainUnpickler(io.BytesIO(data)).load() for data in batch[PREPARED])
+        requests = (replace(request, id=number) for number, request in enumerate(prepared))
         rows: list[Result] = sorted(self._engine.generate(requests), key=lambda result: result.id)
         out = {name: values for name, values in batch.items() if name != PREPARED}
         for name in COLUMNS[1:]:
-            values = (getattr(row, name) for row in rows)
-            out[name] = _objects(values) if name in ("text", "error") else np.asarray(list(values))
+            values = [getattr(row, name) for row in rows]
+            out[name] = np.array(values, object if name in ("text", "error") else None)
         return out
 
 
@@ -96,39 +101,10 @@ def _rows(batch: dict[str, np.ndarray], columns: tuple[tuple[str, str], ...]) ->
 
 def _plain(value: Any) -> Any:
     """Values of Arrow and numpy as Python's; a missing number arrives as not-a-number and becomes None."""
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and value != value else value
-
-
-def _objects(values: Iterable) -> np.ndarray:
-    values = list(values)
-    out = np.empty(len(values), object)
-    out[:] = values
-    return out
-
-
-def _pack(request: Request) -> bytes:
-    """A header of JSON, a line end, and the bytes of the tiles. No pickle: a data set may bring a column of this name."""
-    header: dict[str, Any] = {"error": request.error}
-    if request.prepared is None:
-        return json.dumps(header).encode()
-    ids, tiles, digests = request.prepared.input_ids, request.prepared.tiles, request.prepared.digests
-    header |= {"ids": ids.tolist(), "shape": tiles.shape, "digests": [digest.hex() for digest in digests]}
-    return json.dumps({**header, "params": vars(request.params)}).encode() + b"\n" + tiles.tobytes()
-
-
-def _unpack(data: bytes) -> Request:
-    head, _, body = bytes(data).partition(b"\n")
-    header = json.loads(head)
-    if header["error"] is not None:
-        return Request(None, error=header["error"])
-    tiles = np.frombuffer(body, np.uint8).reshape(header["shape"])
-    prepared = Prepared(np.array(header["ids"], np.int32), tiles, tuple(map(bytes.fromhex, header["digests"])))
-    return Request(None, prepared=prepared, params=SamplingParams(**header["params"]))

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .job import BatchJob
 
@@ -47,11 +47,9 @@ def stop_on_signals(job: BatchJob, grace: float = GRACE_SECONDS) -> Iterator[lis
         came.append(first)
         job.stop()
         ours.settimeout(grace)
-        try:
+        with suppress(TimeoutError):
             if _next_signal(ours) is None:
                 return  # the job has returned
-        except TimeoutError:
-            pass
         job.park()
         os._exit(128 + first)
 
