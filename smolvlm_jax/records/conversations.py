@@ -47,8 +47,8 @@ def conversation_of(
     if given is None:
         messages = [{"role": "user", "content": _content(value, folder, prompt)}]
     else:
-        given = _with_pictures(given, record.get("images")) if training else given
-        messages = [_resolved(message, folder) for message in given]
+        left = _pictures(record.get("images")) if training else None
+        messages = [_resolved(message, folder, left) for message in given]
     if training and (answer := record.get("answer")) is not None:
         if not isinstance(answer, str):
             raise InputError(f"answer is a {type(answer).__name__}; it needs a string")
@@ -112,39 +112,30 @@ def _content(value: Mapping, folder: str, prompt: str | None) -> list[dict[str, 
     return [*items, {"type": "text", "text": text}]
 
 
-def _with_pictures(messages: list[Mapping], images: Any) -> list[Mapping]:
-    """The messages, in which picture items without a picture have taken `images` in order."""
+def _pictures(images: Any) -> list:
     if not isinstance(images, list | tuple | None):
         raise InputError(f"images is a {type(images).__name__}; it needs a list")
-    left = list(images or ())
-    out = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            message = {**message, "content": [_filled(item, left) for item in content]}
-        out.append(message)
-    return out
+    return list(images or ())
 
 
-def _filled(item: Any, left: list) -> Any:
-    if not isinstance(item, Mapping) or item.get("type") != "image" or set(item) - {"type", "text"}:
-        return item
-    if not left:
-        raise InputError("an image item without a picture, and no images left in the record")
-    return {"type": "image", "image": left.pop(0)}
-
-
-def _resolved(message: Mapping, folder: str) -> dict[str, Any]:
+def _resolved(message: Mapping, folder: str, left: list | None) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return dict(message)
-    return {**message, "content": [_item(item, folder) for item in content]}
+    return {**message, "content": [_item(item, folder, left) for item in content]}
 
 
-def _item(item: Any, folder: str) -> Any:
-    """A content item with its relative path resolved. {"type": "image_url"} and {"type": "video_url"} become plain ones."""
+def _item(item: Any, folder: str, left: list | None) -> Any:
+    """A content item with its relative path resolved. {"type": "image_url"} and {"type": "video_url"} become plain ones.
+
+    A picture item without a picture takes the first of the pictures `left`, if there is such a list.
+    """
     if not isinstance(item, Mapping):
         return item
+    if left is not None and item.get("type") == "image" and not set(item) - {"type", "text"}:
+        if not left:
+            raise InputError("an image item without a picture, and no images left in the record")
+        item = {"type": "image", "image": left.pop(0)}
     item = {name: value for name, value in item.items() if value is not None}
     kind = item.get("type")
     if kind in ("image_url", "video_url") and kind in item:
@@ -170,13 +161,6 @@ def _source(value: Any, folder: str, name: str) -> Any:
     if not folder or start.startswith(("http://", "https://", "data:")) or os.path.isabs(value):
         return value
     joined = os.path.join(folder, value)
-    if name != "path" and len(value) >= 64 and not _exists(joined):
+    if name != "path" and len(value) >= 64 and not os.path.exists(joined):
         return value  # most likely base64; if it is not, decoding it reports so
     return joined
-
-
-def _exists(path: str) -> bool:
-    try:
-        return os.path.exists(path)
-    except (OSError, ValueError):
-        return False

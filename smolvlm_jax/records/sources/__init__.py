@@ -17,7 +17,7 @@ from .parquet import ParquetSource
 
 __all__ = ["SOURCES", "Row", "Source", "Unit", "open_source"]
 
-# The first that claims an input gets it.
+# The first that claims an input gets it; the last claims every input.
 SOURCES: dict[str, type[Source]] = {source.name: source for source in (JsonlSource, ParquetSource, MediaSource)}
 
 
@@ -44,7 +44,5 @@ def open_source(
     path = os.fspath(path)
     if not os.path.exists(path) and not any(c in path for c in "*?["):
         raise InputError(f"no input {path!r}: no such file or directory; a glob has one of * ? [ in it")
-    for key in [name] if name else SOURCES:
-        if name or SOURCES[key].claims(path):
-            return SOURCES[key](path, prompt, columns)
-    raise InputError(f"{path!r} is no input that can be read: it takes JSONL, Parquet, or a directory or glob of pictures")
+    kind = SOURCES[name] if name else next(kind for kind in SOURCES.values() if kind.claims(path))
+    return kind(path, prompt, columns)

@@ -2,13 +2,14 @@
 
 import glob
 import os
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...errors import InputError
 from ..record import Record, record_from
-from .base import Source
+from .base import Row, Source, Unit
 
 __all__ = ["FileParser", "FileSource"]
 
@@ -46,6 +47,7 @@ class FileSource(Source):
     Attributes:
         endings: Of the files' names, in lower case.
         decode: As in FileParser.
+        lengths: Of the files, in bytes or what else `pieces` counts in.
     """
 
     endings: ClassVar[tuple[str, ...]]
@@ -55,8 +57,19 @@ class FileSource(Source):
         found = _data_files(path, self.endings)
         self._paths = [place for _, place in found]
         self._sizes = {name: os.path.getsize(place) for name, place in found}
+        self.lengths = list(self._sizes.values())
         files = tuple((name, os.path.dirname(os.path.abspath(place))) for name, place in found)
         self.parse = FileParser(files, prompt, columns, type(self).decode)
+
+    @abstractmethod
+    def pieces(self, file: int, rows: int) -> Iterator[tuple[int, int, Callable[[], Iterator[Row]]]]:
+        """(beginning, end, rows) of the pieces with so many rows in which a file is read."""
+
+    def units(self, shard_size: int) -> Iterator[Unit]:
+        total = max(1, sum(self.lengths))
+        pieces = (piece for file in range(len(self.lengths)) for piece in self.pieces(file, shard_size))
+        for index, (begin, end, rows) in enumerate(pieces):
+            yield Unit(index, (end - begin) / total, rows)
 
     @classmethod
     def claims(cls, path: str) -> bool:

@@ -1,12 +1,12 @@
 """JSON lines: one record a line, found again by its byte offset."""
 
+import functools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from ...errors import InputError
-from .base import Row, Unit
+from .base import Row
 from .files import FileSource
 
 __all__ = ["JsonlSource"]
@@ -32,41 +32,29 @@ class JsonlSource(FileSource):
     endings = (".jsonl", ".ndjson")
     decode = _decode
 
-    def units(self, shard_size: int) -> Iterator[Unit]:
-        index, total = 0, max(1, sum(self._sizes.values()))
-        for number, (path, size) in enumerate(zip(self._paths, self._sizes.values(), strict=True)):
-            offset, line = 0, 1
-            with open(path, "rb", buffering=0) as file:
-                while offset < size:
-                    end = _skip(file, offset=offset, size=size, lines=shard_size)
-                    yield Unit(index, (end - offset) / total, _Rows(path, number, start=offset, end=end, line=line))
-                    index, offset, line = index + 1, end, line + shard_size
+    def pieces(self, file: int, rows: int) -> Iterator[tuple[int, int, Callable[[], Iterator[Row]]]]:
+        offset, line, size = 0, 1, self.lengths[file]
+        with open(self._paths[file], "rb", buffering=0) as opened:
+            while offset < size:
+                end = _skip(opened, offset=offset, size=size, lines=rows)
+                yield offset, end, functools.partial(self._rows, file, start=offset, end=end, line=line)
+                offset, line = end, line + rows
 
-
-@dataclass(frozen=True)
-class _Rows:
-    """The lines of a file between two byte offsets. line: number of the first, from 1."""
-
-    path: str
-    file: int
-    start: int
-    end: int
-    line: int
-
-    def __call__(self) -> Iterator[Row]:
-        with open(self.path, "rb", buffering=_BLOCK) as file:
-            file.seek(self.start)
+    def _rows(self, number: int, *, start: int, end: int, line: int) -> Iterator[Row]:
+        """The lines of a file between two byte offsets. line: number of the first, from 1."""
+        with open(self._paths[number], "rb", buffering=_BLOCK) as file:
+            file.seek(start)
             position = 0
-            while file.tell() < self.end:
-                line = file.readline(MAX_LINE)
-                whole = complete = line.endswith(b"\n") or file.tell() >= self.end
+            while file.tell() < end:
+                read = file.readline(MAX_LINE)
+                whole = complete = read.endswith(b"\n") or file.tell() >= end
                 while not complete:
                     more = file.readline(_BLOCK)
                     complete = not more or more.endswith(b"\n")
-                if self.start == 0 and position == 0:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip() or not whole:
-                    yield Row(position, (self.file, self.line + position, line if whole else None))
+                if start == 0 and position == 0:
+                    read = read.removeprefix(b"\xef\xbb\xbf")
+                if read.strip() or not whole:
+                    yield Row(position, (number, line + position, read if whole else None))
                 position += 1
 
 

@@ -1,11 +1,12 @@
 """Parquet: one record a row, with pictures as bytes, paths or {"bytes", "path"} structs. Needs pyarrow."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 from ...errors import InputError
 from ..arrow import import_pyarrow
 from ..record import FIELDS
-from .base import Row, Unit
+from .base import Row
 from .files import FileSource
 
 __all__ = ["ParquetSource"]
@@ -30,12 +31,12 @@ class ParquetSource(FileSource):
         pyarrow = import_pyarrow()
         super().__init__(path, prompt, columns)
         wanted = {*FIELDS, *(column for _, column in columns)}
-        self._rows_of: list[int] = []
+        self.lengths = []
         self._columns: list[list[str]] = []
         for place in self._paths:
             try:
                 with pyarrow.parquet.ParquetFile(place) as file:
-                    self._rows_of.append(file.metadata.num_rows)
+                    self.lengths.append(file.metadata.num_rows)
                     here = file.schema_arrow.names
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{place!r} is no Parquet file that can be read: {error}") from error
@@ -49,14 +50,10 @@ class ParquetSource(FileSource):
                     f"{', '.join(here)}: say which is which with --column image=NAME"
                 )
 
-    def units(self, shard_size: int) -> Iterator[Unit]:
-        index, total = 0, max(1, sum(self._rows_of))
-        for number, rows in enumerate(self._rows_of):
-            for start in range(0, rows, shard_size):
-                stop = min(rows, start + shard_size)
-                read = lambda number=number, start=start, stop=stop: self._rows(number, start=start, stop=stop)
-                yield Unit(index, (stop - start) / total, read)
-                index += 1
+    def pieces(self, file: int, rows: int) -> Iterator[tuple[int, int, Callable[[], Iterator[Row]]]]:
+        for start in range(0, self.lengths[file], rows):
+            stop = min(self.lengths[file], start + rows)
+            yield start, stop, functools.partial(self._rows, file, start=start, stop=stop)
 
     def _rows(self, number: int, *, start: int, stop: int) -> Iterator[Row]:
         """Rows start to stop of a file. Where the file is damaged, an error message stands for each row that cannot be read."""
