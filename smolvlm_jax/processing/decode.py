@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -26,16 +25,12 @@ def choose_backend(backend: str | None = None) -> str:
         InputError: if there is no such backend.
         MissingExtraError: if it is not installed.
     """
-    if backend is not None:
-        if backend not in BACKENDS:
-            raise InputError(f"video backend {backend!r}; it is one of {', '.join(BACKENDS)}")
-        if importlib.util.find_spec(BACKENDS[backend]) is None:
-            raise MissingExtraError(f"decoding videos with {backend}", "pyav")
-        return backend
+    if backend not in (None, *BACKENDS):
+        raise InputError(f"video backend {backend!r}; it is one of {', '.join(BACKENDS)}")
     for name in BACKENDS:
-        if importlib.util.find_spec(BACKENDS[name]) is not None:
+        if backend in (None, name) and importlib.util.find_spec(BACKENDS[name]) is not None:
             return name
-    raise MissingExtraError("decoding videos", "pyav")
+    raise MissingExtraError("decoding videos" if backend is None else f"decoding videos with {backend}", "pyav")
 
 
 def decode_video(
@@ -73,7 +68,8 @@ def decode_video(
         with open_regular(path, limits.max_video_bytes, "video") as file:
             _refuse_text(file.read(512))
         with contextlib.closing(_open(name, path, limits)) as reader:
-            metadata = _metadata(reader, name)
+            rate = reader.fps
+            metadata = VideoMetadata(total_num_frames=reader.total, fps=rate, duration=reader.total / rate, video_backend=name)
             indices = np.arange(reader.total) if choose is None else np.asarray(choose(metadata))
             if len(indices) > limits.max_frames:
                 raise MediaError(
@@ -111,20 +107,3 @@ def _open(backend: str, path: str, limits: MediaLimits) -> VideoReader:
     if limits.isolate and isolation.AVAILABLE:
         return isolation.IsolatedReader(backend, path, max_pixels=limits.max_pixels, seconds=limits.decode_seconds)
     return open_reader(backend, path, limits.max_pixels)
-
-
-def _metadata(reader: VideoReader, backend: str) -> VideoMetadata:
-    if reader.total < 1:
-        raise MediaError("it has no frames")
-    rate = _rate(reader)
-    return VideoMetadata(total_num_frames=reader.total, fps=rate, duration=reader.total / rate, video_backend=backend)
-
-
-def _rate(reader: VideoReader) -> float:
-    """Frames a second: what the file says on average, or else what follows from the times of its frames."""
-    if math.isfinite(reader.fps) and 0 < reader.fps <= 100_000:
-        return reader.fps
-    first, last = reader.times()
-    if reader.total > 1 and math.isfinite(last - first) and last > first:
-        return (reader.total - 1) / (last - first)
-    raise MediaError("it does not say its rate")

@@ -89,20 +89,13 @@ def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     text = os.fspath(source)
     if isinstance(text, str) and text[:5].lower() == "data:":
         return io.BytesIO(_decode_base64(text.partition(",")[2], limits, whole=text))
-    if _exists(text):
+    if os.path.exists(text):
         if not limits.files:
             raise MediaError(f"local files are switched off, so {describe_source(text)} is not opened")
         return open_regular(text, limits.max_bytes, "picture")
     if isinstance(text, str) and len(text) >= 64 and not isinstance(source, os.PathLike):
         return io.BytesIO(_decode_base64(text, limits, whole=text))
     raise MediaError(f"no picture at {describe_source(text)}; pass a path, an http(s) or data: URL, or base64 text")
-
-
-def _exists(path: Any) -> bool:
-    try:
-        return os.path.exists(path)
-    except (OSError, ValueError):  # too long for a file name, or with a NUL in it
-        return False
 
 
 def _decode_base64(text: str, limits: MediaLimits, *, whole: str) -> bytes:

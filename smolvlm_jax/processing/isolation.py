@@ -54,11 +54,6 @@ class IsolatedReader:
             self.close()
             raise
 
-    def times(self) -> tuple[float, float]:
-        """Seconds of the first and the last frame."""
-        self._send("times")
-        return self._answer()
-
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The frames of these indices, uint8 (h, w, 3), each as it is decoded."""
         self._clean = False  # until the last frame has been read, the channel holds frames that nobody wants any more
@@ -126,10 +121,8 @@ def serve() -> None:
     import resource
 
     channel = parent()
-    try:
+    with contextlib.suppress(ValueError, OSError):  # a system without this limit, or with a lower one already
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    except (ValueError, OSError):
-        pass  # a system without this limit, or with a lower one already
     module = BACKENDS[channel.receive()]
     with contextlib.suppress(Exception):  # opening a video reports why the library cannot be imported
         importlib.import_module(module)  # now, since this does not count as time of the first video
@@ -142,8 +135,6 @@ def serve() -> None:
                 channel.send(((reader.total, reader.fps), None))
             elif kind == "close":
                 reader = None
-            elif reader is not None and kind == "times":
-                channel.send((reader.times(), None))
             elif reader is not None:
                 for frame in reader.frames(*arguments):
                     channel.send((np.ascontiguousarray(frame), None))

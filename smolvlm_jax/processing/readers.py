@@ -1,6 +1,7 @@
 """The libraries that decode videos, behind one interface. Both number frames by presentation time, so that index i is the
 same frame."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -19,14 +20,11 @@ class VideoReader(Protocol):
 
     Attributes:
         total: Number of frames.
-        fps: Frames a second on average, as the file says; 0, infinite or NaN if it does not.
+        fps: Frames a second on average.
     """
 
     total: int
     fps: float
-
-    def times(self) -> tuple[float, float]:
-        """Seconds of the first and the last frame."""
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The frames of these indices, uint8 (h, w, 3), each as it is decoded."""
@@ -36,7 +34,7 @@ class VideoReader(Protocol):
 
 
 class _Decord:
-    """By decord."""
+    """By decord. fps is what the file says: 0, infinite or NaN if it does not."""
 
     def __init__(self, path: str):
         import decord
@@ -47,6 +45,7 @@ class _Decord:
         self.fps = float(self._reader.get_avg_fps())
 
     def times(self) -> tuple[float, float]:
+        """Seconds of the first and the last frame."""
         first, last = (float(self._reader.get_frame_timestamp(index)[0]) for index in (0, self.total - 1))
         return first, last
 
@@ -64,7 +63,7 @@ class _Decord:
 
 
 class _PyAV:
-    """By PyAV."""
+    """By PyAV. fps as with decord."""
 
     def __init__(self, path: str, max_pixels: int):
         import av
@@ -87,6 +86,7 @@ class _PyAV:
         self._container.seek(0)
 
     def times(self) -> tuple[float, float]:
+        """Seconds of the first and the last frame."""
         base = float(self._stream.time_base or 0)
         return self._times[0] * base, self._times[-1] * base
 
@@ -120,5 +120,17 @@ def _upright(frame) -> np.ndarray:
 
 
 def open_reader(backend: str, path: str, max_pixels: int) -> VideoReader:
-    """Open the video at `path` in this process. max_pixels: largest width × height of a frame, for backends that tell early."""
-    return _Decord(path) if backend == "decord" else _PyAV(path, max_pixels)
+    """Open the video at `path` in this process. max_pixels: largest width × height of a frame, for backends that tell early.
+
+    Raises:
+        MediaError: it has no frames, or no rate.
+    """
+    reader = _Decord(path) if backend == "decord" else _PyAV(path, max_pixels)
+    if reader.total < 1:
+        raise MediaError("it has no frames")
+    if not (math.isfinite(reader.fps) and 0 < reader.fps <= 100_000):  # then it follows from the times of the frames
+        first, last = reader.times()
+        if reader.total == 1 or not math.isfinite(last - first) or last <= first:
+            raise MediaError("it does not say its rate")
+        reader.fps = (reader.total - 1) / (last - first)
+    return reader
