@@ -41,10 +41,8 @@ class _Formatter(argparse.HelpFormatter):
 
 def _shown(default: Any) -> str:
     """A default in words. None stands for what the checkpoint says."""
-    words = {None: "as the checkpoint says", False: "off", True: "on"}
-    if default is None or isinstance(default, bool):
-        return words[default]
-    return "none" if default in ([], ()) else str(default)
+    words = {"None": "as the checkpoint says", "False": "off", "True": "on", "[]": "none", "()": "none"}
+    return words.get(str(default), str(default))
 
 
 def add_command(

@@ -41,12 +41,13 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
 
 
 def _text_pieces(processor, tokens: Iterator[int]) -> Iterator[str]:
-    """Decoded text as it grows. A character of several tokens appears once all of them are here."""
+    """Decoded text as it grows, without the space that separates it from "Assistant:". A character of several tokens appears
+    once all of them are here."""
     ids: list[int] = []
     shown = ""
     for token in tokens:
         ids.append(token)
-        text = processor.decode(ids, skip_special_tokens=True)
+        text = processor.decode(ids, skip_special_tokens=True).lstrip()
         if text.endswith("\ufffd"):
             continue
         yield text[len(shown) :]
@@ -66,10 +67,7 @@ def _generate(options: argparse.Namespace) -> int:
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
     model, params = load(directory, dtype=options.dtype, attention=options.attention)
     steps = stream(model, params, **inputs, **sampling)
-    blank = True  # the space that separates an answer from "Assistant:" is not part of it
     for piece in _text_pieces(processor, (int(step[0]) for step in steps)):
-        piece = piece.lstrip() if blank else piece
-        blank = blank and not piece
         print(piece, end="", flush=True)
     print()
     return 0

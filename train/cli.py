@@ -23,16 +23,13 @@ def run_train(args: argparse.Namespace) -> int:
     keep_freed_memory()
     import jax
 
+    from .metrics import figures
     from .runner import run
 
     result = run(config, progress=False if args.quiet else None)
     if not args.quiet and jax.process_index() == 0:
-        metrics = result.metrics
-        shown = ("loss", "token_accuracy", "exact_match", "padding", "skipped")
-        figures = ", ".join(
-            f"{k} {metrics[k]:.4f}" if isinstance(metrics[k], float) else f"{k} {metrics[k]}" for k in shown if k in metrics
-        )
-        print(f"{result.directory}: step {metrics.get('step')}, {figures}")
+        shown = ", ".join(f"{name} {text}" for name, text in figures(result.metrics).items())
+        print(f"{result.directory}: step {result.metrics.get('step')}, {shown}")
         if result.model is not None:
             print(f"{result.model}: Hugging Face format")
     return 0

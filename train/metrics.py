@@ -9,7 +9,9 @@ from typing import Any
 
 from ..errors import MissingExtraError
 
-__all__ = ["Log", "read_metrics"]
+__all__ = ["Log", "figures", "read_metrics"]
+
+_SHOWN = ("loss", "token_accuracy", "exact_match", "padding", "tile_padding", "skipped")
 
 
 class Log:
@@ -43,9 +45,7 @@ class Log:
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
-        shown = ("loss", "token_accuracy", "exact_match", "padding", "tile_padding", "skipped")
-        text = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in plain.items() if k in shown and (v or k != "skipped")}
-        self._bar.set_postfix(text)
+        self._bar.set_postfix({name: text for name, text in figures(plain).items() if text or name != "skipped"})
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -57,6 +57,12 @@ class Log:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def figures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a step's metrics that are shown, floats rounded."""
+    found = {name: values[name] for name in _SHOWN if name in values}
+    return {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in found.items()}
 
 
 def _tensorboard(directory: Path):
