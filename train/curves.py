@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
-from ..io import whole_file
+from ..io import say, whole_file
 
 __all__ = ["draw_curves"]
 
@@ -16,14 +16,14 @@ _PANELS = ("loss", "learning_rate", "token_accuracy", "exact_match")
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw a panel for each quantity that occurs in the lines of `read_metrics`.
 
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    Without matplotlib nothing is drawn, and a line says so: a run does not fail at its end.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would say that it builds a cache of its fonts
     try:
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("drawing curves.png", "train") from error
+    except ImportError:
+        say(str(MissingExtraError("drawing curves.png", "train")))
+        return
     points = {name: [(x["step"], x[name]) for x in lines if isinstance(x.get(name), (int, float))] for name in _PANELS}
     shown = [name for name in _PANELS if points[name]] or ["loss"]
     figure = Figure(figsize=(7.2, 2.4 * len(shown)), layout="constrained")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
-from ..errors import CheckpointError, ConfigError, MissingExtraError
+from ..errors import CheckpointError, ConfigError
 from ..io import read_json, say, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
@@ -142,10 +142,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
     state = fit(model, weights.pop(), data, partition, mesh, directory, base=base, evaluate=evaluate, progress=progress)
     metrics = read_metrics(directory)
     if main:
-        try:
-            draw_curves(metrics, directory / "curves.png")
-        except MissingExtraError as error:
-            say(str(error))
+        draw_curves(metrics, directory / "curves.png")
         for line in data.told:
             say(f"skipped, {line}")
     exported = None

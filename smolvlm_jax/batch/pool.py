@@ -8,8 +8,8 @@ import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from ..child import AVAILABLE, Child
@@ -54,7 +54,8 @@ class WorkerPool:
         self._closed = threading.Event()
         self._children: set[Child] = set()
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(max(workers, 1))
+        # Not an executor of concurrent.futures, which takes no more work once the main thread has ended.
+        self._threads = ThreadPool(max(workers, 1))
 
     def map(self, tasks: Iterable[tuple[Any, Any]], stop: threading.Event | None = None) -> Iterator[tuple[Any, Request]]:
         """Prepare records, a few ahead of what is taken.
@@ -74,28 +75,32 @@ class WorkerPool:
                     return
                 yield key, preparer(payload)
             return
-        done: queue.SimpleQueue[Future[tuple[Any, Request]]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[Any, Request] | BaseException] = queue.SimpleQueue()
         outstanding = 0
         while not stop.is_set() and not self._closed.is_set():
-            for key, payload in islice(tasks, 2 * self.size + 2 - outstanding):
-                self._threads.submit(self._prepare, key, payload).add_done_callback(done.put)
+            for task in islice(tasks, 2 * self.size + 2 - outstanding):
+                self._threads.apply_async(self._prepare, task, callback=done.put, error_callback=done.put)
                 outstanding += 1
             if not outstanding:
                 return
             try:
-                future = done.get(timeout=_POLL_SECONDS)
+                answer = done.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
+            if self._closed.is_set():
+                return
+            if isinstance(answer, BaseException):
+                raise answer
             outstanding -= 1
-            if not self._closed.is_set():
-                yield future.result()
+            yield answer
 
     def close(self) -> None:
         """End all workers, whatever they are doing."""
         self._closed.set()
         for child in list(self._children):
             child.kill()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.terminate()
+        self._threads.join()
         for child in list(self._children):
             self._end(child)
 
@@ -118,7 +123,7 @@ class WorkerPool:
                 return key, request
             self._end(child)
             if self._closed.is_set():
-                raise CancelledError
+                raise InputError("the pool is closed")  # nobody reads it
             self.deaths += 1
         # Reading the id of such a record is safe: JSON and a dictionary.
         message = f"preparing this record {died}, {_ATTEMPTS} times in a row"

@@ -68,9 +68,9 @@ def decode_video(
         with open_regular(path, limits.max_video_bytes, "video") as file:
             _refuse_text(file.read(512))
         with contextlib.closing(_open(name, path, limits)) as reader:
-            rate = reader.fps
-            metadata = VideoMetadata(total_num_frames=reader.total, fps=rate, duration=reader.total / rate, video_backend=name)
-            indices = np.arange(reader.total) if choose is None else np.asarray(choose(metadata))
+            total, rate = reader.total, reader.fps
+            metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate, video_backend=name)
+            indices = np.arange(total) if choose is None else np.asarray(choose(metadata))
             if len(indices) > limits.max_frames:
                 raise MediaError(
                     f"{len(indices)} frames are above the limit of {limits.max_frames}; choose with do_sample_frames=True, "
