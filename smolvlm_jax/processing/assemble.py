@@ -1,6 +1,6 @@
 """From the tiles of many pictures to the arrays of one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -61,6 +61,7 @@ def reference_layout(
     rule: PixelRule,
     *,
     do_pad: bool,
+    padding: type[np.generic] = np.float32,
     return_tensors: str | None = None,
     num_threads: int | None = None,
 ) -> BatchFeature:
@@ -70,6 +71,7 @@ def reference_layout(
         samples: the pictures of each sample.
         rule: what becomes of uint8 values.
         do_pad: fill samples that have fewer tiles than others with all-zero tiles.
+        padding: the dtype of those.
         return_tensors: without do_pad and with unequal numbers of tiles, None gives a list of lists of tiles, "np" an
             array of arrays.
         num_threads: pictures worked on at once.
@@ -79,37 +81,38 @@ def reference_layout(
         tiles and 0 for padding.
 
     Raises:
-        InputError: the pictures have different numbers of channels.
+        InputError: the pictures have different numbers of channels, or the frames different sizes.
     """
     counts = [sum(len(picture.pixels) for picture in sample) for sample in samples]
     shapes = {picture.pixels.shape[1:] for sample in samples for picture in sample}
     if len(shapes) > 1:
-        raise InputError(f"pictures of different channel counts in one batch: {sorted(shape[-1] for shape in shapes)}")
+        raise InputError(
+            f"tiles of different heights, widths or channels in one batch: {sorted(shapes)}; leave do_resize and "
+            "do_convert_rgb on"
+        )
     ((height, width, channels),) = shapes
     kinds = {kind for sample in samples for picture in sample for kind in (picture.scaled, picture.global_scaled)}
     tables = {kind: rule.table(channels, scaled=kind) for kind in kinds}
     padded = len(set(counts)) > 1
-    # Without rescaling and normalising the tiles stay uint8, but the reference's padding is float32 and decides.
-    dtype = np.result_type(*tables.values(), *([np.float32] if padded and do_pad else []))
+    # Without rescaling and normalising the tiles stay uint8, but the reference's padding of pictures is float32 and decides.
+    dtype = np.result_type(*tables.values(), *([padding] if padded and do_pad else []))
     tables = {kind: table.astype(dtype) for kind, table in tables.items()}
 
-    def fill(item: tuple[np.ndarray, Tiles]) -> None:
-        out, picture = item
-        for tile, pixels in enumerate(picture.pixels):
-            last = tile == len(picture.pixels) - 1
-            spread(pixels, tables[picture.global_scaled if last else picture.scaled], out=out[tile])
+    def tiles_of(sample: list[Tiles]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for picture in sample:
+            yield from ((pixels, tables[picture.scaled]) for pixels in picture.pixels[:-1])
+            yield picture.pixels[-1], tables[picture.global_scaled]
 
     shape = (channels, height, width)
     ragged = padded and not do_pad
     pixels = np.zeros((0 if ragged else len(samples), max(counts), *shape), dtype)
     rows = [np.empty((count, *shape), dtype) for count in counts] if ragged else list(pixels)
-    items = []
-    for out, sample in zip(rows, samples, strict=True):
-        start = 0
-        for picture in sample:
-            items.append((out[start:], picture))
-            start += len(picture.pixels)
-    map_threads(fill, items, num_threads)
+    tiles = [
+        (out, *tile)
+        for row, sample in zip(rows, samples, strict=True)
+        for out, tile in zip(row, tiles_of(sample), strict=False)
+    ]
+    map_threads(lambda tile: spread(tile[1], tile[2], out=tile[0]), tiles, num_threads)
     if ragged and return_tensors is None:
         return BatchFeature(pixel_values=[list(row) for row in rows])
     if ragged:
@@ -138,20 +141,11 @@ def video_layout(videos: list[np.ndarray], rule: PixelRule, *, do_pad: bool) -> 
     Raises:
         InputError: the frames have different sizes, or without do_pad the videos different lengths.
     """
-    shapes = {frames.shape[1:] for frames in videos}
-    if len(shapes) > 1:
-        raise InputError(f"videos of different frame sizes in one batch: {sorted(shapes)}; leave do_resize on")
-    ((height, width, channels),) = shapes
-    most = max(map(len, videos))
-    table = rule.table(channels)
     if not do_pad and len({len(frames) for frames in videos}) > 1:
         raise InputError("videos of different lengths do not make one array; leave do_pad on")
-    pixels = np.zeros((len(videos), most, channels, height, width), table.dtype)
-    for out, frames in zip(pixels, videos, strict=True):
-        for target, frame in zip(out, frames, strict=False):
-            spread(frame, table, out=target)
-    batch = BatchFeature(pixel_values=pixels)
+    samples = [[Tiles(pixels=frames, rows=0, cols=0, scaled=False, global_scaled=False)] for frames in videos]
+    batch = reference_layout(samples, rule, do_pad=do_pad, padding=np.uint8, num_threads=1)
     if do_pad:
         # Ones for padding frames too, as in the reference: the model recognises those by their zeros.
-        batch["pixel_attention_mask"] = np.ones((len(videos), most, height, width), np.int64)
+        batch["pixel_attention_mask"][:] = 1
     return batch

@@ -8,12 +8,13 @@ chat_template.json (which takes precedence, as in the reference), chat_template.
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..io import read_json, read_text, write_json, write_text
-from .configured import checkpoint_directory
+from ..io import read_json, read_text, write_text
 from .images import SmolVLMImageProcessor
+from .media import checkpoint_directory
 from .tokenizer import SmolVLMTokenizer
 from .videos import SmolVLMVideoProcessor
 
@@ -41,9 +42,8 @@ def load_parts(path: str | os.PathLike, overrides: Mapping[str, Any]) -> dict[st
     parts: dict[str, Any] = {"image_seq_len": image_seq_len, "chat_template": template}
     unknown = set(given)
     for name, kind in (("image_processor", SmolVLMImageProcessor), ("video_processor", SmolVLMVideoProcessor)):
-        known = {*kind.DEFAULTS, *kind.INIT_ONLY}
-        unknown -= known
-        parts[name] = kind.from_pretrained(directory, **{k: v for k, v in given.items() if k in known})
+        unknown -= set(kind.DEFAULTS)
+        parts[name] = kind.from_pretrained(directory, **{k: v for k, v in given.items() if k in kind.DEFAULTS})
     if unknown:
         raise InputError(f"neither the image nor the video processor has an argument {min(unknown)!r}")
     return {**parts, "tokenizer": SmolVLMTokenizer.from_pretrained(directory)}
@@ -51,40 +51,24 @@ def load_parts(path: str | os.PathLike, overrides: Mapping[str, Any]) -> dict[st
 
 def find_template(directory: str, own: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The chat template of a checkpoint with the processor_config.json `own`; a dictionary where it has several, or None."""
-    if own.get("chat_template"):
-        return own["chat_template"]
-    legacy = read_json(os.path.join(directory, "chat_template.json"), missing_ok=True).get("chat_template")
-    if legacy:
-        return legacy
-    templates = {}
-    path = os.path.join(directory, "chat_template.jinja")
-    if os.path.exists(path):
-        templates["default"] = read_text(path)
-    folder = os.path.join(directory, _TEMPLATE_FOLDER)
-    if os.path.isdir(folder):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".jinja"):
-                templates[name.removesuffix(".jinja")] = read_text(os.path.join(folder, name))
+    for config in (own, read_json(os.path.join(directory, "chat_template.json"), missing_ok=True)):
+        if config.get("chat_template"):
+            return config["chat_template"]
+    default = Path(directory, "chat_template.jinja")
+    templates = {"default": read_text(default)} if default.exists() else {}
+    templates.update({path.stem: read_text(path) for path in sorted(Path(directory, _TEMPLATE_FOLDER).glob("*.jinja"))})
     return templates["default"] if list(templates) == ["default"] else templates or None
 
 
-def save_parts(
-    directory: str | os.PathLike,
-    *,
-    config: Mapping[str, Any],
-    chat_template: str | Mapping[str, str] | None,
-    tokenizer: SmolVLMTokenizer,
-) -> list[str]:
-    """Write the parts of a processor in the form of transformers 5; returns the paths of the files."""
-    paths = [write_json(os.path.join(directory, "processor_config.json"), config, sort_keys=True)]
+def save_templates(directory: str | os.PathLike, chat_template: str | Mapping[str, str] | None) -> list[str]:
+    """Write the chat template or templates in the form of transformers 5; returns the paths of the files."""
+    paths = []
     templates = chat_template if isinstance(chat_template, Mapping) else {"default": chat_template}
     for name, text in templates.items():
         if text is None:
             continue
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError(f"the chat template's name {name!r} does not make a file name")
-        if name == "default":
-            paths.append(write_text(os.path.join(directory, "chat_template.jinja"), text))
-        else:
-            paths.append(write_text(os.path.join(directory, _TEMPLATE_FOLDER, f"{name}.jinja"), text))
-    return paths + tokenizer.save_pretrained(directory)
+        file = "chat_template.jinja" if name == "default" else os.path.join(_TEMPLATE_FOLDER, f"{name}.jinja")
+        paths.append(write_text(os.path.join(directory, file), text))
+    return paths

@@ -5,7 +5,6 @@ Nothing here relies on a file's extension, follows a redirect unchecked, or read
 """
 
 import base64
-import binascii
 import contextlib
 import functools
 import io
@@ -103,7 +102,7 @@ def _decode_base64(text: str, limits: MediaLimits, *, whole: str) -> bytes:
         raise MediaError(f"base64 text of {len(text)} characters is above the limit of {limits.max_bytes} bytes")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise MediaError(f"no picture at {describe_source(whole)}: no such file, and not base64 either ({error})") from error
 
 
@@ -168,9 +167,8 @@ def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. Pillow decodes a PNG to look for EXIF behind the pixels, so ask only if some is there."""
-    if image.format != "PNG" or "exif" in image.info or _text_after_pixels(image):
-        return image.getexif().get(_ORIENTATION, 1)
-    return Image.Image.getexif(image).get(_ORIENTATION, 1)
+    whole = image.format != "PNG" or "exif" in image.info or _text_after_pixels(image)
+    return (image.getexif() if whole else Image.Image.getexif(image)).get(_ORIENTATION, 1)
 
 
 def _text_after_pixels(image: Image.Image) -> bool:

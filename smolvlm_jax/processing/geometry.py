@@ -7,7 +7,6 @@ The arithmetic is Python's float64 with truncation, exactly as in the reference.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import InputError
 
@@ -82,10 +81,10 @@ def normalize_size(size: object, name: str = "size") -> dict[str, int]:
 
 def tile_edge(max_image_size: object) -> int:
     """The side T of a tile in pixels. Raises InputError unless `max_image_size` is {"longest_edge": T}."""
-    edge: Any = max_image_size.get("longest_edge") if isinstance(max_image_size, Mapping) else None
-    if isinstance(edge, bool) or not isinstance(edge, (int, float)) or edge < 1:
+    size = normalize_size(max_image_size, "max_image_size")
+    if "longest_edge" not in size:
         raise InputError(f"max_image_size is {max_image_size!r}; it needs the form {{'longest_edge': tile side}}")
-    return int(edge)
+    return size["longest_edge"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ The address that was checked is the address that is connected to, so a name that
 lead to an internal address. Proxies of the environment are not used, since they would resolve names unchecked.
 """
 
+import contextlib
 import http.client
 import ipaddress
 import os
@@ -88,14 +89,18 @@ class _Fetch:
     def _hop(self, target: str) -> str | None:
         """Fetch `target`; the next target if it redirects, None once the body is written."""
         parts = urllib.parse.urlsplit(target)
-        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise MediaError(f"{self.name} leads to {describe_source(target)}, which is not an http(s) URL")
         if any(ord(character) <= 32 or ord(character) == 127 for character in target):
             raise MediaError(f"{describe_source(target)} has spaces or control characters in it")
-        port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
-        address = _checked_address(self.url, parts.hostname, port, self.limits)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        *_, address = _checked_address(self.url, parts.hostname, port, self.limits)
         seconds = max(0.001, self.deadline - time.monotonic())
-        connection = _connection(parts, port, address, seconds)
+        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = make(parts.hostname, port, timeout=seconds)
+        # TLS and the Host header keep the name; the connection goes to the numeric address that was checked.
+        connect = lambda _, *rest: socket.create_connection(address[:2], *rest)
+        connection._create_connection = connect  # type: ignore[attr-defined]  # the stubs do not know http.client's hook for this
         # The socket's own timeout starts again with every byte; this one does not.
         watchdog = threading.Timer(seconds, _hang_up, [connection])
         watchdog.daemon = True
@@ -163,33 +168,8 @@ def _innermost(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.I
     return ip.ipv4_mapped or ip.sixtofour or ip
 
 
-def _connection(
-    parts: urllib.parse.SplitResult, port: int, address: tuple[Any, ...], timeout: float
-) -> http.client.HTTPConnection:
-    """A connection to `address`, which still has the host's name for TLS and for the Host header."""
-    family, kind, protocol, _, place = address
-
-    def connect(_address: Any, timeout: float | None = None, source_address: Any = None) -> socket.socket:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(timeout)
-            sock.connect(place)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    secure = parts.scheme.lower() == "https"
-    make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = make(str(parts.hostname), port, timeout=timeout)
-    connection._create_connection = connect  # type: ignore[attr-defined]  # the stubs do not know http.client's hook for this
-    return connection
-
-
 def _hang_up(connection: http.client.HTTPConnection) -> None:
     sock = connection.sock
     if sock is not None:
-        try:
+        with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass

@@ -6,18 +6,15 @@ from ..errors import InputError
 from .assemble import PIXEL_FORMATS, flat_pictures, reference_layout
 from .batch import BatchFeature, check_return_tensors
 from .choices import one_of
-from .configured import configured
 from .fetch import image_size, is_path, is_source, load_image
 from .geometry import TilePlan, plan_tiles
 from .layout import nest_images
-from .limits import MediaLimits
 from .media import MediaProcessor
 from .pixels import to_picture
 from .threads import map_threads
 from .tiles import Tiles, cut_tiles
 
 
-@configured
 class SmolVLMImageProcessor(MediaProcessor):
     """Pictures to tiles. Every argument can be set here, as an attribute later, or for one call.
 
@@ -53,33 +50,23 @@ class SmolVLMImageProcessor(MediaProcessor):
     do_upscale: bool = True
     exif_transpose: bool = False
     full_16bit: bool = False
+    return_row_col_info: bool = False
 
     OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit")
-    INIT_ONLY = (*MediaProcessor.INIT_ONLY, "return_row_col_info")
+    UNSAVED = (*MediaProcessor.UNSAVED, "return_row_col_info")
     NEUTRAL = {**MediaProcessor.NEUTRAL, "disable_grouping": (True, False), "pad_size": (), "image_seq_length": ()}  # noqa: RUF012
     TYPE_KEY = "image_processor_type"
     FILES = ("preprocessor_config.json",)
     NESTED_KEY = "image_processor"
-
-    def __init__(self, *, return_row_col_info: bool = False, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.return_row_col_info = return_row_col_info
-
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """See `preprocess`."""
-        return self.preprocess(images, **kwargs)
 
     def preprocess(
         self,
         images: Any,
         *,
         return_tensors: str | None = None,
-        return_row_col_info: bool | None = None,
         return_image_hashes: bool = False,
         input_data_format: str | None = None,
         pixel_format: str = "float32",
-        num_threads: int | None = None,
-        limits: MediaLimits | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """The tiles of a batch of pictures.
@@ -88,13 +75,11 @@ class SmolVLMImageProcessor(MediaProcessor):
             images: a picture (Pillow image, array, path, URL, base64 text, bytes of a file), a list of pictures, or a
                 list of lists, one for each sample (see `layout.nest_images`).
             return_tensors: None or "np"; arrays are numpy arrays in either case.
-            return_row_col_info: return `rows` and `cols`; None takes this object's setting.
             return_image_hashes: return `image_hashes`.
             input_data_format: "channels_first" or "channels_last" for arrays; None decides by the shape.
             pixel_format: "float32" for the reference's layout, "uint8" for the real tiles alone.
-            num_threads: pictures worked on at once; None takes this object's setting.
-            limits: what may be read; None takes this object's limits.
-            **kwargs: arguments of the constructor, for this call.
+            **kwargs: arguments of the constructor, for this call. None for limits, num_threads or return_row_col_info takes
+                this object's setting.
 
         Returns:
             With pixel_format="float32": pixel_values, float32 (b, n, 3, T, T), where n is the largest number of tiles of
@@ -109,7 +94,7 @@ class SmolVLMImageProcessor(MediaProcessor):
         """
         check_return_tensors(return_tensors)
         one_of("pixel_format", pixel_format, PIXEL_FORMATS)
-        call = self._for_call(kwargs, limits=limits, num_threads=num_threads)
+        call = self._for_call(kwargs)
         nested = nest_images(images)
         if not any(nested):
             raise InputError("no pictures in the whole batch; leave images out")
@@ -120,7 +105,7 @@ class SmolVLMImageProcessor(MediaProcessor):
             batch = reference_layout(
                 tiles, call, do_pad=call.do_pad, return_tensors=return_tensors, num_threads=call.num_threads
             )
-        if self.return_row_col_info if return_row_col_info is None else return_row_col_info:
+        if call.return_row_col_info:
             batch["rows"] = [[picture.rows for picture in sample] for sample in tiles]
             batch["cols"] = [[picture.cols for picture in sample] for sample in tiles]
         if return_image_hashes:
@@ -128,6 +113,8 @@ class SmolVLMImageProcessor(MediaProcessor):
             digests = {id(picture): picture.digest() for sample in tiles for picture in sample}
             batch["image_hashes"] = [[digests[id(picture)] for picture in sample] for sample in tiles]
         return batch
+
+    __call__ = preprocess
 
     def plan(self, height: int, width: int, **kwargs: Any) -> TilePlan:
         """What happens to a picture of a given size, without its pixels.
@@ -142,18 +129,17 @@ class SmolVLMImageProcessor(MediaProcessor):
         """
         return self._for_call(kwargs)._plan(height, width)
 
-    def plan_picture(self, picture: Any, *, limits: MediaLimits | None = None, **kwargs: Any) -> TilePlan:
+    def plan_picture(self, picture: Any, **kwargs: Any) -> TilePlan:
         """What happens to a picture, from its header or shape alone: no pixel is decoded.
 
         Args:
             picture: a picture as `preprocess` takes it.
-            limits: what may be read; None takes this object's limits.
             **kwargs: arguments of the constructor, for this call.
 
         Raises:
             MediaError: a file that cannot be read, or exceeds the limits.
         """
-        call = self._for_call(kwargs, limits=limits)
+        call = self._for_call(kwargs)
         return call._plan(*image_size(picture, call.limits, call.exif_transpose))
 
     def get_number_of_image_patches(
@@ -192,8 +178,7 @@ class SmolVLMImageProcessor(MediaProcessor):
             exif_transpose=self.exif_transpose,
             full_16bit=self.full_16bit,
         )
-        width, height = picture.image.size
-        return cut_tiles(picture, self._plan(height, width), self.resample)
+        return cut_tiles(picture, self._plan(*picture.image.size[::-1]), self.resample)
 
     def _tiles(self, nested: list[list], input_data_format: str | None) -> list[list[Tiles]]:
         """Tiles of every picture; one that occurs several times in the call is worked on once."""

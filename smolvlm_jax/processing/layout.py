@@ -1,12 +1,13 @@
 """How pictures and videos may be nested in a call, and the one nesting that the rest of the package works with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
 from ..errors import InputError
 from .fetch import is_path, is_source
+from .limits import describe_source
 from .pixels import is_array
 
 
@@ -24,45 +25,33 @@ def nest_images(images: Any) -> list[list]:
     Raises:
         InputError: anything nested deeper, mixed nestings, or an empty list.
     """
-    if images is None:
-        raise InputError("images is None; pass a picture, a list of pictures or a list of lists")
     if _is_picture(images):
-        return [_pictures_of(images)]
+        return [_sample("images", images)]
     if not isinstance(images, Sequence):
-        raise InputError(f"images is a {type(images).__name__}; pass a picture, a list of pictures or a list of lists")
-    if not len(images):
+        raise InputError(f"images is {describe_source(images)}; pass a picture, a list of pictures or a list of lists")
+    if not images:
         raise InputError("images is an empty list; leave it out for a batch of text only")
     if all(isinstance(sample, (list, tuple)) for sample in images):
-        for index, sample in enumerate(images):
-            for entry in sample:
-                if not _is_picture(entry) or (is_array(entry) and entry.ndim != 3):
-                    raise InputError(
-                        f"images[{index}] holds {_describe(entry)}; a sample is a list of pictures, nested no deeper"
-                    )
-        return [list(sample) for sample in images]
-    for index, entry in enumerate(images):
-        if not _is_picture(entry):
-            raise InputError(f"images[{index}] is {_describe(entry)}; pass pictures only, or lists of pictures only")
+        return [[_picture(f"images[{row}]", entry) for entry in sample] for row, sample in enumerate(images)]
     if is_array(images[0]) and images[0].ndim == 4:
-        return [_pictures_of(sample) for sample in images]
-    return [[picture for entry in images for picture in _pictures_of(entry, single=True)]]
+        return [_sample(f"images[{row}]", sample) for row, sample in enumerate(images)]
+    return [[_picture(f"images[{index}]", entry) for index, entry in enumerate(images)]]
 
 
-def _pictures_of(value: Any, *, single: bool = False) -> list:
-    """The pictures of an entry; `single` refuses an array of several."""
-    if not is_array(value) or isinstance(value, Image.Image) or value.ndim == 3:
-        return [value]
-    if value.ndim == 4 and not single:
-        return list(value)
-    raise InputError(
-        f"a picture array of shape {tuple(value.shape)}; it needs (height, width, channels) or (channels, height, "
-        "width), and one more dimension in front for several pictures of one sample"
-    )
+def _picture(where: str, value: Any) -> Any:
+    """`value`, called `where` in a message. Raises InputError unless it is one picture."""
+    if not _is_picture(value) or (is_array(value) and value.ndim != 3):
+        raise InputError(
+            f"{where} holds {describe_source(value)}; a sample is a list of pictures, nested no deeper, or an array of four "
+            "dimensions; a picture is a Pillow image, a path, a URL, base64 text, bytes, or an array (height, width, channels) "
+            "or (channels, height, width)"
+        )
+    return value
 
 
-def _describe(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    return f"an array of shape {tuple(shape)}" if shape is not None else f"a {type(value).__name__}"
+def _sample(where: str, value: Any) -> list:
+    """The pictures of a sample that is one picture or an array of several."""
+    return list(value) if is_array(value) and value.ndim == 4 else [_picture(where, value)]
 
 
 def _is_frame(value: Any) -> bool:
@@ -79,21 +68,17 @@ def flatten_videos(videos: Any) -> list:
     Raises:
         InputError: anything else.
     """
-    if is_path(videos):
+    if is_path(videos) or (is_array(videos) and videos.ndim == 4):
         return [videos]
     if _is_frame(videos):
         return [[videos]]
     if is_array(videos):
-        if videos.ndim == 4:
-            return [videos]
         if videos.ndim == 5:
             return list(videos)
         raise InputError(f"a video array of shape {tuple(videos.shape)}; it needs (frames, height, width, channels)")
     if not isinstance(videos, (list, tuple)):
         raise InputError(f"a video of type {type(videos).__name__}; pass an array, a list of frames, a path or a URL")
-    if not videos:
-        return []
-    if all(_is_frame(entry) for entry in videos):
+    if videos and all(_is_frame(entry) for entry in videos):
         return [list(videos)]
     flat: list[Any] = []
     for entry in videos:
@@ -111,7 +96,7 @@ def metadata_of_videos(video_metadata: Any, count: int) -> list:
     """One entry for each of `count` videos, None where nothing was given. Raises InputError where the counts differ."""
     if video_metadata is None:
         return [None] * count
-    if isinstance(video_metadata, Mapping) or not isinstance(video_metadata, (list, tuple)):
+    if not isinstance(video_metadata, (list, tuple)):
         video_metadata = [video_metadata]
     flat: list[Any] = []
     for entry in video_metadata:

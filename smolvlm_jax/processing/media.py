@@ -1,18 +1,37 @@
-"""What the image and the video processor have in common: their arguments, their checks, their defaults."""
+"""The base of the image and the video processor: arguments that are attributes, keywords of a call and keys of a JSON file."""
 
+import copy
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-from ..errors import InputError
-from .configured import Configured, configured
+from ..errors import CheckpointError, InputError
+from ..io import read_json, write_json
 from .limits import MediaLimits
 from .pixels import PixelRule
 
+_dataclass = dataclass(init=False, repr=False, eq=False)
 
-@configured
-class MediaProcessor(Configured, PixelRule):
-    """Base of the image and the video processor; they describe the arguments."""
+
+@_dataclass
+class MediaProcessor(PixelRule):
+    """Base of the image and the video processor; they describe the arguments.
+
+    Each annotated attribute of a subclass is an argument: it can be passed to the constructor, set as an attribute later,
+    overridden for one call, and is written by `save_pretrained`. Keys of a file that are no argument (`processor_class`,
+    keys of older checkpoints) are kept as attributes and written back.
+
+    Attributes:
+        DEFAULTS: the default of each argument, by name.
+        OWN: arguments that the reference does not know; written only where they differ from the default.
+        UNSAVED: arguments that are not written to a file. None for a call leaves them as they are.
+        NEUTRAL: arguments of the reference that do nothing here, with the values that are accepted for them.
+        TYPE_KEY: the key under which a file names the class.
+        FILES: names of the files that may describe the processor, the first that exists counts.
+        NESTED_KEY: its key in processor_config.json.
+    """
 
     do_convert_rgb: bool = True
     do_resize: bool = True
@@ -20,8 +39,12 @@ class MediaProcessor(Configured, PixelRule):
     resample: int = 1
     max_image_size: dict[str, int] = field(default_factory=lambda: {"longest_edge": 364})
     do_pad: bool = True
+    limits: MediaLimits = MediaLimits()
+    num_threads: int | None = None
 
-    INIT_ONLY: ClassVar[tuple[str, ...]] = ("limits", "num_threads")
+    DEFAULTS: ClassVar[dict[str, Any]]
+    OWN: ClassVar[tuple[str, ...]]
+    UNSAVED: ClassVar[tuple[str, ...]] = ("limits", "num_threads")
     NEUTRAL: ClassVar[dict[str, tuple]] = {
         "data_format": ("channels_first",),
         "device": ("cpu",),
@@ -29,22 +52,41 @@ class MediaProcessor(Configured, PixelRule):
         "do_center_crop": (False,),
         "crop_size": (),
     }
+    TYPE_KEY: ClassVar[str]
+    FILES: ClassVar[tuple[str, ...]]
+    NESTED_KEY: ClassVar[str]
     model_input_names = ("pixel_values", "pixel_attention_mask")
 
-    def __init__(self, *, limits: MediaLimits | None = None, num_threads: int | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.limits = limits or MediaLimits()
-        self.num_threads = num_threads
-        # A JSON file has lists; the default is a tuple.
-        self.image_mean, self.image_std = (tuple(v) if isinstance(v, list) else v for v in (self.image_mean, self.image_std))
+    def __init_subclass__(cls) -> None:
+        cls.DEFAULTS = {
+            field.name: field.default if field.default_factory is MISSING else field.default_factory()
+            for field in fields(_dataclass(cls))
+        }
 
-    def _for_call(
-        self, kwargs: Mapping[str, Any], *, limits: MediaLimits | None = None, num_threads: int | None = None
-    ) -> Self:
+    def __init__(self, **kwargs: Any):
+        for name, default in self.DEFAULTS.items():
+            value = kwargs.pop(name, None)
+            value = tuple(value) if isinstance(value, list) else value  # a JSON file has lists; the defaults are tuples
+            setattr(self, name, copy.deepcopy(default if value is None else value))
+        self._extra: tuple[str, ...] = ()
+        for name, value in kwargs.items():
+            self._refuse(name, value)
+
+    def _refuse(self, name: str, value: Any) -> None:
+        """Raise InputError for a name that is no argument, and for a neutral argument with a value that asks for something."""
+        if name not in self.NEUTRAL:
+            raise InputError(f"{type(self).__name__} has no argument {name!r}; it has {', '.join(sorted(self.DEFAULTS))}")
+        if value is not None and value not in self.NEUTRAL[name]:
+            raise InputError(f"{type(self).__name__} does not support {name}={value!r}")
+
+    def _for_call(self, kwargs: Mapping[str, Any]) -> Self:
         """This processor with the arguments of one call, checked. Raises InputError where they make no sense."""
-        call = self._with(kwargs)
-        call.limits = limits or self.limits
-        call.num_threads = num_threads or self.num_threads
+        call = copy.copy(self)
+        for name, value in kwargs.items():
+            if name not in self.DEFAULTS:
+                self._refuse(name, value)
+            elif value is not None or name not in self.UNSAVED:
+                setattr(call, name, value)
         if call.do_resize and call.size is None:
             raise InputError("do_resize needs a size")
         if call.resample not in range(6):
@@ -54,3 +96,84 @@ class MediaProcessor(Configured, PixelRule):
         if call.do_normalize and (call.image_mean is None or call.image_std is None):
             raise InputError("do_normalize needs image_mean and image_std")
         return call
+
+    def to_dict(self) -> dict[str, Any]:
+        """All arguments by name, as they are written to a file.
+
+        Returns:
+            A dictionary of JSON values, with the class's name under its TYPE_KEY.
+        """
+        out = {}
+        for name in (*self.DEFAULTS, *self._extra):
+            value = getattr(self, name)
+            unset = (value is None or name in self.OWN) and value == self.DEFAULTS.get(name)
+            if not unset and name not in self.UNSAVED:
+                out[name] = list(value) if isinstance(value, tuple) else copy.deepcopy(value)
+        out[self.TYPE_KEY] = type(self).__name__
+        return out
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:
+        """A processor from a dictionary as `to_dict` gives it.
+
+        Args:
+            config: arguments by name; keys that are no argument become attributes.
+            **kwargs: arguments that override `config`.
+
+        Raises:
+            InputError: a keyword is no argument.
+        """
+        made = cls(**{**{name: value for name, value in config.items() if name in cls.DEFAULTS}, **kwargs})
+        for name, value in config.items():
+            if name not in cls.DEFAULTS and not name.endswith("_type"):
+                setattr(made, name, copy.deepcopy(value))
+                made._extra += (name,)
+        return made
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """A processor from the files of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a local directory, whose processor_config.json (transformers 5) or own file
+                (transformers 4) is read, or such a file itself. A directory with none of the files gives the defaults.
+            **kwargs: arguments that override what the files say.
+
+        Raises:
+            CheckpointError: there is no such directory, or a file is not valid JSON.
+            InputError: a keyword is no argument.
+        """
+        path = os.fspath(pretrained_model_name_or_path)
+        if os.path.isfile(path):
+            config = read_json(path)
+            return cls.from_dict(config.get(cls.NESTED_KEY, config), **kwargs)
+        directory = checkpoint_directory(path)
+        nested = read_json(os.path.join(directory, "processor_config.json"), missing_ok=True).get(cls.NESTED_KEY)
+        found = (read_json(os.path.join(directory, name), missing_ok=True) for name in cls.FILES)
+        return cls.from_dict(nested if isinstance(nested, dict) else next(filter(None, found), {}), **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> list[str]:
+        """Write the arguments to this class's own file in `save_directory`, which is made if need be.
+
+        Returns:
+            The paths of the files written.
+        """
+        return [write_json(os.path.join(save_directory, self.FILES[0]), self.to_dict(), sort_keys=True)]
+
+    def to_json_string(self) -> str:
+        """`to_dict` as indented JSON text."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MediaProcessor) and type(self) is type(other) and self.to_dict() == other.to_dict()
+
+
+def checkpoint_directory(path: str | os.PathLike) -> str:
+    """`path` as a string. Raises CheckpointError unless it is a local directory."""
+    directory = os.fspath(path)
+    if not os.path.isdir(directory):
+        raise CheckpointError(f"no directory {directory!r}; pass the local directory of a checkpoint")
+    return directory

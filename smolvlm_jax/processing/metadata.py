@@ -30,21 +30,19 @@ class VideoMetadata(Mapping[str, Any]):
     frames_indices: list[int] | None = None
 
     def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self))
+        return iter(vars(self))
 
     def __len__(self) -> int:
-        return len(fields(self))
+        return len(vars(self))
 
     def __getitem__(self, name: str) -> Any:
-        if name not in list(self):
-            raise KeyError(name)
-        return getattr(self, name)
+        return vars(self)[name]
 
     @property
     def timestamps(self) -> list[float]:
         """Seconds of each kept frame, which is its index / fps. Raises InputError where either is not known."""
         if self.fps is None or self.frames_indices is None:
-            raise InputError("timestamps need the fps and the frames_indices of the video's metadata")
+            raise InputError("the times of a video's frames need its fps and frames_indices; pass them in its video_metadata")
         return [index / self.fps for index in self.frames_indices]
 
 

@@ -7,16 +7,7 @@ _ONES = (
 )
 # fmt: on
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_SCALES = ("", " thousand", " million", " billion", " trillion")
-
-
-def _below_thousand(number: int) -> str:
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        return _TENS[number // 10] + (f"-{_ONES[number % 10]}" if number % 10 else "")
-    rest = number % 100
-    return f"{_ONES[number // 100]} hundred" + (f" and {_below_thousand(rest)}" if rest else "")
+_SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred"))
 
 
 def number_to_words(number: int) -> str:
@@ -29,19 +20,13 @@ def number_to_words(number: int) -> str:
     """
     if not 0 <= number < 10**15:
         raise ValueError(f"{number} is outside 0 ≤ number < 10**15")
-    if number < 1000:
-        return _below_thousand(number)
-    groups = []
-    for scale in _SCALES:
-        if number == 0:
-            break
-        number, part = divmod(number, 1000)
-        groups.append((part, scale))
-    words = ""
-    for part, scale in reversed(groups):
-        if not part:
-            continue
-        # A last group below one hundred is joined by "and", every other by a comma.
-        joint = "" if not words else (" and " if not scale and part < 100 else ", ")
-        words += f"{joint}{_below_thousand(part)}{scale}"
-    return words
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        return _TENS[number // 10] + (f"-{_ONES[number % 10]}" if number % 10 else "")
+    size, scale = next(entry for entry in _SCALES if number >= entry[0])
+    words, rest = f"{number_to_words(number // size)} {scale}", number % size
+    if not rest:
+        return words
+    # A rest below one hundred is joined by "and", every other by a comma.
+    return f"{words}{' and ' if rest < 100 else ', '}{number_to_words(rest)}"

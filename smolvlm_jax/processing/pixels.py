@@ -90,10 +90,8 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
 
 def _to_uint8(array: np.ndarray) -> tuple[np.ndarray, bool]:
     """(uint8 array, whether its 0..255 stand for 0..1), by the reference's rule for the values of an array."""
-    if array.dtype == np.uint8:
-        return array, False
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8), False
+    if array.dtype in (np.uint8, np.bool_):
+        return array.astype(np.uint8, copy=False), False
     if not (np.issubdtype(array.dtype, np.number) and not np.issubdtype(array.dtype, np.complexfloating)):
         raise InputError(f"a picture array of dtype {array.dtype}; it needs numbers")
     if not np.isfinite(array).all():
@@ -126,13 +124,9 @@ class Picture:
 
     def resize(self, size: tuple[int, int], resample: int) -> "Picture":
         """The picture at `size` = (height, width) with Pillow's filter `resample`, uint8 before and after."""
-        source = self
-        if self.scaled and self.resized:
-            source = self._requantize()
-        height, width = size
-        image = source.image
-        if image.size != (width, height):
-            image = image.resize((width, height), resample=resample)
+        source = self._requantize() if self.scaled and self.resized else self
+        width_height = size[::-1]
+        image = source.image if source.image.size == width_height else source.image.resize(width_height, resample=resample)
         return Picture(image, scaled=source.scaled, resized=True)
 
     def _requantize(self) -> "Picture":
@@ -144,8 +138,7 @@ class Picture:
 
     def pixels(self) -> np.ndarray:
         """The pixels as uint8 (height, width, channels)."""
-        array = np.asarray(self.image)
-        return array if array.ndim == 3 else array[..., None]
+        return np.atleast_3d(np.asarray(self.image))
 
 
 def to_picture(
@@ -176,8 +169,7 @@ def to_picture(
             value = Image.fromarray((np.asarray(value) // 257).astype(np.uint8))
         if do_convert_rgb:
             return Picture(flatten_alpha(value))
-        array = np.array(value)
-        array = array[..., None] if array.ndim == 2 else array
+        array = np.atleast_3d(np.array(value))
     elif is_array(value):
         array = np.asarray(value)
         if channel_axis(array.shape, input_data_format=input_data_format) == 0:

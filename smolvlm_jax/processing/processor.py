@@ -2,29 +2,28 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, NamedTuple
 
 from ..errors import InputError, PromptError
+from ..io import write_json
 from . import chat, checkpoint_files, template
 from .arguments import ALL, Arguments, sort_arguments
 from .batch import BatchFeature
 from .fetch import is_path
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
-from .prompts import MediaTokens, expand
+from .prompts import MEDIA_TOKENS, MediaTokens, expand
 from .protect import Guard, encode_prompt
 from .tokenizer import SmolVLMTokenizer, list_of_texts
-from .tokens import MEDIA_TOKENS
 from .videos import SmolVLMVideoProcessor
 
 # A checkpoint without video_sampling (those for still pictures only) still needs a rule to choose the frames of a file.
 _FALLBACK_SAMPLING = {"num_frames": 64, "fps": 1}
 
 
-@dataclass(frozen=True)
-class _Prompts:
+class _Prompts(NamedTuple):
     """Rendered conversations. `mark` is the character that keeps escaped words apart, where there are any."""
 
     texts: list[str]
@@ -100,9 +99,11 @@ class SmolVLMProcessor:
         Returns:
             The paths of the files written.
         """
-        return checkpoint_files.save_parts(
-            save_directory, config=self.to_dict(), chat_template=self.chat_template, tokenizer=self.tokenizer
-        )
+        return [
+            write_json(os.path.join(save_directory, "processor_config.json"), self.to_dict(), sort_keys=True),
+            *checkpoint_files.save_templates(save_directory, self.chat_template),
+            *self.tokenizer.save_pretrained(save_directory),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of processor_config.json."""
@@ -166,11 +167,11 @@ class SmolVLMProcessor:
         clips = None if videos is None else flatten_videos(videos)
         if texts is not None:
             self.media_tokens.check_counts(texts, samples, len(clips or ()))
-        data, out = BatchFeature(), BatchFeature()
+        data = BatchFeature()
         token, blocks = self.image_token, []
         if samples is not None:
             data = self.image_processor(samples, return_row_col_info=True, **arguments.images)
-            grids = zip(_flat(data.pop("rows")), _flat(data.pop("cols")), strict=True)
+            grids = zip(chain.from_iterable(data.pop("rows")), chain.from_iterable(data.pop("cols")), strict=True)
             blocks = [self.media_tokens.picture(*grid) for grid in grids]
         elif clips is not None:
             data = self.video_processor(clips, return_metadata=True, **arguments.videos)
@@ -178,14 +179,12 @@ class SmolVLMProcessor:
                 token, blocks = self.video_token, self.media_tokens.videos(data["video_metadata"], self.default_fps)
             if not arguments.return_metadata:
                 del data["video_metadata"]
-        if texts is not None:
-            out = self._tokenize(expand(texts, token, blocks), arguments.text, mark)
+        out = BatchFeature() if texts is None else self._tokenize(expand(texts, token, blocks), arguments.text, mark)
         out.update(data)
         return out
 
     def _tokenize(self, texts: list[str], options: dict[str, Any], mark: str | None) -> BatchFeature:
-        options = {"add_special_tokens": True, **options}
-        add_special_tokens = options.pop("add_special_tokens")
+        add_special_tokens = options.pop("add_special_tokens", True)
         rows = [encode_prompt(self.tokenizer, t, mark=mark, add_special_tokens=add_special_tokens) for t in texts]
         batch = self.tokenizer.pad(rows, **options)
         for index, (row, text, kept) in enumerate(zip(rows, texts, batch["input_ids"], strict=True)):
@@ -250,7 +249,7 @@ class SmolVLMProcessor:
                 raise InputError(f"apply_chat_template does not support {name}=True")
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
         call = {"return_tensors": return_tensors, **(processor_kwargs or {}), **own}
-        prompts = self._prompts(
+        texts, mark, conversations = self._prompts(
             conversation,
             chat_template,
             {"tools": tools, "documents": documents, **kwargs},
@@ -258,7 +257,6 @@ class SmolVLMProcessor:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        texts, mark, conversations = prompts.texts, prompts.mark, prompts.conversations
         if not tokenize:
             if mark is not None:
                 raise PromptError("special_tokens_in_text='escape' needs tokenize=True: a string has no escaped form")
@@ -369,8 +367,7 @@ class SmolVLMProcessor:
             InputError: a conversation has a video, or what `apply_chat_template` raises.
         """
         call = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
-        known = {*self.image_processor.DEFAULTS, "limits"}
-        options = {name: value for name, value in sort_arguments(call).images.items() if name in known}
+        options = {k: v for k, v in sort_arguments(call).images.items() if k in self.image_processor.DEFAULTS}
         prompts = self._prompts(
             conversation,
             chat_template,
@@ -383,7 +380,7 @@ class SmolVLMProcessor:
             raise InputError("count_prompt_tokens counts pictures only; a video has to be opened to know its frames")
         samples = chat.collect_media(messages, "image")
         self.media_tokens.check_counts(prompts.texts, samples, 0)
-        plans = [self.image_processor.plan_picture(picture, **options) for picture in _flat(samples)]
+        plans = [self.image_processor.plan_picture(picture, **options) for picture in chain.from_iterable(samples)]
         blocks = [self.media_tokens.picture(plan.rows, plan.cols) for plan in plans]
         texts = expand(prompts.texts, self.image_token, blocks)
         return [len(encode_prompt(self.tokenizer, t, mark=prompts.mark, add_special_tokens=False)) for t in texts]
@@ -405,10 +402,4 @@ class SmolVLMProcessor:
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
 
-@functools.lru_cache(maxsize=8)
-def _guard_for(words: frozenset[str]) -> Guard:
-    return Guard(words)
-
-
-def _flat(nested: Sequence[Sequence]) -> list:
-    return [entry for sample in nested for entry in sample]
+_guard_for = functools.lru_cache(maxsize=8)(Guard)

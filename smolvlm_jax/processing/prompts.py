@@ -9,8 +9,10 @@ from datetime import timedelta
 from ..errors import InputError
 from .metadata import VideoMetadata
 from .numwords import number_to_words
-from .tokens import GRID_MARKER
 
+# Before each tile of a split picture, with its row and column from 1 on.
+GRID_MARKER = "<row_{row}_col_{col}>"
+GRID_PATTERN = r"<row_\d+_col_\d+>"
 VIDEO_INTRO = "You are provided the following series of {words} frames from a {duration} [H:MM:SS] video.\n"
 FRAME_INTRO = "\nFrame from {minutes:02d}:{seconds:02d}:"
 VIDEO_OUTRO = "\n\n"
@@ -20,14 +22,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class MediaTokens:
-    """The markers of a tokenizer, and how many image tokens one tile takes."""
+    """The special tokens that stand for pictures and videos, and how many image tokens one tile takes.
+
+    A tokenizer's configuration may say others than the defaults.
+    """
 
     image_seq_len: int
-    fake_image_token: str
-    image_token: str
-    global_image_token: str
-    video_token: str
-    end_of_utterance_token: str
+    image_token: str = "<image>"
+    fake_image_token: str = "<fake_token_around_image>"
+    global_image_token: str = "<global-img>"
+    video_token: str = "<video>"
+    end_of_utterance_token: str = "<end_of_utterance>"
 
     def single(self) -> str:
         """The block of one tile: a picture that is not split, or a frame."""
@@ -48,33 +53,18 @@ class MediaTokens:
             text += "\n"
         return text + "\n" + self.single()
 
-    def video(self, num_frames: int, timestamps: list[float], duration: float | None) -> str:
-        """The block of a video.
-
-        Args:
-            num_frames: spelled in words; it counts padding frames too, as in the reference.
-            timestamps: seconds of each real frame.
-            duration: in seconds; without it the last timestamp is taken.
-        """
-        seconds = int(duration) if duration is not None else int(timestamps[-1])
-        text = VIDEO_INTRO.format(words=number_to_words(num_frames), duration=timedelta(seconds=seconds))
-        for time in timestamps:
-            text += FRAME_INTRO.format(minutes=int(time // 60), seconds=int(time % 60)) + self.single()
-        return text + VIDEO_OUTRO
-
     def videos(self, clips: list[VideoMetadata], default_fps: float | None) -> list[str]:
         """The blocks of the videos of a batch.
 
         Args:
-            clips: what is known about each; one without fps gets `default_fps`.
+            clips: what is known about each; one without fps gets `default_fps`, one without duration (in seconds) the time
+                of its last frame.
             default_fps: frames per second of such a video; None refuses it.
 
         Raises:
             InputError: the times of a video's frames are not known.
         """
-        for number, clip in enumerate(clips):
-            if clip.frames_indices is None:
-                raise InputError(f"videos[{number}]: its frames have no times; pass frames_indices in its video_metadata")
+        for clip in clips:
             if clip.fps is None:
                 if default_fps is None:
                     raise InputError("a video without fps has no timestamps; pass video_metadata with its fps")
@@ -83,7 +73,14 @@ class MediaTokens:
         times = [clip.timestamps for clip in clips]
         # The count in words includes padding frames, as the reference writes it.
         most = max(map(len, times))
-        return [self.video(most, seconds, clip.duration) for clip, seconds in zip(clips, times, strict=True)]
+        texts = []
+        for clip, seconds in zip(clips, times, strict=True):
+            duration = timedelta(seconds=int(seconds[-1] if clip.duration is None else clip.duration))
+            text = VIDEO_INTRO.format(words=number_to_words(most), duration=duration)
+            for time in seconds:
+                text += FRAME_INTRO.format(minutes=int(time // 60), seconds=int(time % 60)) + self.single()
+            texts.append(text + VIDEO_OUTRO)
+        return texts
 
     def check_counts(self, texts: list[str], samples: Sequence[Sequence] | None, num_videos: int) -> None:
         """Raise InputError unless each text has a token for each of its pictures, and all texts one for each video.
@@ -94,9 +91,7 @@ class MediaTokens:
             num_videos: of all texts together.
         """
         slots = [text.count(self.image_token) for text in texts]
-        if samples is None and any(slots):
-            raise InputError(f"{self.image_token} occurs {sum(slots)} times in the texts, but no images were passed")
-        given = slots if samples is None else [len(sample) for sample in samples]
+        given = [0] * len(texts) if samples is None else [len(sample) for sample in samples]
         if slots != given:
             raise InputError(
                 f"{self.image_token} occurs {_shorten(slots)} times in the texts, but they come with "
@@ -105,6 +100,10 @@ class MediaTokens:
         wanted = sum(text.count(self.video_token) for text in texts)
         if wanted != num_videos:
             raise InputError(f"{self.video_token} occurs {wanted} times in the texts, but {num_videos} videos were passed")
+
+
+# The default of each token, by the name of its attribute.
+MEDIA_TOKENS: dict[str, str] = {name: token for name, token in vars(MediaTokens).items() if name.endswith("_token")}
 
 
 def expand(texts: list[str], token: str, blocks: Iterable[str]) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError, PromptError
 from .chat import Message
+from .prompts import GRID_PATTERN
 from .tokenizer import SmolVLMTokenizer
-from .tokens import GRID_PATTERN
 
 MODES = ("error", "escape", "allow")
 # Characters that no text has: a mark is the first of them that does not occur in the conversation at hand.

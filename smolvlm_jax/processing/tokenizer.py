@@ -12,8 +12,8 @@ from ..errors import InputError
 from ..io import read_json, write_json, write_text
 from .batch import BatchFeature, check_return_tensors
 from .choices import as_name, one_of
+from .prompts import GRID_PATTERN, MEDIA_TOKENS
 from .tokenizer_files import read_backend
-from .tokens import GRID_PATTERN, MEDIA_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -278,9 +278,7 @@ class SmolVLMTokenizer:
                 makes no sense.
         """
         check_return_tensors(return_tensors)
-        padding = as_name(padding).lower() if padding is not None else "false"
-        if padding not in ("true", "longest", "max_length", "false", "do_not_pad"):
-            raise InputError(f"padding is {padding!r}; it is True, False, 'longest' or 'max_length'")
+        padding = one_of("padding", as_name(padding or False).lower(), ("true", "longest", "max_length", "false", "do_not_pad"))
         side = one_of("padding_side", padding_side or self.padding_side, ("left", "right"))
         limit = max_length if max_length is not None else self.model_max_length
         if truncation and as_name(truncation).lower() != "do_not_truncate":
@@ -297,21 +295,20 @@ class SmolVLMTokenizer:
         pad_id = self.pad_token_id
         if pad_id is None and any(len(row) < target for row in rows):
             raise InputError("this tokenizer has no pad_token; set tokenizer.pad_token to pad with it")
-        ids, masks = [], []
-        for row in rows:
-            fill = max(0, target - len(row))
-            left, right = (fill, 0) if side == "left" else (0, fill)
-            ids.append([pad_id] * left + list(row) + [pad_id] * right)
-            masks.append([0] * left + [1] * len(row) + [0] * right)
-        batch = BatchFeature(input_ids=ids)
+
+        def filled(row: list[int], value: int) -> list[int]:
+            fill = [value] * (target - len(row))
+            return fill + row if side == "left" else row + fill
+
+        batch = BatchFeature(input_ids=[filled(list(row), pad_id) for row in rows])
         if return_attention_mask is not False:
-            batch["attention_mask"] = masks
+            batch["attention_mask"] = [filled([1] * len(row), 0) for row in rows]
         if return_tensors is None:
             return batch
-        lengths = sorted(map(len, ids))
+        lengths = sorted(map(len, batch["input_ids"]))
         if lengths and lengths[0] < lengths[-1]:
             raise InputError(f"rows of {lengths[0]} to {lengths[-1]} tokens do not make one array; pass padding=True")
-        return BatchFeature({name: np.array(rows, np.int64).reshape(len(ids), -1) for name, rows in batch.items()})
+        return BatchFeature({name: np.array(rows, np.int64).reshape(len(lengths), -1) for name, rows in batch.items()})
 
     # ---- to text
 

@@ -1,6 +1,5 @@
 """From the files of a checkpoint to a tokenizers.Tokenizer."""
 
-import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +41,11 @@ def read_backend(directory: str, config: dict[str, Any], *, pre_tokenizer: str |
         raise InputError(f"pre_tokenizer is {pre_tokenizer!r}; it is None or 'transformers-5'")
     added = read_json(os.path.join(directory, "added_tokens.json"), missing_ok=True)
     known = backend.get_vocab(with_added_tokens=True)
-    missing: dict[str, AddedToken] = {}
-    for token in (
-        *(token for _, token in listed),
-        *({"content": content} for content, _ in sorted(added.items(), key=operator.itemgetter(1))),
-    ):
-        if token["content"] not in known and token["content"] not in missing:
-            missing[token["content"]] = AddedToken(token["content"], **{flag: token.get(flag, False) for flag in _FLAGS})
-    backend.add_special_tokens(list(missing.values()))
+    wanted = {token["content"]: token for _, token in listed}
+    for content in sorted(added, key=added.__getitem__):
+        wanted.setdefault(content, {})
+    missing = [content for content in wanted if content not in known]
+    backend.add_special_tokens([AddedToken(c, **{flag: wanted[c].get(flag, False) for flag in _FLAGS}) for c in missing])
     return backend
 
 
@@ -63,8 +59,6 @@ def _from_vocab(directory: str, config: dict[str, Any], listed: list[tuple[int, 
     backend = Tokenizer(models.BPE.from_file(vocab, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
-    inside = {id: content for content, id in read_json(vocab).items()}
-    for id, token in listed:
-        if inside.get(id) == token["content"]:
-            backend.add_special_tokens([AddedToken(token["content"], normalized=False)])
+    known = [token["content"] for id, token in listed if backend.token_to_id(token["content"]) == id]
+    backend.add_special_tokens([AddedToken(content, normalized=False) for content in known])
     return backend

@@ -1,7 +1,6 @@
 """SmolVLMVideoProcessor: videos to one tile per frame, and the choice of frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,27 +10,16 @@ from ..errors import InputError
 from .assemble import PIXEL_FORMATS, flat_uint8, video_layout
 from .batch import BatchFeature, check_return_tensors
 from .choices import one_of
-from .configured import configured
 from .decode import decode_video
 from .fetch import is_path, load_image
 from .geometry import MAX_IMAGE_SIZE, longest_edge_size, normalize_size, tile_edge
 from .layout import flatten_videos, metadata_of_videos
-from .limits import MediaLimits
 from .media import MediaProcessor
 from .metadata import VideoMetadata, to_metadata
 from .pixels import Picture, channel_axis
 from .threads import map_threads
 
 
-@dataclass(frozen=True)
-class _Clip:
-    """The tiles of one video, uint8 (f, T, T, 3), and its metadata."""
-
-    tiles: np.ndarray
-    metadata: VideoMetadata
-
-
-@configured
 class SmolVLMVideoProcessor(MediaProcessor):
     """Videos to tiles: every frame becomes exactly one tile.
 
@@ -62,16 +50,16 @@ class SmolVLMVideoProcessor(MediaProcessor):
     fps: float | None = None
     video_sampling: dict[str, Any] | None = None
     use_video_size: bool = False
+    backend: str | None = None
 
     OWN = ("use_video_size",)
-    INIT_ONLY = (*MediaProcessor.INIT_ONLY, "backend")
+    UNSAVED = (*MediaProcessor.UNSAVED, "backend")
     TYPE_KEY = "video_processor_type"
     FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
     NESTED_KEY = "video_processor"
 
-    def __init__(self, *, backend: str | None = None, **kwargs: Any):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.backend = backend
         sampling = kwargs.get("video_sampling")
         if not sampling:
             return
@@ -132,10 +120,6 @@ class SmolVLMVideoProcessor(MediaProcessor):
             first, last = 0, total - 1
         return np.unique(np.linspace(first, last, count, dtype=int))
 
-    def __call__(self, videos: Any, **kwargs: Any) -> BatchFeature:
-        """See `preprocess`."""
-        return self.preprocess(videos, **kwargs)
-
     def preprocess(
         self,
         videos: Any,
@@ -146,8 +130,6 @@ class SmolVLMVideoProcessor(MediaProcessor):
         input_data_format: str | None = None,
         pixel_format: str = "float32",
         skip_secs: float = 1,
-        num_threads: int | None = None,
-        limits: MediaLimits | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """The tiles of a batch of videos.
@@ -161,9 +143,8 @@ class SmolVLMVideoProcessor(MediaProcessor):
             input_data_format: "channels_first" or "channels_last" for arrays; None decides by the shape.
             pixel_format: "float32" for the reference's layout, "uint8" for the real frames alone.
             skip_secs: see `sample_frames`.
-            num_threads: videos worked on at once; None takes this object's setting.
-            limits: what may be read; None takes this object's limits.
-            **kwargs: arguments of the constructor, for this call.
+            **kwargs: arguments of the constructor, for this call. None for limits, num_threads, backend, num_frames or fps
+                takes this object's setting.
 
         Returns:
             With pixel_format="float32": pixel_values, float32 (videos, f, 3, T, T), and pixel_attention_mask, int64
@@ -178,25 +159,29 @@ class SmolVLMVideoProcessor(MediaProcessor):
         one_of("pixel_format", pixel_format, PIXEL_FORMATS)
         # For these two None means "as the checkpoint says", not "none".
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in ("num_frames", "fps")}
-        call = self._for_call(kwargs, limits=limits, num_threads=num_threads)
+        call = self._for_call(kwargs)
         flat = flatten_videos(videos)
         if not flat:
             raise InputError("no videos in the whole batch; leave videos out")
         given = metadata_of_videos(video_metadata, len(flat))
 
-        def work(item: tuple[int, Any, Any]) -> _Clip:
+        def work(item: tuple[int, Any, Any]) -> tuple[np.ndarray, VideoMetadata]:
             number, video, metadata = item
             return call._clip(f"videos[{number}]", video, metadata, input_data_format=input_data_format, skip_secs=skip_secs)
 
         clips = map_threads(work, zip(range(len(flat)), flat, given, strict=True), call.num_threads)
-        tiles = [clip.tiles for clip in clips]
+        tiles = [frames for frames, _ in clips]
         batch = flat_uint8(tiles, call) if pixel_format == "uint8" else video_layout(tiles, call, do_pad=call.do_pad)
         if return_metadata:
-            batch["video_metadata"] = [clip.metadata for clip in clips]
+            batch["video_metadata"] = [metadata for _, metadata in clips]
         return batch
 
-    def _clip(self, where: str, video: Any, metadata: Any, *, input_data_format: str | None, skip_secs: float) -> _Clip:
-        """One video, called `where` in messages."""
+    __call__ = preprocess
+
+    def _clip(
+        self, where: str, video: Any, metadata: Any, *, input_data_format: str | None, skip_secs: float
+    ) -> tuple[np.ndarray, VideoMetadata]:
+        """The tiles, uint8 (f, T, T, 3), and the metadata of one video, called `where` in messages."""
 
         def choose(metadata: VideoMetadata | None) -> np.ndarray:
             return self.sample_frames(metadata, skip_secs=skip_secs)
@@ -206,18 +191,14 @@ class SmolVLMVideoProcessor(MediaProcessor):
             kept, found = decode_video(
                 video, choose if sampled else None, keep=self._tile, backend=self.backend, limits=self.limits
             )
-            return _Clip(_stack(where, kept), found)
+            return _stack(where, kept), found
         if isinstance(video, list) and is_path(video[0]):
             if sampled:
                 raise InputError(f"{where}: cannot sample from a list of frame files; pass do_sample_frames=False")
             video = [load_image(path, self.limits) for path in video]
         frames = _frames(where, video, input_data_format)
         total = len(frames)
-        if metadata is None:
-            if sampled:
-                choose(None)
-            metadata = VideoMetadata(total, frames_indices=list(range(total)))
-        metadata = to_metadata(metadata)
+        metadata = to_metadata(VideoMetadata(total) if metadata is None else metadata)
         if sampled:
             metadata.frames_indices = choose(metadata).tolist()
             if metadata.frames_indices[-1] >= total:
@@ -228,7 +209,7 @@ class SmolVLMVideoProcessor(MediaProcessor):
         if metadata.frames_indices is not None and len(metadata.frames_indices) != len(frames):
             raise InputError(f"{where}: {len(frames)} frames, but metadata.frames_indices names {len(metadata.frames_indices)}")
         metadata.height, metadata.width = frames[0].shape[:2]
-        return _Clip(_stack(where, [self._tile(frame) for frame in frames]), metadata)
+        return _stack(where, [self._tile(frame) for frame in frames]), metadata
 
     def _tile(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (T, T, 3): the long edge to `size`, then to the square, by Pillow, rounded to uint8 after each."""
@@ -236,8 +217,7 @@ class SmolVLMVideoProcessor(MediaProcessor):
         if self.do_resize:
             size = normalize_size(self.size)
             if "longest_edge" in size:
-                height, width = frame.shape[:2]
-                first = longest_edge_size((height, width), min(MAX_IMAGE_SIZE, size["longest_edge"]))
+                first = longest_edge_size(picture.image.size[::-1], min(MAX_IMAGE_SIZE, size["longest_edge"]))
             else:
                 first = size["height"], size["width"]
             tile = tile_edge(self.max_image_size)
