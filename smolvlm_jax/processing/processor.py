@@ -1,6 +1,5 @@
 """SmolVLMProcessor: text, pictures and videos to what the model reads."""
 
-import functools
 import os
 from collections.abc import Mapping
 from itertools import chain
@@ -15,7 +14,7 @@ from .fetch import is_path
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
 from .prompts import MEDIA_TOKENS, MediaTokens, expand
-from .protect import Guard, encode_prompt
+from .protect import encode_prompt, guard_for
 from .tokenizer import SmolVLMTokenizer, list_of_texts
 from .videos import SmolVLMVideoProcessor
 
@@ -311,7 +310,7 @@ class SmolVLMProcessor:
         if unused:
             raise InputError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
         own = (self.image_token, self.fake_image_token, self.global_image_token, self.video_token)
-        guard = _guard_for(frozenset({*self.tokenizer.control_tokens, *own}))
+        guard = guard_for(frozenset({*self.tokenizer.control_tokens, *own}))
         guarded = guard.apply(conversations.messages, template.plain(variables), mode)
         mark = guarded.mark
         texts = template.render(
@@ -356,8 +355,6 @@ class SmolVLMProcessor:
         Args:
             conversation: one conversation or a list of them, as in `apply_chat_template`.
             chat_template: as there, like add_generation_prompt and special_tokens_in_text.
-            add_generation_prompt: see there.
-            special_tokens_in_text: see there.
             **kwargs: arguments of the image processor, and variables of the template.
 
         Returns:
@@ -400,6 +397,3 @@ class SmolVLMProcessor:
     ) -> list[str]:
         """The texts of generated rows of ids; see SmolVLMTokenizer.batch_decode."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
-
-
-_guard_for = functools.lru_cache(maxsize=8)(Guard)

@@ -4,6 +4,7 @@ A text that says `<image>` must not become the place of a picture, nor `<end_of_
 are refused, or escaped: broken by a mark before the template is rendered, and read as plain characters afterwards.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -125,6 +126,9 @@ class Guard:
         if isinstance(value, (list, tuple)):
             return [self._mark(item, mark) for item in value]
         return value
+
+
+guard_for = functools.lru_cache(maxsize=8)(Guard)
 
 
 def _strings(value: Any) -> Iterator[str]:
