@@ -45,14 +45,8 @@ class KVCache:
             length: columns L.
             dtype: of keys and values.
         """
-        shape = (batch, config.num_key_value_heads, length, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        return cls(
-            keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
-            values=tuple(jnp.zeros(shape, dtype) for _ in layers),
-            visible=jnp.zeros((batch, length), bool),
-            index=jnp.zeros((), jnp.int32),
-        )
+        empty = jnp.zeros((batch, config.num_key_value_heads, 0, config.head_dim), dtype)
+        return cls.from_prompt([(empty, empty)] * config.num_hidden_layers, jnp.zeros((batch, 0), bool), length)
 
     @classmethod
     def from_prompt(cls, keys_values: Sequence[tuple[jax.Array, jax.Array]], valid: jax.Array, length: int) -> "KVCache":

@@ -61,12 +61,8 @@ class _Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping of a config.json in the v4 spelling, which every transformers since 4.50 reads; extra keys kept."""
-        return {**self.extra_keys, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}}
-
-    @property
-    def extra_keys(self) -> dict[str, Any]:
-        """Keys of the config.json that mean nothing here, as they were read."""
-        return json.loads(self.extra)
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
+        return {**json.loads(self.extra), **own}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some arguments changed."""
@@ -121,6 +117,11 @@ class SmolVLMVisionConfig(_Config):
     def num_patches(self) -> int:
         """Patches of a tile."""
         return self.num_patches_per_side**2
+
+    @property
+    def tile_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a tile."""
+        return (self.image_size, self.image_size, self.num_channels)
 
     def to_dict(self, model_type: str = "smolvlm_vision") -> dict[str, Any]:
         """The mapping of a config.json. `model_type`: if the file it was read from named none."""

@@ -7,17 +7,6 @@ moves over from transformers keeps its `except` clauses.
 import importlib
 from typing import Any
 
-__all__ = [
-    "SmolVLMError",
-    "ConfigError",
-    "CheckpointError",
-    "InputError",
-    "MediaError",
-    "PromptError",
-    "MissingExtraError",
-    "import_extra",
-]
-
 
 class SmolVLMError(Exception):
     """Base class: whatever this library raises on purpose is one of these."""

@@ -220,10 +220,6 @@ def stream(run: _Run) -> Iterator[np.ndarray]:
     Arguments as in `generate`. Ends after the step in which the last row stops; rows that stopped before yield the pad token.
     Mistakes are raised by the call itself, not by the first step.
     """
-    return _steps(run)
-
-
-def _steps(run: _Run) -> Iterator[np.ndarray]:
     for step in range(1, run.config.max_new_tokens + 1):
         if step > 1:
             run.decode(step)

@@ -16,7 +16,7 @@ from .errors import ConfigError, InputError
 from .generation_config import GenerationConfig
 from .layers import Execution, Projection
 from .merge import merge_image_features
-from .pictures import Tiles, check_counts, flat_tiles
+from .pictures import check_counts, flat_tiles
 from .sharding import constrain
 from .vision import SmolVLMVisionTransformer, normalize_tiles, patch_mask
 
@@ -143,12 +143,6 @@ class SmolVLMModel(_Configured):
         patches = None if mask is None else patch_mask(mask, self.config.vision_config.patch_size)
         return self.connector(self.vision_model(tiles, patch_attention_mask=patches).last_hidden_state)
 
-    def _flat(self, pixel_values, pixel_attention_mask, num_tiles) -> Tiles:
-        """Pictures as flat tiles, floats in the model's dtype."""
-        if pixel_values.dtype != jnp.uint8:
-            pixel_values = jnp.asarray(pixel_values, self.dtype)
-        return flat_tiles(self.config, pixel_values, pixel_attention_mask, num_tiles)
-
     def get_image_features(
         self,
         pixel_values: jax.Array,
@@ -156,7 +150,9 @@ class SmolVLMModel(_Configured):
         num_tiles: jax.Array | int | None = None,
     ) -> ImageFeatures:
         """Encode pictures, in any layout that `pictures.flat_tiles` takes. Raises InputError for pixels of another shape."""
-        tiles = self._flat(pixel_values, pixel_attention_mask, num_tiles)
+        if pixel_values.dtype != jnp.uint8:
+            pixel_values = jnp.asarray(pixel_values, self.dtype)
+        tiles = flat_tiles(self.config, pixel_values, pixel_attention_mask, num_tiles)
         return ImageFeatures(self.encode(tiles.pixels, tiles.mask), jnp.asarray(tiles.count))
 
     def __call__(
@@ -172,12 +168,11 @@ class SmolVLMModel(_Configured):
     ) -> SmolVLMBaseModelOutputWithPast:
         """Run the model up to its last hidden states.
 
-        All arguments are those of `SmolVLMForConditionalGeneration.__call__`; `text` are the ones that
-        `SmolVLMTextModel.__call__` takes.
+        All arguments are those of `SmolVLMForConditionalGeneration.__call__`, where they are described; `text` are the ones
+        that `SmolVLMTextModel.__call__` takes.
         """
         if self.is_initializing():  # `init` needs no inputs, and makes every parameter whatever they are
-            vision = self.config.vision_config
-            self.encode(jnp.zeros((1, vision.image_size, vision.image_size, vision.num_channels), jnp.uint8))
+            self.encode(jnp.zeros((1, *self.config.vision_config.tile_shape), jnp.uint8))
             example = jnp.zeros((1, 1), jnp.int32)
             self.embed(example)
             input_ids = example if input_ids is None and inputs_embeds is None else input_ids
@@ -188,12 +183,9 @@ class SmolVLMModel(_Configured):
         embeds: Any = inputs_embeds if input_ids is None else self.embed(input_ids)
         features, count = image_hidden_states, num_tiles
         if pixel_values is not None:
-            tiles = self._flat(pixel_values, pixel_attention_mask, num_tiles)
-            check_counts(self.config, input_ids, tiles.pixels, tiles.count)
-            features, count = self.encode(tiles.pixels, tiles.mask), tiles.count
-        elif features is not None:
-            check_counts(self.config, input_ids, features, count)
+            features, count = self.get_image_features(pixel_values, pixel_attention_mask, num_tiles)
         if features is not None:
+            check_counts(self.config, input_ids, features, count)
             if input_ids is None:
                 slots = (embeds == self.embed(jnp.asarray(self.config.image_token_id))).all(-1)
             else:
@@ -239,23 +231,12 @@ class SmolVLMForConditionalGeneration(_Configured):
         self,
         input_ids: jax.Array | None = None,
         *,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        inputs_embeds: jax.Array | None = None,
-        pixel_values: jax.Array | None = None,
-        pixel_attention_mask: jax.Array | None = None,
-        image_hidden_states: jax.Array | None = None,
-        num_tiles: jax.Array | int | None = None,
-        past_key_values: KVCache | None = None,
-        use_cache: bool | None = None,
-        cache_length: int | None = None,
         labels: jax.Array | None = None,
         logits_to_keep: int | jax.Array = 0,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        **inputs: Any,
     ) -> SmolVLMCausalLMOutputWithPast:
-        """Forward pass; argument names are transformers'.
+        """Forward pass; argument names are transformers'. All but the first are keywords; those that only a part of the model
+        reads are declared there, in `SmolVLMModel` and `SmolVLMTextModel`.
 
         Called with concrete arrays, counts of tiles and image tokens that disagree are an error. Under tracing the values are
         unknown, and the result is defined: surplus tiles are ignored, slots without a tile keep the embedding of the image
@@ -286,22 +267,7 @@ class SmolVLMForConditionalGeneration(_Configured):
         Raises:
             InputError: if arguments contradict each other.
         """
-        out = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            segment_ids=segment_ids,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            pixel_attention_mask=pixel_attention_mask,
-            image_hidden_states=image_hidden_states,
-            num_tiles=num_tiles,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            cache_length=cache_length,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
+        out = self.model(input_ids, **inputs)
         hidden = out.last_hidden_state
         if not isinstance(logits_to_keep, int):
             hidden = jnp.take(hidden, logits_to_keep, axis=1)

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -204,8 +203,3 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def bytes_per_device(x: jax.Array) -> int:
-    """Bytes that one device holds of an array."""
-    return int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize

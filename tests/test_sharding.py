@@ -13,7 +13,7 @@ from smolvlm_jax import SmolVLMConfig, SmolVLMForConditionalGeneration, generate
 from smolvlm_jax import sharding as sharding_module
 from smolvlm_jax.errors import InputError
 from smolvlm_jax.parameters import abstract_params, flatten_params
-from smolvlm_jax.sharding import activate, batch_sharding, bytes_per_device, constrain, parameter_shardings, partition_spec
+from smolvlm_jax.sharding import activate, batch_sharding, constrain, parameter_shardings, partition_spec
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="wants eight devices: XLA_FLAGS as in tests/conftest.py")
 MESHES = fast_first(1, [(2, 2, 2), (8, 1, 1), (2, 4, 1)])
@@ -113,7 +113,7 @@ def test_parameters_are_really_split(case, shape):
                 if axis not in used and size % mesh.shape[axis] == 0:
                     ways *= mesh.shape[axis]
                     used.add(axis)
-        assert bytes_per_device(leaf) == leaf.nbytes // ways, path
+        assert leaf.addressable_shards[0].data.nbytes == leaf.nbytes // ways, path
         held = leaf.addressable_shards[0].data.nbytes
         assert held == leaf.nbytes // ways, path
         split += ways > 1
@@ -214,7 +214,7 @@ def test_load_onto_a_mesh(tiny_a):
     for path, leaf in flatten_params(params).items():
         assert np.array_equal(leaf, want[path])
         assert leaf.sharding.mesh.shape == mesh.shape
-    assert bytes_per_device(params["lm_head"]["kernel"]) == params["lm_head"]["kernel"].nbytes // 4
+    assert params["lm_head"]["kernel"].addressable_shards[0].data.nbytes == params["lm_head"]["kernel"].nbytes // 4
 
 
 def test_what_does_not_divide_is_replicated_and_said_once():

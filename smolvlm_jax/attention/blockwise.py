@@ -104,7 +104,5 @@ def _split_mask(mask, q, k, block):
     """(b, t, s) -> (blocks, b, 1, 1, block, s)."""
     if mask is None:
         return None
-    t, s = q.shape[2], k.shape[2]
-    mask = jnp.broadcast_to(mask, (mask.shape[0], t, s))
-    mask = jnp.pad(mask, ((0, 0), (0, -t % block), (0, 0)))
-    return jnp.moveaxis(mask.reshape(mask.shape[0], 1, 1, -1, block, s), 3, 0)
+    one_head = jnp.broadcast_to(mask[:, None], (mask.shape[0], 1, q.shape[2], k.shape[2]))
+    return _split(one_head, one_head, block)

@@ -63,10 +63,7 @@ def splash_attention(
     """
     if segment_ids is None:
         segment_ids = jnp.zeros((q.shape[0], q.shape[2]), jnp.int32)
-
-    def local(q, k, v, segment_ids):
-        return _one_device(q, k, v, segment_ids, causal, interpret)
-
+    local = functools.partial(_one_device, causal=causal, interpret=interpret)
     return on_each_device(local, q, k, v, segment_ids)
 
 

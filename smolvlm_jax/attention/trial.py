@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .decode import decode_attention
+from .forms import by_einsum
 from .splash import splash_attention
 
 __all__ = ["decode_example", "splash_example", "trusted"]
@@ -65,12 +66,9 @@ def _inputs(*shapes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def _plain(q, k, v, mask) -> jax.Array:
-    """The formula in float32: softmax(q k' / √h) v, with a mask (b, t, s)."""
+    """The einsums in float32."""
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-    scores = jnp.einsum("bnth,bnsh->bnts", q, k, precision="highest") * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
-    return jnp.einsum("bnts,bnsh->bnth", weights, v, precision="highest")
+    return by_einsum(q, k, v, mask)
 
 
 def splash_example() -> tuple[jax.Array, jax.Array]:

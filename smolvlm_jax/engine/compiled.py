@@ -62,12 +62,6 @@ class Programs:
 
     # ---- shapes
 
-    @property
-    def tile_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of a tile."""
-        vision = self.model.config.vision_config
-        return (vision.image_size, vision.image_size, vision.num_channels)
-
     def places(self, t: int) -> int:
         """The most tiles that packed rows of `t` tokens can hold."""
         return max(1, self.config.lanes * t // self.model.config.image_seq_len)
@@ -139,7 +133,10 @@ class Programs:
         return partial(programs.empty_ring, self.model, slots, length), (), ()
 
     def _encode(self, tiles: int) -> _Program:
-        batch, places = self._array((tiles, *self.tile_shape), np.uint8), self._replicated((tiles,), np.int32)
+        batch, places = (
+            self._array((tiles, *self.model.config.vision_config.tile_shape), np.uint8),
+            self._replicated((tiles,), np.int32),
+        )
         return partial(programs.encode, self.model), (self._params, self._returns("pool"), batch, places), (1,)
 
     def _prefill(self, t: int) -> _Program:

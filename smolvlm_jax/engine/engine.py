@@ -273,7 +273,7 @@ class Engine:
         while left:
             size = next((n for n in sizes if n <= len(left)), sizes[-1])
             now, left = left[:size], left[size:]
-            batch = np.zeros((size, *self.programs.tile_shape), np.uint8)
+            batch = np.zeros((size, *self.model.config.vision_config.tile_shape), np.uint8)
             batch[: len(now)] = np.stack([tiles[digest] for digest in now])
             nowhere = [self.config.feature_places] * (size - len(now))
             places = np.asarray([self._places.place(digest) for digest in now] + nowhere, np.int32)

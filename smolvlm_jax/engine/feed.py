@@ -28,13 +28,13 @@ class Reception:
 
     def __call__(self, request: Request) -> RequestState:
         params, prepared, error = request.params, request.prepared, request.error
-        if request.messages is not None:
-            try:
+        try:
+            if request.messages is not None:
                 prepared = prepare(self._processor, request.messages)
-            except SmolVLMError as failure:
-                error = str(failure)
-        if prepared is not None:
-            error = self._refuse(prepared, params.max_new_tokens)
+            if prepared is not None:
+                self._check(prepared, params.max_new_tokens)
+        except SmolVLMError as failure:
+            error = str(failure)
         decode = lambda ids: self._processor.decode(ids, skip_special_tokens=not self._shapes.keep_special_tokens)
         return RequestState(
             request,
@@ -44,27 +44,23 @@ class Reception:
             error,
         )
 
-    def _refuse(self, prepared: Prepared, new: int) -> str | None:
-        """Why this prompt with so many new tokens can never be answered, if so."""
+    def _check(self, prepared: Prepared, new: int) -> None:
+        """Raise InputError if this prompt with so many new tokens can never be answered."""
         ids, tiles = prepared.input_ids, prepared.tiles
-        vision, vocabulary = self._config.vision_config, self._config.text_config.vocab_size
-        longest, shape = self._shapes.ring_lengths[-1], (vision.image_size, vision.image_size, vision.num_channels)
+        vocabulary, longest = self._config.text_config.vocab_size, self._shapes.ring_lengths[-1]
+        shape = self._config.vision_config.tile_shape
         if len(ids) + new > longest:
-            return (
+            raise InputError(
                 f"prompt too long: {len(ids)} tokens and a limit of {new} new ones need {len(ids) + new} positions, and there "
                 f"are {longest}"
             )
         if ids.ndim != 1 or not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
-            return f"input_ids must be a row of at least one token in [0, {vocabulary})"
+            raise InputError(f"input_ids must be a row of at least one token in [0, {vocabulary})")
         if len(tiles) and tiles.shape[1:] != shape:
-            return f"tiles have shape {tiles.shape[1:]}, the model reads {shape}"
+            raise InputError(f"tiles have shape {tiles.shape[1:]}, the model reads {shape}")
         if len(tiles) != len(prepared.digests):
-            return f"{len(tiles)} tiles have {len(prepared.digests)} digests"
-        try:
-            check_counts(self._config, ids, tiles)
-        except InputError as error:
-            return str(error)
-        return None
+            raise InputError(f"{len(tiles)} tiles have {len(prepared.digests)} digests")
+        check_counts(self._config, ids, tiles)
 
 
 class Feed:

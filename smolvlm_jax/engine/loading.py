@@ -17,21 +17,17 @@ def is_docling(directory: str | os.PathLike) -> bool:
 def load_engine(
     source: str | os.PathLike,
     *,
-    dtype: str | None = None,
     mesh: str | None = None,
     keep_special_tokens: bool | None = None,
-    attention: str = "auto",
-    **config,
+    **options,
 ):
     """An Engine on all devices of this host. Hosts do not communicate, so that one may fail without the others.
 
     Args:
         source: a bundled name, a directory or a Hub id.
-        dtype: as in `load`.
         mesh: sizes like "data=2,tensor=2". Default: every device is data parallel.
         keep_special_tokens: as in `EngineConfig`. Default: for docling checkpoints.
-        attention: as in `load`.
-        **config: other fields of `EngineConfig`.
+        **options: `dtype`, `attention` and fields of `EngineConfig`, as in `Engine.from_pretrained`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -48,4 +44,4 @@ def load_engine(
         sizes = {"data": len(devices)}
     placed = None if sizes is None else make_mesh(**sizes, devices=devices)
     keep = is_docling(directory) if keep_special_tokens is None else keep_special_tokens
-    return Engine.from_pretrained(directory, dtype=dtype, mesh=placed, attention=attention, keep_special_tokens=keep, **config)
+    return Engine.from_pretrained(directory, mesh=placed, keep_special_tokens=keep, **options)

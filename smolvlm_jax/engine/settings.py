@@ -1,6 +1,7 @@
 """The shapes the engine compiles for: `EngineConfig` as a user gives it, `EngineShapes` with nothing left open."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +17,8 @@ _RINGS = (256, 1024, 2048, 4096)
 _MOST_SLOTS = 256
 _CPU_CACHE_BYTES = 2 * 10**9
 _FREE_MEMORY_SHARE = 0.6
-
-
-@dataclass(frozen=True)
-class EngineShapes:
-    """What `EngineConfig` comes to for a model and a mesh; fields as there.
-
-    Attributes:
-        lanes: shards of the batch axis.
-    """
-
-    ring_lengths: tuple[int, ...]
-    slots: tuple[int, ...]
-    prefill_tokens: int
-    encoder_tiles: int
-    chunk: int
-    run_ahead: int
-    lookahead: int
-    feature_places: int
-    keep_special_tokens: bool
-    lanes: int
+# Default of a field that `resolve` fills in: None in what a user gives, never in what `resolve` returns.
+_CHOSEN: Any = None
 
 
 @dataclass(frozen=True)
@@ -59,18 +42,18 @@ class EngineConfig:
         keep_special_tokens: whether special tokens, apart from the one that ended the answer, appear in its text.
     """
 
-    ring_lengths: tuple[int, ...] | None = None
-    slots: tuple[int, ...] | None = None
+    ring_lengths: tuple[int, ...] = _CHOSEN
+    slots: tuple[int, ...] = _CHOSEN
     cache_bytes: int | None = None
-    prefill_tokens: int | None = None
-    encoder_tiles: int | None = None
-    chunk: int | None = None
-    run_ahead: int | None = None
+    prefill_tokens: int = _CHOSEN
+    encoder_tiles: int = _CHOSEN
+    chunk: int = _CHOSEN
+    run_ahead: int = _CHOSEN
     lookahead: int = 128
-    feature_places: int | None = None
+    feature_places: int = _CHOSEN
     keep_special_tokens: bool = False
 
-    def resolve(self, model: SmolVLMForConditionalGeneration, mesh: Mesh | None) -> EngineShapes:
+    def resolve(self, model: SmolVLMForConditionalGeneration, mesh: Mesh | None) -> "EngineShapes":
         """The sizes for this model on this mesh.
 
         Raises:
@@ -97,19 +80,28 @@ class EngineConfig:
         for name in ("chunk", "lookahead"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        return EngineShapes(
-            ring_lengths=lengths,
-            slots=tuple(slots),
-            prefill_tokens=min(self.prefill_tokens or (512 if cpu else 2048), lengths[-1]),
-            encoder_tiles=tiles,
-            chunk=self.chunk or (4 if cpu else 16),
-            run_ahead=(0 if cpu else 1) if self.run_ahead is None else self.run_ahead,
-            lookahead=self.lookahead,
+        chosen = {
+            "ring_lengths": lengths,
+            "slots": tuple(slots),
+            "prefill_tokens": min(self.prefill_tokens or (512 if cpu else 2048), lengths[-1]),
+            "encoder_tiles": tiles,
+            "chunk": self.chunk or (4 if cpu else 16),
+            "run_ahead": (0 if cpu else 1) if self.run_ahead is None else self.run_ahead,
             # Twice what the largest request can want, so that tiles encoded ahead never stand in the way of the next in turn.
-            feature_places=max(self.feature_places or 128, 2 * (lengths[-1] // model.config.image_seq_len + 1)),
-            keep_special_tokens=self.keep_special_tokens,
-            lanes=lanes,
-        )
+            "feature_places": max(self.feature_places or 128, 2 * (lengths[-1] // model.config.image_seq_len + 1)),
+        }
+        return EngineShapes(**asdict(self) | chosen, lanes=lanes)
+
+
+@dataclass(frozen=True)
+class EngineShapes(EngineConfig):
+    """What `EngineConfig.resolve` returns: no field is left out.
+
+    Attributes:
+        lanes: shards of the batch axis.
+    """
+
+    lanes: int = 1
 
 
 def _cache_bytes(mesh: Mesh | None) -> int:
