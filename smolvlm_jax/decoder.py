@@ -14,16 +14,17 @@ from .errors import InputError
 from .layers import (
     Embedding,
     Execution,
-    Projection,
+    Part,
     RMSNorm,
     activation,
     apply_rotary,
+    dimensions,
     rotary_tables,
     run_layers,
 )
-from .sharding import Dimension, constrain
+from .sharding import constrain
 
-__all__ = ["SmolVLMBaseModelOutputWithPast", "SmolVLMTextModel", "dimensions", "segment_positions"]
+__all__ = ["SmolVLMBaseModelOutputWithPast", "SmolVLMTextModel", "segment_positions"]
 
 # Columns beyond the prompt of a cache whose length is not given.
 _SPARE_COLUMNS = 256
@@ -36,32 +37,7 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     return columns - jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
 
 
-def dimensions(config: SmolVLMTextConfig) -> dict[str, Dimension]:
-    """What the letters of the decoder's equations stand for."""
-    return {
-        "d": Dimension(config.hidden_size, "embed"),
-        "n": Dimension(config.num_attention_heads, "heads"),
-        "k": Dimension(config.num_key_value_heads, "kv_heads"),
-        "h": Dimension(config.head_dim),
-        "f": Dimension(config.intermediate_size, "mlp"),
-        "v": Dimension(config.vocab_size, "vocab"),
-    }
-
-
-class _Part(nn.Module):
-    """A part of the decoder's layers: the fields of all of them, and how they declare their projections."""
-
-    config: SmolVLMTextConfig
-    execution: Execution = Execution()
-    return_weights: bool = False
-
-    def project(self, equation: str, name: str) -> Projection:
-        """A projection, written in the letters of `dimensions`."""
-        init, dtype = self.config.initializer_range, self.execution.dtype
-        return Projection(equation, dimensions(self.config), initializer_range=init, dtype=dtype, name=name)
-
-
-class TextAttention(_Part):
+class TextAttention(Part):
     """Causal attention with rotary positions; several query heads share a key/value head."""
 
     @nn.compact
@@ -87,7 +63,7 @@ class TextAttention(_Part):
         return found._replace(output=self.project("bnth,nhd->btd", "o_proj")(found.output))
 
 
-class TextMLP(_Part):
+class TextMLP(Part):
     """SwiGLU."""
 
     @nn.compact
@@ -98,7 +74,7 @@ class TextMLP(_Part):
         return self.project("btf,fd->btd", "down_proj")(x)
 
 
-class TextLayer(_Part):
+class TextLayer(Part):
     """Attention and MLP, each after a norm and added to its input."""
 
     @nn.compact

@@ -15,9 +15,27 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from .attention import LayerCache, check_form
+from .config import SmolVLMTextConfig, SmolVLMVisionConfig
 from .errors import ConfigError
 from .precision import matmul_precision
 from .sharding import Dimension, constrain, parameter
+
+# What letters of the alphabet stand for in parameters: the field of a config that says how many, and the logical axis.
+_LETTERS = {
+    "d": ("hidden_size", "embed"),
+    "n": ("num_attention_heads", "heads"),
+    "k": ("num_key_value_heads", "kv_heads"),
+    "h": ("head_dim", None),
+    "f": ("intermediate_size", "mlp"),
+    "v": ("vocab_size", "vocab"),
+}
+
+
+def dimensions(config: SmolVLMVisionConfig | SmolVLMTextConfig) -> dict[str, Dimension]:
+    """The dimensions of an encoder's or a decoder's parameters, by letter."""
+    return {
+        letter: Dimension(getattr(config, field), axis) for letter, (field, axis) in _LETTERS.items() if hasattr(config, field)
+    }
 
 
 @dataclass(frozen=True)
@@ -197,6 +215,20 @@ class Projection(nn.Module):
     def _declare(self, name: str, init, letters: str, summed: int | None = None) -> jax.Array:
         """A parameter whose dimensions are `letters`."""
         return parameter(self, name, init, *(self.dimensions[letter] for letter in letters), summed=summed)
+
+
+class Part(nn.Module):
+    """A part of the encoder's or the decoder's layers: the fields of all of them, and how they declare their projections."""
+
+    config: Any
+    execution: Execution = Execution()
+    return_weights: bool = False
+    use_bias = False
+
+    def project(self, equation: str, name: str) -> Projection:
+        """A projection, written in the letters of `dimensions`."""
+        init, dtype = self.config.initializer_range, self.execution.dtype
+        return Projection(equation, dimensions(self.config), self.use_bias, initializer_range=init, dtype=dtype, name=name)
 
 
 class LayerNorm(nn.Module):

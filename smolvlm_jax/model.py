@@ -11,10 +11,10 @@ from flax import linen as nn
 from .cache import KVCache
 from .config import SmolVLMConfig
 from .connector import SmolVLMConnector
-from .decoder import SmolVLMBaseModelOutputWithPast, SmolVLMTextModel, dimensions
+from .decoder import SmolVLMBaseModelOutputWithPast, SmolVLMTextModel
 from .errors import ConfigError, InputError
 from .generation_config import GenerationConfig
-from .layers import Execution, Projection
+from .layers import Execution, Projection, dimensions
 from .merge import merge_image_features
 from .pictures import check_counts, flat_tiles
 from .sharding import constrain

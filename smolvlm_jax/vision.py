@@ -11,7 +11,7 @@ from flax import linen as nn
 from .attention import Attended, attention
 from .config import SmolVLMVisionConfig
 from .errors import ConfigError
-from .layers import Embedding, Execution, LayerNorm, Projection, StackOutput, activation, run_layers
+from .layers import Embedding, Execution, LayerNorm, Part, StackOutput, activation, dimensions, run_layers
 from .precision import matmul_precision
 from .sharding import Dimension, constrain, parameter
 
@@ -96,27 +96,10 @@ def patch_mask(pixel_attention_mask: jax.Array, patch_size: int) -> jax.Array:
     return cropped.reshape(i, rows, patch_size, columns, patch_size).any(axis=(2, 4))
 
 
-def dimensions(config: SmolVLMVisionConfig) -> dict[str, Dimension]:
-    """What the letters of the encoder's equations stand for."""
-    return {
-        "d": Dimension(config.hidden_size, "embed"),
-        "n": Dimension(config.num_attention_heads, "heads"),
-        "h": Dimension(config.head_dim),
-        "f": Dimension(config.intermediate_size, "mlp"),
-    }
+class _Part(Part):
+    """A part of the encoder's layers, whose projections have biases."""
 
-
-class _Part(nn.Module):
-    """A part of the encoder's layers: the fields of all of them, and how they declare their projections."""
-
-    config: SmolVLMVisionConfig
-    execution: Execution = Execution()
-    return_weights: bool = False
-
-    def project(self, equation: str, name: str) -> Projection:
-        """A projection with bias, written in the letters of `dimensions`."""
-        init, dtype = self.config.initializer_range, self.execution.dtype
-        return Projection(equation, dimensions(self.config), use_bias=True, initializer_range=init, dtype=dtype, name=name)
+    use_bias = True
 
 
 class PatchEmbedding(nn.Module):
