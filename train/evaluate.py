@@ -84,12 +84,9 @@ def ask(
     answers: dict[int, Answer] = {}
     # The processor takes videos and pictures in separate calls.
     moving = [has_video(normalize_conversations(messages).messages) for messages, _ in tasks]
-    batches = [
-        group[start : start + config.batch_size]
-        for group in ([n for n in range(len(tasks)) if moving[n] == kind] for kind in (False, True))
-        for start in range(0, len(group), config.batch_size)
-    ]
-    for batch in batches:
+    groups = [[number for number in range(len(tasks)) if moving[number] == kind] for kind in (False, True)]
+    size = config.batch_size
+    for batch in (group[start : start + size] for group in groups for start in range(0, len(group), size)):
         part = [tasks[number] for number in batch]
         options = {"special_tokens_in_text": data.special_tokens_in_text, **dict(data.image_options)}
         conversations = [messages for messages, _ in part]

@@ -192,8 +192,10 @@ class BatchJob:
         """Write the row of a result."""
         unit, position, key = result.id
         error = result.error
-        if error is None and not result.text and result.finish_reason != "stop" and self._says_nothing(result):
-            error = EMPTY
+        if error is None and not result.text and result.finish_reason != "stop":
+            # No token but special ones is a sign of a broken model rather than of a short limit.
+            said = self._engine.processor.decode(list(result.token_ids), skip_special_tokens=True)
+            error = None if said else EMPTY
         row = {
             "id": key,
             "text": result.text if error is None else None,
@@ -214,10 +216,6 @@ class BatchJob:
             self._flushed = now
             for part in self._parts():
                 part.flush()
-
-    def _says_nothing(self, result: Result) -> bool:
-        """Whether there is no token in the answer but special ones: a sign of a broken model rather than of a short limit."""
-        return not self._engine.processor.decode(list(result.token_ids), skip_special_tokens=True)
 
     def _parts(self) -> list[Part]:
         with self._lock:

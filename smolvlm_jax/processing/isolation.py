@@ -68,7 +68,9 @@ class IsolatedReader:
         with contextlib.suppress(OSError):  # it may have ended
             if self._clean:
                 self._helper.send(("close",), self._seconds)
-                return _give(self._backend, self._helper)
+                with _lock:
+                    _idle.setdefault((os.getpid(), self._backend), []).append(self._helper)
+                return
         self._helper.end()
 
     def _send(self, *request: Any) -> None:
@@ -101,11 +103,6 @@ def _take(backend: str) -> Child:
                 return helper
             helper.end()
     return Child(__name__, quiet=True).begin(backend)
-
-
-def _give(backend: str, helper: Child) -> None:
-    with _lock:
-        _idle.setdefault((os.getpid(), backend), []).append(helper)
 
 
 @atexit.register
