@@ -44,15 +44,10 @@ def chunk_shape(
         itemsize: bytes of a value.
         mesh: default: DEFAULT_MESH, or one with fewer ways of FSDP where its shard would have less than 1 MiB.
     """
-    if mesh is not None:
-        chunk = list(shard_shape(names, shape, mesh))
-    else:
-        chunk = list(shape)
-        for ways in (8, 4, 2):
-            finer = shard_shape(names, shape, abstract_mesh({**DEFAULT_MESH, "fsdp": ways}))
-            if math.prod(finer) * itemsize >= MIN_BYTES:
-                chunk = list(finer)
-                break
+    defaults = [abstract_mesh({**DEFAULT_MESH, "fsdp": ways}) for ways in (8, 4, 2)]
+    least = MIN_BYTES if mesh is None else 0
+    shards = (shard_shape(names, shape, choice) for choice in (defaults if mesh is None else [mesh]))
+    chunk = list(next((shard for shard in shards if math.prod(shard) * itemsize >= least), shape))
     while math.prod(chunk) * itemsize > MAX_BYTES:
         axis = max(range(len(chunk)), key=lambda a: (chunk[a], -a))
         # a divisor keeps shards made of whole chunks; a prime is cut unevenly, which costs a partly filled last chunk

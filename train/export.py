@@ -9,7 +9,7 @@ import numpy as np
 from ..convert.leaves import ArrayLeaf, Leaf, widest
 from ..convert.manifest import describe
 from ..convert.opened import open_checkpoint
-from ..convert.to_hf import parse_size, write_hf
+from ..convert.to_hf import write_hf
 from ..directories import whole_directory
 from ..errors import CheckpointError
 from ..parameters import flatten_params
@@ -31,24 +31,14 @@ class MergedLeaf(Leaf):
         return np.ascontiguousarray((wide if region is None else wide[region]).astype(dtype or self.dtype))
 
 
-def export(
-    base: str | os.PathLike,
-    trained: dict,
-    destination: str | os.PathLike,
-    *,
-    scale: float = 1.0,
-    max_shard_size: str | int = "4GB",
-    force: bool = True,
-) -> Path:
-    """Write `destination` as a Hugging Face directory.
+def export(base: str | os.PathLike, trained: dict, destination: str | os.PathLike, *, scale: float = 1.0) -> Path:
+    """Write `destination` as a Hugging Face directory; an export that is there is replaced.
 
     Args:
         base: the checkpoint that training started from; its config, tokenizer and processor files are copied.
         trained: the run's parameters: the whole model's, or under LoRA the adapters and the parts that were trained whole.
         destination: the directory to write.
         scale: factor of every `lora_b`.
-        max_shard_size: of a safetensors file, in bytes or as "4GB".
-        force: replace `destination` if it exists.
 
     Returns:
         `destination`.
@@ -73,7 +63,7 @@ def export(
         unknown = sorted(set(flat) - used)
         if unknown:
             raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(unknown[:5])}")
-        with whole_directory(destination, force) as target:
+        with whole_directory(destination, force=True) as target:
             describe(target, source.config, dtype=widest(leaves.values()), companions=source.root)
-            write_hf(target, leaves, max_shard_bytes=parse_size(max_shard_size), base=source.layout == "base")
+            write_hf(target, leaves, base=source.layout == "base")
     return destination

@@ -20,7 +20,7 @@ from ..merge import merge_image_features
 from ..model import SmolVLMForConditionalGeneration
 from ..sharding import constrain
 from .lora import product
-from .loss import chunked_loss, next_token_targets
+from .loss import chunked_loss, next_token_targets, row_axes
 
 __all__ = ["Batch", "image_features", "output_kernel", "token_losses"]
 
@@ -90,7 +90,7 @@ def image_features(
     b, n = mask.shape
     rest = tiles.shape[2:]
     encode = lambda x: model.apply({"params": params}, x, method="get_image_features")[0]
-    ways = _ways(b)
+    ways = math.prod(row_axes(b).values())
     rows = b // ways
     size = rows * n if chunk is None else next(k for k in range(min(chunk, rows * n), 0, -1) if rows * n % k == 0)
     steps = rows * n // size
@@ -113,13 +113,6 @@ def image_features(
     features = jax.lax.scan(part, None, parts)[1]
     features = features.reshape(steps, ways, size, *shape.shape[1:]).swapaxes(0, 1)
     return features.reshape(ways, n, rows, *shape.shape[1:]).swapaxes(1, 2).reshape(b, n, *shape.shape[1:])
-
-
-def _ways(rows: int) -> int:
-    """The number of devices that the rows of a batch are split over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
-    return ways if rows % ways == 0 else 1
 
 
 def output_kernel(model: SmolVLMForConditionalGeneration, params) -> jax.Array:

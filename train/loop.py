@@ -64,7 +64,6 @@ def fit(
         Preempted: after SIGTERM, once a checkpoint is written.
     """
     config = partition.config
-    directory = Path(directory).absolute()
     main = jax.process_index() == 0
     if main:
         model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it continues
@@ -85,11 +84,7 @@ def fit(
         stack.callback(log.close)
         stopping = stack.enter_context(_told_to_stop())
         every = 0 if evaluate is None or config.evaluation is None else config.evaluation.every
-
-        def ahead(index: int):
-            return next(data), data.state(), data.figures()
-
-        source = prefetch(ahead, first, config.steps, depth=2)
+        source = prefetch(lambda _: (next(data), data.state(), data.figures()), first, config.steps, depth=2)
         stack.callback(source.close)
         pending: list[dict[str, Any]] = []
         started, last = time.perf_counter(), first

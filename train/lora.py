@@ -22,8 +22,8 @@ from .config import LoraConfig
 __all__ = ["adapter_axes", "adapter_shapes", "init_adapters", "matched", "product"]
 
 
-def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[str, Any]:
-    """The kernels that `config.targets` matches, by path.
+def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> list[str]:
+    """The paths of the kernels that `config.targets` matches.
 
     Raises:
         ConfigError: it is no regular expression, or matches no projection.
@@ -32,10 +32,9 @@ def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> dict[
         pattern = re.compile(config.targets)
     except re.error as error:
         raise ConfigError(f"lora.targets {config.targets!r} is not a regular expression: {error}") from error
-    shapes = flatten_params(abstract_params(model))
-    kernels = {path: shapes[path] for path in summed_dimensions(model)}
+    kernels = summed_dimensions(model)
     name = lambda path: path.removesuffix("/kernel").removeprefix("model/")
-    found = {path: leaf for path, leaf in kernels.items() if pattern.fullmatch(name(path))}
+    found = [path for path in kernels if pattern.fullmatch(name(path))]
     if not found:
         raise ConfigError(f"lora.targets {config.targets!r} matches no projection; the first is {name(next(iter(kernels)))}")
     return found

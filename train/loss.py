@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from ..precision import matmul_precision
 from .config import IGNORE
 
-__all__ = ["chunked_loss", "next_token_targets"]
+__all__ = ["chunked_loss", "next_token_targets", "row_axes"]
 
 _SLICE_BYTES = 32 << 20
 
@@ -53,9 +53,8 @@ def chunked_loss(
     """
     rows_alone = functools.partial(_columns, chunk=chunk, tied=tied, dtype=jnp.dtype(dtype))
     fn: Callable = rows_alone
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in ("data", "fsdp") if mesh.shape.get(axis, 1) > 1) if not mesh.empty else ()
-    if axes and hidden.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0:
+    axes = tuple(row_axes(hidden.shape[0]))
+    if axes:
         rows, whole = PartitionSpec(axes), PartitionSpec()
 
         def local(*arguments):
@@ -64,6 +63,13 @@ def chunked_loss(
         # The kernel is cast before it is gathered: half the bytes in bfloat16.
         fn = jax.shard_map(local, in_specs=(rows, whole, rows), out_specs=(whole,) * 3, axis_names=set(axes), check_vma=False)
     return fn(hidden, kernel.astype(dtype), targets)
+
+
+def row_axes(rows: int) -> dict[str, int]:
+    """The axes of the mesh in scope that the rows of a batch are split over, with their sizes; none if they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {} if mesh.empty else {axis: mesh.shape[axis] for axis in ("data", "fsdp") if mesh.shape.get(axis, 1) > 1}
+    return sizes if rows % math.prod(sizes.values()) == 0 else {}
 
 
 def _columns(hidden, kernel, targets, *, chunk: int, tied: bool, dtype):

@@ -61,6 +61,11 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
     Weight decay applies to matrices only, not to norms and biases.
     """
+
+    def at_own_rate(path, update):
+        factor = config.peak(part_of("/".join(key.key for key in path))) / config.learning_rate
+        return update if factor == 1 else update * factor
+
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -71,16 +76,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
         ),
-        optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(_at_own_rate(config), updates)),
+        optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(at_own_rate, updates)),
     )
-
-
-def _at_own_rate(config: TrainConfig):
-    def scale(path, update):
-        factor = config.peak(part_of("/".join(key.key for key in path))) / config.learning_rate
-        return update if factor == 1 else update * factor
-
-    return scale
 
 
 def create_state(params: dict, partition: Partition) -> TrainState:
