@@ -135,7 +135,7 @@ def convert(
 
 def _write_orbax(
     target: Path, source: Checkpoint, dtype: np.dtype | None, mesh: Any, progress: Callable[[int], object]
-) -> Mapping[str, int]:
+) -> dict[str, int]:
     """Write the parameters, all processes together, and the manifest. Returns the values that are not finite by parameter."""
     mesh = abstract_mesh(mesh) if isinstance(mesh, Mapping) else mesh
     axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
