@@ -21,18 +21,8 @@ except ImportError:  # not POSIX: without locks nobody can tell that a writer is
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "companion_files", "copy_companions", "create_json", "lock", "parse_json"]
-__all__ += [
-    "read_json",
-    "read_text",
-    "remove_dead",
-    "render_page",
-    "say",
-    "sync_directory",
-    "to_json",
-    "try_lock",
-    "unique_name",
-]
-__all__ += ["whole_file", "write_json", "write_text"]
+__all__ += ["read_json", "read_text", "remove_dead", "render_page", "say", "sync_directory", "to_json", "try_lock"]
+__all__ += ["unique_name", "whole_file", "write_json", "write_text"]
 
 HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
 MAX_TEXT = 100_000_000  # bytes; also the limit of the safetensors library for its headers

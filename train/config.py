@@ -47,8 +47,7 @@ class DataSource:
     name: str | None = None
 
     def __post_init__(self):
-        if self.weight <= 0 or (self.limit is not None and self.limit < 1):
-            raise ConfigError(f"weight and limit of the source {self.path} must be positive")
+        _positive(f"source {self.path}: ", self, "weight", "limit")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class DataConfig:
         _choice("data.too_long", self.too_long, ("skip", "drop_pictures"))
         _choice("data.loss_on", self.loss_on, ("assistant", "last", "all"))
         _choice("data.special_tokens_in_text", self.special_tokens_in_text, ("escape", "error", "allow"))
-        for name in ("length", "batch_size", "window_rows"):
-            _positive(f"data.{name}", getattr(self, name))
+        _positive("data.", self, "length", "batch_size", "window_rows")
         if self.workers < 0 or (self.tiles_per_row is not None and self.tiles_per_row < 0):
             raise ConfigError("data.workers and data.tiles_per_row cannot be negative")
 
@@ -109,8 +107,7 @@ class LoraConfig:
     targets: str = r"text_model/.*_proj"
 
     def __post_init__(self):
-        _positive("lora.rank", self.rank)
-        _positive("lora.alpha", self.alpha)
+        _positive("lora.", self, "rank", "alpha")
 
     @property
     def scale(self) -> float:
@@ -156,8 +153,7 @@ class EvaluationConfig:
     show: int = 50
 
     def __post_init__(self):
-        for name in ("samples", "batch_size", "max_new_tokens"):
-            _positive(f"evaluation.{name}", getattr(self, name))
+        _positive("evaluation.", self, "samples", "batch_size", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -246,12 +242,8 @@ class TrainConfig:
     export: bool = True
 
     def __post_init__(self):
-        if self.steps < 1 or self.learning_rate <= 0 or self.checkpoint_every < 1:
-            raise ConfigError(f"steps, learning_rate and checkpoint_every must be positive: {self}")
-        for name in ("accumulation", "loss_chunk", "log_every", "keep", "clip_norm"):
-            _positive(name, getattr(self, name))
-        if self.tile_chunk is not None:
-            _positive("tile_chunk", self.tile_chunk)
+        _positive("", self, "steps", "learning_rate", "checkpoint_every", "accumulation", "loss_chunk", "tile_chunk")
+        _positive("", self, "log_every", "keep", "clip_norm")
         starts = [0, *(start for start, _ in self.restarts)]
         if starts != sorted(set(starts)):
             raise ConfigError(f"restarts must come in order, each after step 0: {self.restarts}")
@@ -282,9 +274,12 @@ class TrainConfig:
         return self.warmup_steps if self.warmup_fraction is None else max(1, round(self.warmup_fraction * self.steps))
 
 
-def _positive(name: str, value) -> None:
-    if value <= 0:
-        raise ConfigError(f"{name} must be positive, not {value!r}")
+def _positive(where: str, config: Any, *names: str) -> None:
+    """Raise ConfigError unless these fields are positive, or None. where: prefix of their names in the message."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{where}{name} must be positive, not {value!r}")
 
 
 def _choice(name: str, value, choices: Sequence[str]) -> None:
