@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError
+from ..errors import import_extra
 
 __all__ = ["Log", "figures", "read_metrics"]
 
@@ -66,11 +66,7 @@ def figures(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tensorboard(directory: Path):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("the TensorBoard logger", "tensorboard") from error
-    return SummaryWriter(str(directory))
+    return import_extra("tensorboardX", "the TensorBoard logger", "tensorboard").SummaryWriter(str(directory))
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
