@@ -23,5 +23,4 @@ def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 4) 
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            for future in ahead:
-                future.cancel()
+            thread.shutdown(cancel_futures=True)
