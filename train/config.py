@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 
 __all__ = [
     "IGNORE",
@@ -19,6 +19,7 @@ __all__ = [
     "MeshConfig",
     "TrainConfig",
     "from_dict",
+    "require_same",
     "to_dict",
 ]
 
@@ -285,6 +286,16 @@ def _positive(where: str, config: Any, *names: str) -> None:
 def _choice(name: str, value, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; the choices are {', '.join(choices)}")
+
+
+def require_same(what: str, before: Mapping[str, Any], now: Mapping[str, Any], *names: str) -> None:
+    """Raise CheckpointError unless a run continues with the values of these keys that `what` was made with."""
+    for name in names:
+        if before.get(name) != now[name]:
+            raise CheckpointError(
+                f"{what} has {name} {before.get(name)!r}, but now it is {now[name]!r}: continue with the same, or choose "
+                "another output directory"
+            )
 
 
 def to_dict(config) -> dict[str, Any]:

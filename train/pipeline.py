@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError, import_extra
-from .config import DataConfig
+from ..errors import ConfigError, import_extra
+from .config import DataConfig, require_same
 from .packing import BatchShape, make_batch, plan_rows
 from .records import open_records
 from .samples import Prepare, Sample, Skipped
@@ -111,13 +111,7 @@ class TrainingData:
         Raises:
             CheckpointError: the same position would mean other data.
         """
-        now = self.state()
-        for name in ("seed", "processes", "records", "packing"):
-            if state.get(name) != now[name]:
-                raise CheckpointError(
-                    f"the checkpoint's data position was taken with {name} {state.get(name)}, this run has {now[name]}: "
-                    "continue with the same data, or start in another output directory"
-                )
+        require_same("the checkpoint's data position", state, self.state(), "seed", "processes", "records", "packing")
         self.close()
         self._taken, self._skip = state["samples"], state["rows"]
         self.counts = Counter(state["counts"])

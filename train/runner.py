@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
 from ..io import read_json, say, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
 from ..sharding import make_mesh
-from .config import MeshConfig, TrainConfig, to_dict
+from .config import MeshConfig, TrainConfig, require_same, to_dict
 from .curves import draw_curves
 from .evaluate import Evaluator, held_out
 from .export import export
@@ -162,12 +162,6 @@ def _record(config: TrainConfig, directory: Path, main: bool) -> None:
     """Write run.json; refuse to continue a run of another model or other trained parts."""
     path, now = directory / "run.json", to_dict(config)
     if path.is_file() and (directory / "checkpoints").is_dir():
-        before = read_json(path)
-        for name in _FIXED:
-            if before.get(name) != now[name]:
-                raise CheckpointError(
-                    f"{directory} holds a run with {name} {before.get(name)!r}, this one has {now[name]!r}: "
-                    "continue with the same, or choose another output"
-                )
+        require_same(f"the run in {directory}", read_json(path), now, *_FIXED)
     if main:
         write_json(path, now)
