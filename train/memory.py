@@ -110,12 +110,12 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
     return {**sizes, "total_bytes": total, "seconds": time.perf_counter() - started}
 
 
-def memory_of(recipe: str, overrides: Sequence[str] = (), timeout: float | None = None) -> dict[str, Any]:
+def memory_of(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """`compiled_memory` of a recipe in a child process, so that the TPU compiler does not interfere with this one's devices."""
     command = [sys.executable, "-m", "smolvlm_jax.train.memory", recipe, *overrides, "--json"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     environment.pop("XLA_FLAGS", None)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise ConfigError(f"compiling {recipe}: {done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])

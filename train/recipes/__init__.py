@@ -7,7 +7,7 @@ from typing import Any
 from ...errors import ConfigError, import_extra
 from ..config import TrainConfig, from_dict
 
-__all__ = ["load_recipe", "recipe_names", "recipe_path"]
+__all__ = ["load_recipe", "recipe_names"]
 
 _HERE = Path(__file__).parent
 
@@ -15,20 +15,6 @@ _HERE = Path(__file__).parent
 def recipe_names() -> list[str]:
     """The built-in recipes."""
     return sorted(path.stem for path in _HERE.glob("*.yaml"))
-
-
-def recipe_path(name: str) -> Path:
-    """A file, or a built-in recipe by its name.
-
-    Raises:
-        ConfigError: there is neither; the message lists the built-in ones.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    if (_HERE / f"{name}.yaml").is_file():
-        return _HERE / f"{name}.yaml"
-    raise ConfigError(f"no recipe {name!r}: not a file, and not one of the built-in {', '.join(recipe_names())}")
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -43,7 +29,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         MissingExtraError: PyYAML is not installed.
     """
     yaml = import_extra("yaml", "reading a recipe", "train")
-    path = recipe_path(name)
+    path = next((path for path in (Path(name), _HERE / f"{name}.yaml") if path.is_file()), None)
+    if path is None:
+        raise ConfigError(f"no recipe {name!r}: not a file, and not one of the built-in {', '.join(recipe_names())}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
