@@ -75,7 +75,8 @@ class BinReader(TensorReader):
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            raise CheckpointError(f"{file} is refused by torch's weights-only loader: {_first_line(error)}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{file} is refused by torch's weights-only loader: {reason}") from error
         if not isinstance(state, dict):
             raise CheckpointError(f"{file} holds a {type(state).__name__}, not a mapping from names to tensors")
         for name, tensor in state.items():
@@ -98,7 +99,3 @@ class BinReader(TensorReader):
 
     def close(self) -> None:
         self._tensors = {}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
