@@ -55,6 +55,15 @@ def _tokenizer():
     return tokenizer
 
 
+_NAMED_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<end_of_utterance>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
+_PICTURE_STEPS = ("do_convert_rgb", "do_image_splitting", "do_normalize", "do_pad", "do_rescale", "do_resize")
+
+
 def write_processor_files(directory: Path) -> dict[str, int]:
     """Write tokenizer, chat template, image processor and generation files in Hugging Face format; returns the vocabulary."""
     tokenizer = _tokenizer()
@@ -63,10 +72,7 @@ def write_processor_files(directory: Path) -> dict[str, int]:
     tokenizer.save(str(directory / "tokenizer.json"))
     files = {
         "tokenizer_config.json": {
-            "bos_token": "<|im_start|>",
-            "eos_token": "<end_of_utterance>",
-            "pad_token": "<|im_end|>",
-            "unk_token": "<|endoftext|>",
+            **_NAMED_TOKENS,
             "additional_special_tokens": ["<fake_token_around_image>", "<image>", "<end_of_utterance>"],
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1024,
@@ -74,21 +80,11 @@ def write_processor_files(directory: Path) -> dict[str, int]:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "processor_class": "SmolVLMProcessor",
         },
-        "special_tokens_map.json": {
-            "bos_token": "<|im_start|>",
-            "eos_token": "<end_of_utterance>",
-            "pad_token": "<|im_end|>",
-            "unk_token": "<|endoftext|>",
-        },
+        "special_tokens_map.json": _NAMED_TOKENS,
         "chat_template.json": {"chat_template": DEFAULT_CHAT_TEMPLATE},
         "processor_config.json": {"image_seq_len": (TILE // 8 // 3) ** 2, "processor_class": "SmolVLMProcessor"},
         "preprocessor_config.json": {
-            "do_convert_rgb": True,
-            "do_image_splitting": True,
-            "do_normalize": True,
-            "do_pad": True,
-            "do_rescale": True,
-            "do_resize": True,
+            **dict.fromkeys(_PICTURE_STEPS, True),
             "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5],
             "image_processor_type": "SmolVLMImageProcessor",
