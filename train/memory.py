@@ -40,9 +40,10 @@ _SIZES = {"argument": "argument", "temporary": "temp", "output": "output", "alia
 
 
 def describe(config: TrainConfig) -> SmolVLMForConditionalGeneration:
-    """The model that a configuration names, without its weights; "shape:NAME" is a published size."""
-    if config.model.startswith("shape:"):
-        shape = published_config(config.model.removeprefix("shape:"))
+    """The model that a configuration names, without its weights; a published size, as NAME or "shape:NAME", needs no files."""
+    name = config.model.removeprefix("shape:").rsplit("/", 1)[-1]
+    if name in PUBLISHED:
+        shape = published_config(name)
     else:
         with open_checkpoint(config.model) as source:
             shape = source.model_config
@@ -91,10 +92,7 @@ def compiled_memory(config: TrainConfig) -> dict[str, Any]:
             raise MissingExtraError("the TPU compiler", "test") from error
         raise ConfigError(f"topology {config.topology!r}: {str(error).splitlines()[0]}") from error
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices[: config.mesh.devices])
-    name = config.model.rsplit("/", 1)[-1]
-    model = describe(
-        replace(config, model=f"shape:{name}" if name in PUBLISHED else config.model, dtype=config.dtype or "bfloat16")
-    )
+    model = describe(replace(config, dtype=config.dtype or "bfloat16"))
     partition = Partition.of(model, config)
     started = time.perf_counter()
     # Outside the mesh: the optimiser's zeros would be put on its devices, which do not exist.
