@@ -13,16 +13,8 @@ ray.py               the same under Ray Data
 Importing this package imports no jax.
 """
 
-from typing import Any
-
+from ..lazy import lazy_exports
 from .config import BatchConfig, PictureOptions
 
-__all__ = ["BatchConfig", "PictureOptions", "run_batch"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "run_batch":
-        from .run import run_batch
-
-        return run_batch
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_lazy, __getattr__ = lazy_exports(__name__, {"batch.run": ("run_batch",)})
+__all__ = ["BatchConfig", "PictureOptions", *_lazy]

@@ -1,0 +1,27 @@
+"""Names that a package offers, while the modules that define them are imported on first use (PEP 562)."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["lazy_exports"]
+
+
+def lazy_exports(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
+    """The names of a package and the function that looks them up.
+
+    Args:
+        package: name of the package, for messages.
+        modules: the names that each module defines; modules are named relative to `smolvlm_jax`.
+
+    Returns:
+        What the package assigns to `__all__` and to `__getattr__`.
+    """
+    homes = {name: module for module, names in modules.items() for name in names}
+
+    def lookup(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__package__}.{homes[name]}"), name)
+
+    return list(homes), lookup
