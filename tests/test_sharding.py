@@ -153,10 +153,11 @@ def activation_shardings(model, params, batch, mesh):
             caught[by_shape[x.shape]] = y
         return y
 
-    from smolvlm_jax import cache, connector, decoder, vision
+    from smolvlm_jax import connector, decoder, layers, vision
     from smolvlm_jax import model as model_module
+    from smolvlm_jax.attention import dispatch
 
-    modules = (cache, connector, decoder, vision, model_module)
+    modules = (connector, decoder, dispatch, layers, vision, model_module)
     kept = [m.constrain for m in modules]
     try:
         for m in modules:
