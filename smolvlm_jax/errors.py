@@ -39,6 +39,12 @@ class MissingExtraError(SmolVLMError, ImportError):
         super().__init__(f"{what} needs an optional dependency. Install it with: pip install 'smolvlm-jax[{extra}]'")
 
 
+def describe(error: BaseException) -> str:
+    """What went wrong, in one line: the message of an error of this library, with the type in front of any other."""
+    text = str(error) if isinstance(error, SmolVLMError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 def import_extra(module: str, what: str, extra: str) -> Any:
     """An optional module.
 

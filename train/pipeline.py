@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, import_extra
+from ..io import say
 from .config import DataConfig, require_same
 from .packing import BatchShape, make_batch, plan_rows
 from .records import open_records
@@ -20,6 +21,7 @@ from .samples import Prepare, Sample, Skipped
 __all__ = ["TrainingData", "dataset"]
 
 _SHOWN = 20  # skipped records that are described at the end
+_SHOWN_COLUMNS = 100
 _IDLE = 1000  # skipped records in a row after which the run fails
 
 
@@ -88,6 +90,7 @@ class TrainingData:
         self._stream: Iterator | None = None
         self.counts: Counter[str] = Counter()
         self.told: list[str] = []
+        self._unread: set[str] = set()
         self._generator: Iterator | None = None
 
     # ---- position
@@ -169,10 +172,19 @@ class TrainingData:
                     raise ConfigError(f"{_IDLE:,} records in a row make no sample; the last: {item.detail}")
                 continue
             idle = 0
+            self._name_unread(item.unread)
             samples.append(item)
             tokens += len(item)
             seen["dropped_pictures"] += item.dropped
         return samples, seen, told
+
+    def _name_unread(self, columns: tuple[str, ...]) -> None:
+        """Say once, in one process of the run, which columns of the records nothing is learned from."""
+        new = sorted(set(columns) - self._unread)
+        if new and len(self._unread) < _SHOWN_COLUMNS:
+            self._unread.update(new)
+            if self._index == 0:
+                say(f"nothing reads these columns of the training data: {', '.join(new)}")
 
     def _read(self, start: int):
         """Samples of this process from its record number `start` on, read ahead."""

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, import_extra
-from ..records.conversations import conversation_of
+from ..records.conversations import Conversation, read_conversation
 from .config import DataSource
 
-__all__ = ["Element", "Records", "messages_of", "open_records"]
+__all__ = ["Element", "Records", "messages_of", "open_records", "read_element"]
 
 _LINES = (".jsonl", ".ndjson")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -38,6 +38,11 @@ Element = tuple[Any, str, str]
 
 
 def messages_of(element: Element) -> list[dict[str, Any]]:
+    """The messages of `read_element`."""
+    return read_element(element).messages
+
+
+def read_element(element: Element) -> Conversation:
     """The conversation of an element, ending with the assistant's turn.
 
     Raises:
@@ -46,7 +51,7 @@ def messages_of(element: Element) -> list[dict[str, Any]]:
     record, folder, _ = element
     if isinstance(record, InputError):
         raise record
-    return conversation_of(record, folder=folder, last="assistant")
+    return read_conversation(record, folder=folder, last="assistant")
 
 
 class Records(ABC):

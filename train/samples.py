@@ -3,16 +3,16 @@
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import PromptError, SmolVLMError
+from ..errors import PromptError, describe
 from ..processing import SmolVLMProcessor
-from ..processing.chat import collect_media, has_video, normalize_conversations
+from ..processing.chat import collect_media, has_video, normalize_conversations, read_message
 from .config import IGNORE, DataConfig
-from .records import Element, messages_of
+from .records import Element, read_element
 
 __all__ = ["Prepare", "Sample", "Skipped", "label_tokens", "make_sample"]
 
@@ -26,12 +26,14 @@ class Sample:
         labels: int32 (t,), -100 where nothing is learned.
         tiles: uint8 (n, T, T, 3), or (0, 0, 0, 3) without pictures.
         dropped: number of pictures left out so that the others fit.
+        unread: names of columns of the record that nothing reads.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     tiles: np.ndarray
     dropped: int = 0
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -69,12 +71,14 @@ def label_tokens(processor: SmolVLMProcessor, messages: Sequence[dict], ids: np.
         ids: int (t,).
         learn: "assistant" for every answer and the token that ends it, "last" for the last one only, "all" for every word and
             end of turn. Image tokens, markers, timestamps of videos and whatever else the template writes are not learned.
+            Nor are turns of weight 0.
 
     Returns:
         int32 (t,), -100 where nothing is learned.
 
     Raises:
-        PromptError: the turns are not found. They are located by token ids, not by searching the text.
+        PromptError: the turns are not found (they are located by token ids, not by searching the text), or all that would be
+            learned have weight 0.
     """
     end = processor.tokenizer.eos_token_id
     ends = np.flatnonzero(ids == end)
@@ -83,12 +87,16 @@ def label_tokens(processor: SmolVLMProcessor, messages: Sequence[dict], ids: np.
     tokenizer = processor.tokenizer
     steering = {tokenizer.added_tokens[token] for token in tokenizer.control_tokens} | {processor.image_token_id}
     words = ~np.isin(ids, list(steering - {end}))
+    taken = [k for k, message in enumerate(messages) if learn == "all" or message["role"] == "assistant"]
+    taken = [k for k in (taken[-1:] if learn == "last" else taken) if messages[k].get("weight", 1)]
+    if not taken:
+        raise PromptError("nothing is learned: no turn is the assistant's, or all that are have weight 0")
     if learn == "all":
-        return np.where(words, ids, IGNORE).astype(np.int32)
+        turns = np.concatenate([[0], np.cumsum(ids == end)[:-1]])
+        return np.where(words & (np.isin(turns, taken) | (turns == len(ends))), ids, IGNORE).astype(np.int32)
     header = _answer_header(processor)
     learned = np.zeros(len(ids), bool)
-    answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    for k in answers if learn == "assistant" else answers[-1:]:
+    for k in taken:
         start, stop = (ends[k - 1] + 1 if k else 0), ends[k]
         # The header is at the start of the turn, after a line break at most.
         found = [at for at in range(start, min(start + 3, stop)) if tuple(ids[at : at + len(header)]) == header]
@@ -104,6 +112,7 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
     Raises:
         SmolVLMError: the processor cannot read the messages or their pictures.
     """
+    messages = [read_message(f"message {number}", message) for number, message in enumerate(messages)]
     options = dict(config.image_options)
     fitting, dropped, needed = _fit(processor, messages, config, options)
     if fitting is None:
@@ -166,7 +175,10 @@ class Prepare:
     def __call__(self, element: Element) -> Sample | Skipped:
         place = element[-1]
         try:
-            sample = make_sample(self.processor, messages_of(element), self.config)
-        except (SmolVLMError, OSError) as error:
-            return Skipped("faulty", f"{place}: {error}")
-        return Skipped(sample.reason, f"{place}: {sample.detail}") if isinstance(sample, Skipped) else sample
+            read = read_element(element)
+            sample = make_sample(self.processor, read.messages, self.config)
+        except Exception as error:  # an unforeseen failure is the fault of this record alone
+            return Skipped("faulty", f"{place}: {describe(error)}")
+        if isinstance(sample, Skipped):
+            return Skipped(sample.reason, f"{place}: {sample.detail}")
+        return replace(sample, unread=read.unread)

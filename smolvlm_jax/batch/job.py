@@ -20,6 +20,7 @@ from typing import Any
 from ..engine.counters import Counters
 from ..engine.requests import Request, Result
 from ..errors import InputError
+from ..io import say
 from ..records.sources import Source, Unit
 from .parts import Part, clean_up
 from .pool import WorkerPool
@@ -29,6 +30,7 @@ from .sinks import Sink
 __all__ = ["BatchJob", "Shard"]
 
 _FLUSH_SECONDS = 1.0
+_SHOWN_COLUMNS = 100
 EMPTY = "the answer is empty, and no stop token ended it"
 
 
@@ -84,6 +86,8 @@ class BatchJob:
         self._flushed = time.monotonic()
         self._began = 0.0
         self._found, self._finished = 0, 0  # parts that earlier runs and this one finished
+        self._quiet = quiet
+        self._unread: set[str] = set()  # columns of records that nothing reads
         self.tally = Tally(self._statistics, quiet)
 
     def stop(self) -> None:
@@ -128,6 +132,7 @@ class BatchJob:
             "num_shards": self._shard.count,
             "complete": self._all_read and not self._open,
             "parts": self._found + self._finished,
+            "unread_columns": sorted(self._unread),
             **self.tally.summary(),
             "worker_deaths": self._pool.deaths,
             "engine": {} if self._engine is None else self._engine.summary(),
@@ -145,6 +150,11 @@ class BatchJob:
     def _requests(self) -> Iterator[Request]:
         """Prepared records, and in their place records that could not be prepared."""
         for (unit, position), request in self._pool.map(self._tasks(), self._stopping):
+            new = sorted(set(request.unread) - self._unread)
+            if new and len(self._unread) < _SHOWN_COLUMNS:
+                self._unread.update(new)
+                if not self._quiet:
+                    say(f"nothing reads these columns of the records: {', '.join(new)}")
             yield replace(request, id=(unit, position, request.id))
 
     def _tasks(self) -> Iterator[tuple[tuple[int, int], Any]]:

@@ -1,8 +1,8 @@
 """Ray Data: `dataset.map_batches(SmolVLMPreprocessor, …).map_batches(SmolVLMPredictor, …)`.
 
 The first runs on CPU workers, as many as there are cores, and turns rows into arrays; the second holds the model on an
-accelerator. Rows are read like those of a batch job's Parquet input: `messages`, or `prompt` with `image`, `images`, `video` or
-`videos`, and sampling arguments. Ray itself is not imported here; it imports this module.
+accelerator. Rows are read like those of a batch job's Parquet input, in the same layouts; pictures and videos may be arrays of
+uint8 too. Ray itself is not imported here; it imports this module.
 """
 
 import io
@@ -15,9 +15,10 @@ import numpy as np
 
 from ..child import PlainUnpickler
 from ..engine.requests import Result
+from ..errors import InputError
 from ..generation_config import SamplingParams
-from ..records.conversations import MEDIA
-from ..records.record import FIELDS, record_from
+from ..records.columns import CHATS, MEDIA
+from ..records.record import record_from
 from .config import PictureOptions
 from .sinks import COLUMNS
 from .workers import Preparer, Setup
@@ -27,7 +28,7 @@ __all__ = ["PREPARED", "SmolVLMPredictor", "SmolVLMPreprocessor"]
 # The column that the first adds for the second: bytes of a Request, as a worker process sends it. A data set may bring a column
 # of this name, so it is read like the message of such a process.
 PREPARED = "smolvlm_prepared"
-_DROPPED = ("messages", "body", *MEDIA, PREPARED)
+_DROPPED = (*CHATS, "body", *MEDIA, PREPARED)
 
 
 class SmolVLMPreprocessor:
@@ -51,10 +52,17 @@ class SmolVLMPreprocessor:
         self._prepare = Preparer(Setup(str(resolve(model)), parse, SamplingParams(**options), pictures))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch as Ray gives it, each column an array of n, with one more column."""
+        """A batch as Ray gives it, each column an array of n, with one more column.
+
+        Raises:
+            InputError: a column has the name of one of the answers'.
+        """
+        mapped = {column for _, column in self._columns}
+        if clash := [name for name in COLUMNS[1:] if name in batch and name not in mapped]:
+            raise InputError(f"the rows have a column {clash[0]!r}, which the answers would replace: rename it, or drop it")
         dropped = {*_DROPPED, *(column for name, column in self._columns if name in _DROPPED)}
         kept = {name: values for name, values in batch.items() if name not in dropped}
-        prepared = [pickle.dumps(self._prepare(row), protocol=5) for row in _rows(batch, self._columns)]
+        prepared = [pickle.dumps(self._prepare(row), protocol=5) for row in _rows(batch)]
         return {**kept, PREPARED: np.array(prepared, object)}
 
 
@@ -92,15 +100,16 @@ class SmolVLMPredictor:
         return out
 
 
-def _rows(batch: dict[str, np.ndarray], columns: tuple[tuple[str, str], ...]) -> Iterator[dict[str, Any]]:
-    """One dictionary of plain values for each row, of the columns that records are made of."""
-    names = [name for name in batch if name in {*FIELDS, *(column for _, column in columns)}]
+def _rows(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """One dictionary of plain values for each row."""
     for number in range(len(next(iter(batch.values()), ()))):
-        yield {name: _plain(batch[name][number]) for name in names}
+        yield {name: _plain(values[number]) for name, values in batch.items() if name != PREPARED}
 
 
 def _plain(value: Any) -> Any:
-    """Values of Arrow and numpy as Python's; a missing number arrives as not-a-number and becomes None."""
+    """Values of Arrow and numpy as Python's, but for pixels; a missing number arrives as not-a-number and becomes None."""
+    if isinstance(value, np.ndarray) and value.ndim >= 3 and value.dtype == np.uint8:
+        return value
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, dict):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..child import parent
 from ..engine.requests import Request, prepare
-from ..errors import SmolVLMError
+from ..errors import SmolVLMError, describe
 from ..generation_config import SamplingParams
 from ..processing import SmolVLMProcessor
 from ..records.record import Record, with_overrides
@@ -52,11 +52,10 @@ class Preparer:
             return Request(record.id, error=record.error)
         try:
             params = with_overrides(self._sampling, record)
-            return Request(record.id, prepared=prepare(self._processor, record.messages), params=params)
-        except SmolVLMError as error:
-            return Request(record.id, error=str(error))
+            prepared = prepare(self._processor, record.messages)
+            return Request(record.id, prepared=prepared, params=params, unread=record.unread)
         except Exception as error:  # an unforeseen failure of one record must not end the job
-            return Request(record.id, error=f"{type(error).__name__}: {error}")
+            return Request(record.id, error=describe(error))
 
 
 def serve() -> None:

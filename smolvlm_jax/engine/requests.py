@@ -45,6 +45,7 @@ class Request:
         params: how the prompt is continued.
         error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that whoever
             reads the results of a job sees a row for every record.
+        unread: names of columns of the record that nothing was made of, for whoever reads the job's remarks.
     """
 
     id: Any
@@ -52,6 +53,7 @@ class Request:
     prepared: Prepared | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
     error: str | None = None
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self):
         if sum(given is not None for given in (self.messages, self.prepared, self.error)) != 1:
@@ -105,6 +107,8 @@ def prepare(processor, messages: list[dict[str, Any]], **kwargs) -> Prepared:
         InputError: and its subclasses, for messages, pictures or videos that cannot be read.
     """
     batch = processor.encode_chat(messages, **{"special_tokens_in_text": "escape", **kwargs})
+    if len(batch["input_ids"]) != 1:
+        raise InputError(f"{len(batch['input_ids'])} conversations for one request; make a request of each")
     ids = np.asarray(batch["input_ids"], np.int32)[0]
     tiles = batch.get("pixel_values")
     return Prepared.of(ids, None if tiles is None else np.asarray(tiles)[: int(batch["num_tiles"])])

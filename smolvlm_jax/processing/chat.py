@@ -1,14 +1,19 @@
-"""What a conversation is: messages in one plain form, and the pictures and videos in them."""
+"""What a conversation and its messages are, and the pictures and videos in them; what their items are stands in parts.py."""
 
+import re
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 from ..errors import PromptError
+from .parts import SOURCES, is_empty, read_part
 
 Message = dict[str, Any]
 """{"role", "content"}, where content is a list of items {"type", …}."""
 
-MEDIA_KEYS = {"image": ("image", "url", "path", "base64"), "video": ("video", "url", "path")}
+# The other names of a message's keys, and of the roles that come with them (LLaVA's and ShareGPT's).
+_KEYS = {"from": "role", "value": "content"}
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
 class Conversations(NamedTuple):
@@ -28,14 +33,13 @@ class Conversations(NamedTuple):
 def normalize_conversations(conversation: Any) -> Conversations:
     """One conversation or several in plain form. The caller's messages are not changed.
 
-    Keys whose value is None are dropped, a content string becomes one text item, and {"type": "image_url"} items become
-    images.
+    Messages are read as `read_message` does; besides, a content string becomes one text item.
 
     Args:
         conversation: a list of messages, an object with such a list as `messages`, or a list of those.
 
     Raises:
-        PromptError: anything that is not a list of messages.
+        PromptError: anything that is not a list of messages, and what `read_message` raises.
     """
     if isinstance(conversation, Mapping) or not isinstance(conversation, (list, tuple)):
         raise PromptError("a conversation is a list of messages: [{'role': 'user', 'content': [...]}]")
@@ -47,37 +51,74 @@ def normalize_conversations(conversation: Any) -> Conversations:
         messages = getattr(messages, "messages", messages)
         if not isinstance(messages, (list, tuple)):
             raise PromptError(f"conversation {index} is a {type(messages).__name__}; it needs a list of messages")
-        out.messages.append([_message(f"conversation {index}, message {n}", message) for n, message in enumerate(messages)])
-        out.strings.append({n for n, message in enumerate(messages) if isinstance(message.get("content"), str)})
+        read = [read_message(f"conversation {index}, message {n}", message) for n, message in enumerate(messages)]
+        out.strings.append({n for n, message in enumerate(read) if isinstance(message.get("content"), str)})
+        for n in out.strings[-1]:
+            read[n]["content"] = [{"type": "text", "text": read[n]["content"]}]
+        out.messages.append(read)
     return out
 
 
-def _message(where: str, message: Any) -> Message:
-    if not isinstance(message, Mapping) or "role" not in message:
+def read_message(where: str, message: Any) -> Message:
+    """A message under our names.
+
+    Args:
+        where: what messages of errors call its place.
+        message: {"role", "content"} or {"from", "value"}, whose content is a string or a list of items as `read_part` takes
+            them; entries whose value is null do not count. `weight` is 1, or 0 for a turn that training does not learn. Further
+            keys are the template's, and `refuse_unused_keys` decides about them.
+
+    Returns:
+        The same with our keys, our roles, and items as `read_part` returns them. A string stays one.
+
+    Raises:
+        PromptError: it is no such message.
+    """
+    if not isinstance(message, Mapping) or not ("role" in message or "from" in message):
         raise PromptError(f"{where}: a message is a mapping with 'role' and 'content'")
-    message = {key: value for key, value in message.items() if value is not None}
-    content = message.get("content")
-    if isinstance(content, str):
-        message["content"] = [{"type": "text", "text": content}]
-    elif isinstance(content, (list, tuple)):
-        message["content"] = [_item(f"{where}, item {number}", item) for number, item in enumerate(content)]
-    elif content is not None:
+    read = {name: value for name, value in message.items() if value is not None}
+    for theirs, ours in _KEYS.items():
+        if theirs not in read:
+            continue
+        if ours in read:
+            raise PromptError(f"{where}: the message has both {theirs!r} and {ours!r}; it needs one of them")
+        read[ours] = value = read.pop(theirs)
+        if theirs == "from":
+            if not isinstance(value, str) or value not in _ROLES:
+                raise PromptError(f"{where}: 'from' is {value!r:.80}; it is one of {', '.join(_ROLES)}")
+            read[ours] = _ROLES[value]
+    if not isinstance(read.get("role"), str):
+        raise PromptError(f"{where}: the role is {read.get('role')!r:.80}; it needs a string")
+    weight, content = read.get("weight", 1), read.get("content")
+    if not isinstance(weight, Real) or weight not in (0, 1):
+        raise PromptError(f"{where}: weight is {weight!r:.80}; it is 1, or 0 for a turn that is not learned")
+    if isinstance(content, (list, tuple)):
+        read["content"] = [read_part(f"{where}, item {number}", item) for number, item in enumerate(content)]
+    elif content is not None and not isinstance(content, str):
         raise PromptError(f"{where}: content is a {type(content).__name__}; it needs a string or a list of items")
-    return message
+    return read
 
 
-def _item(where: str, item: Any) -> dict[str, Any]:
-    if isinstance(item, str):
-        return {"type": "text", "text": item}
-    if not isinstance(item, Mapping) or "type" not in item:
-        raise PromptError(f"{where}: an item is a mapping with a 'type', or a string")
-    item = dict(item)
-    if item["type"] == "image_url" and "image_url" in item:
-        url = item["image_url"]
-        item = {"type": "image", "url": url.get("url", "") if isinstance(url, Mapping) else url}
-    if item["type"] == "text" and not isinstance(item.get("text"), str):
-        raise PromptError(f"{where}: a text item needs its 'text' as a string")
-    return item
+def refuse_unused_keys(conversations: list[list[Message]], template: str) -> None:
+    """Refuse what a message holds beyond role, content and weight, unless the template reads it.
+
+    Args:
+        conversations: normalised messages.
+        template: jinja text. It reads a key if it has `.key`, `['key']` or `get('key')` somewhere.
+
+    Raises:
+        PromptError: names the key; or the message has neither content nor anything else that is read.
+    """
+    for index, messages in enumerate(conversations):
+        for place, message in enumerate(messages):
+            where = f"conversation {index}, message {place}"
+            further = [key for key in message if key not in ("role", "content", "weight") and not is_empty(message[key])]
+            for key in further:
+                name = re.escape(str(key))
+                if not re.search(rf"""\.\s*{name}\b|(\[|\bget\()\s*(["']){name}\2""", template):
+                    raise PromptError(f"{where}: neither the processor nor the chat template has a use for {key!r:.80}")
+            if "content" not in message and not further:
+                raise PromptError(f"{where}: the message has no content")
 
 
 def items_of(messages: list[Message], kind: str) -> Iterator[dict[str, Any]]:
@@ -88,7 +129,7 @@ def items_of(messages: list[Message], kind: str) -> Iterator[dict[str, Any]]:
 def collect_media(conversations: list[list[Message]], kind: str) -> list[list]:
     """What the items of `kind` ("image" or "video") hold, in order, a list for each conversation."""
     return [
-        [item[key] for item in items_of(messages, kind) for key in MEDIA_KEYS[kind] if item.get(key) is not None]
+        [item[key] for item in items_of(messages, kind) for key in SOURCES[kind] if item.get(key) is not None]
         for messages in conversations
     ]
 

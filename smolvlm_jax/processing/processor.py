@@ -261,7 +261,11 @@ class SmolVLMProcessor:
                 raise PromptError("special_tokens_in_text='escape' needs tokenize=True: a string has no escaped form")
             return texts if conversations.batched else texts[0]
         images, videos = (chat.collect_media(conversations.messages, kind) for kind in ("image", "video"))
-        given = call.pop("images") if "images" in call else images if any(images) else None
+        given = call.pop("images", None)
+        if given is None:
+            given = images if any(images) else None
+        elif any(images):
+            raise InputError("pictures are given twice, as images and in the messages; leave one of them out")
         arguments = sort_arguments(call)
         arguments.videos.update(self._sampling_defaults(arguments.videos, videos))
         if self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token):
@@ -310,6 +314,7 @@ class SmolVLMProcessor:
         if unused:
             raise InputError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
         own = (self.image_token, self.fake_image_token, self.global_image_token, self.video_token)
+        chat.refuse_unused_keys(conversations.messages, jinja)
         guard = guard_for(frozenset({*self.tokenizer.control_tokens, *own}))
         guarded = guard.apply(conversations.messages, template.plain(variables), mode)
         mark = guarded.mark

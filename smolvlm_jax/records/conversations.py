@@ -1,166 +1,157 @@
 """What a decoded record asks for, as messages in the chat format: the one reading that batch jobs and training share.
 
 A batch job answers a conversation whose last turn is not the assistant's; training learns one whose last turn is. Everything
-else about a record means the same to both.
+else about a record means the same to both. What it holds is used once or refused: columns.py says which columns are read,
+layouts.py what they mean, places.py where pictures beside a conversation go.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from PIL import Image
+
 from ..errors import InputError
+from ..processing.parts import SOURCES, source_of
+from ..processing.pixels import is_array
+from .columns import ANSWERS, ASKS, CHATS, MEDIA, left_over, renamed
+from .kinds import VIDEOS
+from .layouts import answer_of, asked_of
+from .places import place_media
+from .request import BODY, SETTINGS, request_of
 
-__all__ = ["MEDIA", "conversation_of", "request_of"]
+__all__ = ["Conversation", "conversation_of", "read_conversation"]
 
-# Keys of pictures and videos that stand beside a prompt, in the order in which they enter the prompt.
-MEDIA = ("image", "images", "video", "videos")
-# Names of sampling arguments in requests for an OpenAI endpoint, and our names for them.
-_OPENAI = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
+_KNOWN = (*CHATS, *ASKS, *ANSWERS, *MEDIA, "system", "id", "custom_id")
 
 
-def conversation_of(
-    record: Any, *, folder: str = "", prompt: str | None = None, last: Literal["user", "assistant"] = "user"
-) -> list[dict[str, Any]]:
-    """Chat messages of a decoded line or row.
+@dataclass(frozen=True)
+class Conversation:
+    """What was read of a record.
+
+    Attributes:
+        messages: in the chat format, with every path resolved.
+        unread: names of the record's columns that nothing reads: the user's own.
+    """
+
+    messages: list[dict[str, Any]]
+    unread: tuple[str, ...] = ()
+
+
+def conversation_of(record: Any, **options: Any) -> list[dict[str, Any]]:
+    """The messages of `read_conversation`, which has the same arguments."""
+    return read_conversation(record, **options).messages
+
+
+def read_conversation(
+    record: Any,
+    *,
+    folder: str = "",
+    prompt: str | None = None,
+    last: Literal["user", "assistant"] = "user",
+    columns: Iterable[tuple[str, str]] = (),
+) -> Conversation:
+    """Read a decoded line or row.
 
     Args:
-        record: {"messages": …} in the chat format (a list, or JSON text of one), a line of an OpenAI batch
-            ({"body": {"messages": …}}), or {"prompt", "image" | "images" | "video" | "videos"}.
+        record: a mapping in one of the layouts of layouts.py, with pictures and videos in its messages or in columns beside
+            them, or a line of an OpenAI batch ({"body": {"messages": …}}).
         folder: where relative paths of pictures and videos start from.
         prompt: for records that have neither messages nor a prompt.
-        last: what the last turn may be. "user": anything but the assistant's. "assistant": the assistant's own, where `answer`
-            of the record, if any, is appended as that turn; content items {"type": "image"} that carry no picture take the
-            record's `images` in order, as datasets for other trainers have it.
-
-    Returns:
-        The messages, with every path resolved.
+        last: what the last turn may be. "user": anything but the assistant's; an answer in a column of its own is the user's.
+            "assistant": the assistant's own, which may stand in such a column.
+        columns: pairs (our name of a column, its name in the record).
 
     Raises:
-        InputError: if the record has none of these forms, or ends with a turn of the wrong role.
+        InputError: the record has none of these forms, holds something that nothing reads, or ends with a turn of the wrong
+            role.
     """
     if not isinstance(record, Mapping):
         raise InputError(f"a record is a JSON object, this is a {type(record).__name__}")
     training = last == "assistant"
-    value = record if training and not isinstance(record.get("body"), Mapping) else request_of(record)
-    given = _given(value)
-    if given is None:
-        messages = [{"role": "user", "content": _content(value, folder, prompt)}]
+    record = renamed(record, columns)
+    if training and not isinstance(record.get("body"), Mapping):
+        asked: Mapping[str, Any] = {name: value for name, value in record.items() if name != "body"}
+        known: tuple[str, ...] = (*_KNOWN, "body")
     else:
-        left = _pictures(record.get("images")) if training else None
-        messages = [_resolved(message, folder, left) for message in given]
-    if training and (answer := record.get("answer")) is not None:
-        if not isinstance(answer, str):
-            raise InputError(f"answer is a {type(answer).__name__}; it needs a string")
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    if training and messages[-1].get("role") != "assistant":
+        asked = request_of(record)
+        known = (*_KNOWN, *SETTINGS, *(BODY if isinstance(record.get("body"), Mapping) else ()))
+    messages = asked_of(asked, prompt)
+    if training:
+        messages = [*messages, *answer_of(record, messages)]
+    messages = [_resolved(message, folder) for message in messages]
+    strict = any(asked.get(name) is not None for name in CHATS[1:])  # layouts that have no items know places as words only
+    used = {name for message in messages for item in _media(message) for name in _names(item)}
+    for kind in ("image", "video"):
+        names = [name for name in (kind, f"{kind}s") if name in asked]
+        sources = []
+        for name in names:
+            for value in _beside(name, asked[name]):
+                used.update(_names(value))
+                sources.append(_source(value, folder, name=name, kind=kind))
+        messages = place_media(messages, kind, sources, words=not names and not strict)
+    if training and messages[-1]["role"] != "assistant":
         raise InputError("the last message is not the assistant's, so there is nothing to learn: add its turn, or an answer")
-    if not training and messages[-1].get("role") == "assistant":
+    if not training and messages[-1]["role"] == "assistant":
         raise InputError("the last message is the assistant's own, so there is nothing to answer")
-    return messages
+    return Conversation(messages, left_over(record, known, used))
 
 
-def request_of(record: Mapping) -> Mapping:
-    """The part of a record that asks: its `body`, as in a line of an OpenAI batch, under our names, or the record itself.
-
-    In such a body a temperature means sampling, and a temperature of 0 the most likely token.
-    """
-    body = record.get("body")
-    if body is None:
-        return record
-    if not isinstance(body, Mapping):
-        raise InputError(f"body is a {type(body).__name__}; it needs an object with messages")
-    out = {**body, **{ours: body[theirs] for theirs, ours in _OPENAI.items() if body.get(theirs) is not None}}
-    if out.get("temperature") is not None and "do_sample" not in out:
-        out["do_sample"] = out["temperature"] != 0
-        if out["temperature"] == 0:
-            del out["temperature"]
-    return out
-
-
-def _given(value: Mapping) -> list[Mapping] | None:
-    """The messages that a record brings; None if it has none."""
-    messages = value.get("messages")
-    if isinstance(messages, str):  # a column of JSON
+def _beside(name: str, value: Any) -> list:
+    """The pictures or videos of one of the columns MEDIA, each still as the record has it."""
+    if isinstance(value, str) and value[:1] == "[":  # a column of JSON
         try:
-            messages = json.loads(messages)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"messages is not valid JSON: {error}") from error
-    if messages is None:
-        return None
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, Mapping) for m in messages):
-        raise InputError("messages needs a list of at least one {'role', 'content'}")
-    return messages
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass  # the name of a file may begin like that
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    frames = name == "video" and not all(isinstance(one, str) and one.lower().endswith(VIDEOS) for one in value)
+    return [list(value)] if frames and value else list(value)
 
 
-def _content(value: Mapping, folder: str, prompt: str | None) -> list[dict[str, Any]]:
-    """Content of a record without messages: its pictures and videos, then its own prompt or the default one."""
-    items: list[dict[str, Any]] = []
-    for name in MEDIA:
-        found = value.get(name)
-        if found is None:
-            continue
-        kind = name.removesuffix("s")
-        many = found if isinstance(found, list) and name.endswith("s") else [found]
-        items += [{"type": kind, kind: _source(one, folder, kind)} for one in many]
-    own = value.get("prompt")
-    text = prompt if own is None else own
-    if text is None:
-        raise InputError("the record has neither messages nor a prompt, and the job has no --prompt")
-    if not isinstance(text, str):
-        raise InputError(f"prompt is a {type(text).__name__}; it needs a string")
-    return [*items, {"type": "text", "text": text}]
+def _resolved(message: dict[str, Any], folder: str) -> dict[str, Any]:
+    """A message with the paths of its items joined to `folder`."""
+    if not _media(message):
+        return message
+    content = []
+    for item in message["content"]:
+        keys = SOURCES.get(item["type"], ())
+        content.append({k: _source(v, folder, name=k, kind=item["type"]) if k in keys else v for k, v in item.items()})
+    return {**message, "content": content}
 
 
-def _pictures(images: Any) -> list:
-    if not isinstance(images, list | tuple | None):
-        raise InputError(f"images is a {type(images).__name__}; it needs a list")
-    return list(images or ())
-
-
-def _resolved(message: Mapping, folder: str, left: list | None) -> dict[str, Any]:
+def _media(message: Mapping) -> list[dict[str, Any]]:
     content = message.get("content")
-    if not isinstance(content, list):
-        return dict(message)
-    return {**message, "content": [_item(item, folder, left) for item in content]}
+    return [item for item in content if item["type"] in SOURCES] if isinstance(content, list) else []
 
 
-def _item(item: Any, folder: str, left: list | None) -> Any:
-    """A content item with its relative path resolved. {"type": "image_url"} and {"type": "video_url"} become plain ones.
-
-    A picture item without a picture takes the first of the pictures `left`, if there is such a list.
-    """
-    if not isinstance(item, Mapping):
-        return item
-    if left is not None and item.get("type") == "image" and not set(item) - {"type", "text"}:
-        if not left:
-            raise InputError("an image item without a picture, and no images left in the record")
-        item = {"type": "image", "image": left.pop(0)}
-    item = {name: value for name, value in item.items() if value is not None}
-    kind = item.get("type")
-    if kind in ("image_url", "video_url") and kind in item:
-        url = item[kind]
-        item = {"type": kind.removesuffix("_url"), "url": url.get("url") if isinstance(url, Mapping) else url}
-    if item.get("type") in ("image", "video"):
-        for name in ("path", "url", item["type"]):
-            if name in item:
-                item[name] = _source(item[name], folder, name)
-    return item
-
-
-def _source(value: Any, folder: str, name: str) -> Any:
-    """A relative path joined to `folder`; URLs, bytes and base64 text as they are. Datasets wrap either in a struct."""
-    if isinstance(value, Mapping):
-        held = value.get("bytes")
-        value = value.get("path") if held is None else held
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value)
+def _source(value: Any, folder: str, *, name: str, kind: str) -> Any:
+    """A relative path joined to `folder`; URLs, bytes and base64 text as they are, and a list of frames likewise."""
+    value = source_of(name, value)
+    if kind == "video" and isinstance(value, list):
+        if not value:
+            raise InputError(f"{name} is a list without frames")
+        return [_source(frame, folder, name=f"{name}[{number}]", kind="image") for number, frame in enumerate(value)]
+    if isinstance(value, (bytes, Image.Image)) or is_array(value):
+        return value
     if not isinstance(value, str):
         raise InputError(f"{name} is a {type(value).__name__}; it needs a path, a URL, base64 text or the bytes of a file")
     start = value[:8].lower()
-    if not folder or start.startswith(("http://", "https://", "data:")) or os.path.isabs(value):
+    if not folder or start.startswith(("http://", "https://", "data:")) or os.path.isabs(value) or name == "base64":
         return value
     joined = os.path.join(folder, value)
     if name != "path" and len(value) >= 64 and not os.path.exists(joined):
         return value  # most likely base64; if it is not, decoding it reports so
     return joined
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The names, without folders, of the files that a picture, a video or an item is read from."""
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]:
+        if isinstance(part, str) and len(part) < 4096:
+            yield os.path.basename(part)

@@ -3,18 +3,19 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, describe
 from ..generation_config import SamplingParams
-from .conversations import MEDIA, conversation_of, request_of
+from .columns import ASKS, CHATS, MEDIA, UNUSED, renamed
+from .conversations import read_conversation
+from .request import OVERRIDES, request_of
 
 __all__ = ["FIELDS", "OVERRIDES", "Record", "record_from", "request_seed", "with_overrides"]
 
-OVERRIDES = tuple(f.name for f in fields(SamplingParams))
-# Every key that a record is read for. Other keys are the user's own and are left alone.
-FIELDS = ("id", "custom_id", "body", "messages", "prompt", *MEDIA, *OVERRIDES)
+# The names of columns that records are made of, for renaming; UNUSED is for one that is not to be read.
+FIELDS = ("id", "custom_id", "body", *CHATS, *ASKS, *MEDIA, "system", *OVERRIDES, UNUSED)
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Record:
         messages: In the chat format, with paths resolved; None where there is an error.
         overrides: Arguments of SamplingParams that the record sets for itself.
         error: What is wrong with the record, or None.
+        unread: Names of its columns that nothing reads: the user's own.
     """
 
     id: str | int
     messages: list[dict[str, Any]] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 def record_from(
@@ -45,7 +48,7 @@ def record_from(
     """Read a decoded line or row. A faulty record raises nothing: its `error` says what is wrong.
 
     Args:
-        value: In one of the forms that `conversation_of` takes, with an optional `id` or `custom_id` and sampling arguments.
+        value: In one of the forms that `read_conversation` takes, with an optional `id` or `custom_id` and sampling arguments.
         default_id: For records without an id.
         folder: Where relative paths start from.
         prompt: For records without a prompt of their own.
@@ -55,15 +58,13 @@ def record_from(
     try:
         if not isinstance(value, Mapping):
             raise InputError(f"a record is a JSON object, this is a {type(value).__name__}")
-        if columns:
-            value = {**value, **{name: value[column] for name, column in columns if column in value}}
+        value = renamed(value, columns)
         key = _id(value, default_id)
         overrides = _overrides(value)
-        return Record(key, conversation_of(value, folder=folder, prompt=prompt), overrides)
-    except InputError as error:
-        return Record(key, error=str(error))
+        read = read_conversation(value, folder=folder, prompt=prompt)
+        return Record(key, read.messages, overrides, unread=read.unread)
     except Exception as error:  # an unforeseen failure is still the fault of this record alone
-        return Record(key, error=f"{type(error).__name__}: {error}")
+        return Record(key, error=describe(error))
 
 
 def _id(value: Mapping, default: str | int) -> str | int:
@@ -78,8 +79,6 @@ def _id(value: Mapping, default: str | int) -> str | int:
 
 def _overrides(value: Mapping) -> dict[str, Any]:
     request = request_of(value)
-    if request is not value and request.get("n") not in (None, 1):
-        raise InputError(f"n is {request['n']!r}; a record has one answer")
     return {name: request[name] for name in OVERRIDES if request.get(name) is not None}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from smolvlm_jax.batch.ray import PREPARED, SmolVLMPredictor, SmolVLMPreprocessor
+from smolvlm_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = {"number.png": "4207", "first.png": "358", "second.png": "1946", "seven.png": "7", "ninety.png": "90"}
@@ -45,6 +46,11 @@ def test_rows_with_messages_and_their_own_sampling():
     }
     out = SmolVLMPredictor("tiny", engine={"ring_lengths": (256,), "slots": (8,)}, max_new_tokens=20)(batch)
     assert out["text"][0] == "12 and 7. The first." and out["new_tokens"][1] == 3 and "temperature" in out["error"][2]
+
+
+def test_columns_of_the_answers_are_not_replaced():
+    with pytest.raises(InputError, match="'text'"):
+        SmolVLMPreprocessor("tiny")({"prompt": np.array(["Hm?"]), "text": np.array(["mine"])})
 
 
 @pytest.mark.thorough

@@ -55,6 +55,25 @@ def test_not_conversations(processor, conversation):
         processor.apply_chat_template(conversation)
 
 
+def test_keys_of_messages_are_the_templates(processor):
+    """A key beyond role and content is refused, unless the template reads it."""
+    messages = [{"role": "user", "name": "Ann", "content": "x", "tool_calls": [], "weight": 1}]
+    template = "{% for m in messages %}{{ m.name }}: {{ m['content'][0]['text'] }}{# type #}{% endfor %}"
+    assert processor.apply_chat_template(messages, template) == "Ann: x"
+    with pytest.raises(PromptError, match="'name'"):
+        processor.apply_chat_template(messages)
+
+
+def test_pictures_given_twice(processor):
+    messages = [user(PICTURE, text("Q?"))]
+    with pytest.raises(InputError, match="twice"):
+        processor.apply_chat_template(messages, processor_kwargs={"images": [IMAGE]}, **TOKENIZE)
+    bare = [user({"type": "image"}, text("Q?"))]
+    given = processor.apply_chat_template(bare, processor_kwargs={"images": [IMAGE]}, **TOKENIZE)
+    own = processor.apply_chat_template(messages, processor_kwargs={"images": None}, **TOKENIZE)
+    assert np.array_equal(given["pixel_values"], own["pixel_values"])
+
+
 def test_mixed_batch(processor):
     """One picture, two pictures, none at all, several turns: every row is what it would be alone."""
     conversations = [

@@ -80,6 +80,20 @@ def test_switches_for_more_and_less(processor):
     assert not np.isin(everything.labels[learned], [processor.image_token_id]).any()
 
 
+def test_turns_of_weight_zero_are_context(processor):
+    weighted = [{**turn, "weight": weight} for turn, weight in zip(CONVERSATION, (1, 0, 0, 1.0), strict=True)]
+    whole = make_sample(processor, CONVERSATION, DataConfig())
+    for loss_on, words in (("assistant", [" It is 12."]), ("last", [" It is 12."]), ("all", ["Number?", " It is 12."])):
+        sample = make_sample(processor, weighted, DataConfig(loss_on=loss_on))
+        assert np.array_equal(sample.input_ids, whole.input_ids)
+        text = processor.decode(sample.labels[sample.labels != IGNORE], skip_special_tokens=False)
+        assert all(word in text for word in words) and " 7<" not in text and "second" not in text
+    none = [{**turn, "weight": 0} for turn in CONVERSATION]
+    for loss_on in ("assistant", "last", "all"):
+        with pytest.raises(PromptError, match="weight 0"):
+            make_sample(processor, none, DataConfig(loss_on=loss_on))
+
+
 def test_timestamps_of_videos_are_masked(processor):
     frames = np.random.default_rng(0).integers(0, 255, (4, 40, 60, 3), np.uint8)
     video = {"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "Number?"}]}

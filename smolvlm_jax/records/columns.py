@@ -1,0 +1,124 @@
+"""What a record's columns are: those that are read, and what becomes of the others.
+
+A column that nothing reads must not hold what the model should have seen: one that looks like a picture, a video or messages,
+and one whose name is nearly that of a column that is read, make the record an error. Others are the user's own, and are named
+once by whoever runs the job.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from PIL import Image
+
+from ..errors import InputError
+from ..processing.parts import is_empty
+from ..processing.pixels import is_array
+from .kinds import PICTURES, VIDEOS
+
+__all__ = ["ANSWERS", "ASKS", "CHATS", "MEDIA", "UNUSED", "left_over", "renamed"]
+
+# Pictures and videos beside a conversation, in the order in which they enter it.
+MEDIA = ("image", "images", "video", "videos")
+# Columns of whole conversations, of what is asked, and of the wanted answer.
+CHATS = ("messages", "conversations", "conversation", "texts")
+ASKS = ("prompt", "question")
+ANSWERS = ("answer", "completion")
+# Our name, in a renaming, for a column that is not to be read.
+UNUSED = "unused"
+
+# Columns of other trainers' layouts that say what the model should see or do, and that nothing here reads.
+_REFUSED = frozenset({"tools", "functions", "chosen", "rejected", "audio", "audios"})
+# .ts is left out: as the name of a file beside a text it is mostly a program.
+_ENDS = "|".join(re.escape(ending) for ending in (*PICTURES, *VIDEOS) if ending != ".ts")
+_NAMES_MEDIA = re.compile(
+    rf"data:(image|video)/|(https?|file)://\S+({_ENDS})([?#]\S*)?$|[^\n?*]{{1,1000}}({_ENDS})$", re.IGNORECASE
+)
+# How base64 text of a JPEG, PNG, GIF, WebP or MP4 begins.
+_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|AAAA[A-Za-z0-9+/]{2}Z0eX)[A-Za-z0-9+/\s]{50}")
+_ROLES = ({"role", "content"}, {"from", "value"}, {"user", "assistant"}, {"type", "text"})
+_MESSAGES_AS_TEXT = re.compile(r'\s*\[\s*\{(?=.*"(role|from|user)"\s*:)(?=.*"(content|value|assistant)"\s*:)', re.DOTALL)
+_SHORTEST = 5  # letters of a name that others are compared with
+
+
+def renamed(record: Mapping, columns: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """A record under our names.
+
+    Args:
+        record: as it was decoded.
+        columns: pairs (our name, the record's); one that is called UNUSED is left out.
+    """
+    columns = tuple(columns)
+    taken = {column for _, column in columns}
+    out = {name: value for name, value in record.items() if name not in taken}
+    return out | {name: record[column] for name, column in columns if column in record and name != UNUSED}
+
+
+def left_over(record: Mapping, known: Collection[str], used: Collection[str]) -> tuple[str, ...]:
+    """The names of the columns that nothing reads.
+
+    Args:
+        record: under our names.
+        known: the names that are read.
+        used: names of the files of the pictures and videos that are used, without folders. A column that names one of these
+            once more holds nothing else.
+
+    Raises:
+        InputError: such a column holds a picture, a video or messages, or has nearly the name of one that is read.
+    """
+    names = []
+    for name, value in record.items():
+        if name in known or is_empty(value):
+            continue
+        what = _held(value, used) if name not in _REFUSED else "what a model would have to see"
+        if what:
+            raise InputError(
+                f"nothing reads the column {name!r:.80}, which holds {what}: give columns its name (image={name:.80}), or "
+                f"{UNUSED}={name:.80} if it is meant to be left out"
+            )
+        meant = _nearly(str(name), known, record)
+        if meant:
+            raise InputError(
+                f"nothing reads the column {name!r:.80}: if {meant} is meant, call it so, or give columns {UNUSED}={name:.80}"
+            )
+        names.append(str(name))
+    return tuple(names)
+
+
+def _held(value: Any, used: Collection[str]) -> str | None:
+    """What a value holds that a model should have seen, in words; None for nothing of the kind."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return "bytes"
+    if isinstance(value, str):
+        if _MESSAGES_AS_TEXT.match(value[:2000]):
+            return "messages"
+        named = _BASE64.match(value) or (_NAMES_MEDIA.match(value) and os.path.basename(value) not in used)
+        return "a picture or video" if named else None
+    if isinstance(value, Mapping):
+        if any(keys <= value.keys() for keys in _ROLES):
+            return "messages"
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return next((found for found in (_held(item, used) for item in value) if found), None)
+    pixels = (is_array(value) and value.ndim >= 2) or isinstance(value, Image.Image)
+    return "a picture or video" if pixels else None
+
+
+def _nearly(name: str, known: Collection[str], record: Mapping) -> str | None:
+    """The known name, absent from the record, that `name` misspells by a letter or by its case; a plural is another word."""
+    low = name.lower()
+    for other in known:
+        if len(other) < _SHORTEST or record.get(other) is not None:
+            continue
+        plural = low in (other + "s", other.removesuffix("s"))
+        if low == other or (not plural and _one_letter_off(low, other)):
+            return other
+    return None
+
+
+def _one_letter_off(one: str, other: str) -> bool:
+    """Whether a letter is missing in one of two words, replaced, or swapped with the next."""
+    start = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    a, b = one[start:], other[start:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])

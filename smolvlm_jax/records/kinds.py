@@ -1,0 +1,16 @@
+"""The endings of files that are taken for pictures and for videos."""
+
+import importlib.util
+
+__all__ = ["HEIF", "PICTURES", "VIDEOS"]
+
+# Read where pillow-heif is installed (the extra `heif`).
+HEIF = (".heic", ".heif", ".hif")
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".tga",
+    *(HEIF if importlib.util.find_spec("pillow_heif") else ()),
+)  # fmt: skip
+VIDEOS = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv",
+    ".ts", ".mts", ".m2ts", ".vob", ".y4m",
+)  # fmt: skip
