@@ -72,6 +72,9 @@ def read_part(where: str, part: Any) -> dict[str, Any]:
         if not isinstance(out["text"], str):
             raise PromptError(f"{where}: a text item needs its 'text' as a string")
         return out
+    index = out.get("index", 0)
+    if not (isinstance(index, int) or (isinstance(index, float) and index.is_integer())) or index < 0:
+        raise PromptError(f"{where}: index is {index!r:.80}; it is the number of a picture, from 0")
     found = [key for key in SOURCES[kind] if key in out]
     if len(found) > 1:
         raise PromptError(f"{where}: the item has both {found[0]} and {found[1]}; it needs one of them")

@@ -37,9 +37,9 @@ def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, words:
     indices = [item["index"] for item in bare if "index" in item]
     if given and given == len(bare):  # words beside as many items stay words
         if indices:
-            if sorted(indices, key=repr) != sorted(range(given), key=repr):
+            if sorted(indices) != list(range(given)):
                 raise InputError(f"{kind} items with the indices {indices!r:.80} for the {given} {kind}s beside the messages")
-            sources = [sources[index] for index in indices]
+            sources = [sources[int(index)] for index in indices]
         return _filled(messages, kind, sources, tags=False)
     if given and given == len(bare) + tags and not indices:
         return _filled(messages, kind, sources, tags=True)
@@ -47,10 +47,13 @@ def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, words:
         return _prepended(messages, kind, sources)
     if given and not bare and _same([_held(item) for item in items], sources):
         return messages  # the column repeats what the items hold
-    parts = [f"{len(bare)} {kind} items without one", f"{tags} <{kind}>", f"{len(items) - len(bare)} {kind} items with one"]
-    have = " and ".join(part for part in parts if not part.startswith("0 "))
-    left = f"; there are no {kind}s left for the others" if given < len(bare) + tags else ""
-    raise InputError(f"{given} {kind}(s) beside messages that have {have}{left}")
+    places = len(bare) if indices else len(bare) + tags
+    own = f", beside {len(items) - len(bare)} with a {kind} of their own" if len(items) > len(bare) else ""
+    left = f": no {kind}s left for the others" if given < places else ""
+    raise InputError(
+        f"{given} {kind}(s) beside messages with {places} place(s) for them ({len(bare)} {kind} items without one, {tags} "
+        f"<{kind}>){own}{left}"
+    )
 
 
 def _filled(messages: Messages, kind: str, sources: Sequence[Any], *, tags: bool) -> Messages:

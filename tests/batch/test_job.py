@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def lines(tmp_path) -> Path:
     """100 records: one in ten is a faulty one."""
     path = tmp_path / "records.jsonl"
-    text = lambda n: "{" if n % 10 == 4 else json.dumps({"id": n, "prompt": f"{n}?", "max_new_tokens": 1 + n % 7})
+    text = lambda n: "{" if n % 10 == 4 else json.dumps({"id": n, "prompt": f"{n}?", "max_new_tokens": 1 + n % 7, "label": n})
     path.write_text("".join(text(n) + "\n" for n in range(1, 101)))
     return path
 
@@ -76,6 +76,7 @@ def test_one_row_for_each_record_in_the_order_of_the_input(lines, tmp_path):
             "parts": 10,
             "error_share": 0.1,
             "new_records": 100,
+            "unread_columns": ["label"],
         }
         assert {name: summary[name] for name in want} == want
         assert summary["finish_reasons"] == {"error": 10, "length": 90} and summary["device_idle_share"] == 0.25

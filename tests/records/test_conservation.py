@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 import forms
@@ -117,6 +119,31 @@ def test_what_a_record_gives_is_used_or_named(kind, folder, doors, monkeypatch, 
     record_property("readings", walked)
     assert not wrong, "\n".join([f"{len(wrong)} of {walked}:", *wrong[:20]])
     assert walked > {"documented": 400, "undocumented": 1000}[kind]
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=3)
+WORDS = st.sampled_from([
+    "image", "video", "image_url", "text", "user", "assistant", "human", "<image>", "p0.png", "[{", "a\nb",
+])  # fmt: skip
+KEYS = st.sampled_from([
+    "id", "messages", "conversations", "texts", "prompt", "image", "images", "videos", "body", "role", "from", "value",
+    "content", "type", "text", "path", "url", "index", "weight", "answer", "n", "top_k", "imgae", "label",
+])  # fmt: skip
+ANYTHING = st.recursive(
+    SCALARS | WORDS, lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=5), max_leaves=12
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=st.dictionaries(KEYS, ANYTHING, max_size=5) | ANYTHING)
+def test_no_record_ends_a_job(value, doors, folder):
+    """Whatever a record is, it is read, or has an error of one line."""
+    readers, _ = doors
+    for name in ("batch", "training"):
+        form = forms.Form("anything", value, answered=True)
+        ids, tiles, error = readers[name](form)
+        assert (error is None) == (ids is not None) == (tiles is not None)
+        assert error is None or (error and "\n" not in error)
 
 
 def test_a_turn_that_only_training_reads_is_refused_elsewhere(folder, doors):
