@@ -1,7 +1,7 @@
 """What a conversation and its messages are, and the pictures and videos in them; what their items are stands in parts.py."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -137,3 +137,17 @@ def collect_media(conversations: list[list[Message]], kind: str) -> list[list]:
 def has_video(conversations: list[list[Message]]) -> bool:
     """Whether any of the conversations has a video item."""
     return any(True for messages in conversations for _ in items_of(messages, "video"))
+
+
+def expand_images(conversations: list[list[Message]], pages_of: Callable[[Any], list]) -> None:
+    """Put an item for each picture that `pages_of` gives in the place of every image item. Normalised messages are changed."""
+    for message in (message for messages in conversations for message in messages):
+        items = []
+        for item in message.get("content") or []:
+            keys = SOURCES["image"] if item.get("type") == "image" else ()
+            held = [item[key] for key in keys if item.get(key) is not None]
+            pages = pages_of(held[0]) if len(held) == 1 else held
+            alone = len(pages) == len(held) and all(page is one for page, one in zip(pages, held, strict=True))
+            items.extend([item] if alone else [{"type": "image", "image": page} for page in pages])
+        if items:
+            message["content"] = items

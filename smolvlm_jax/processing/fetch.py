@@ -7,22 +7,47 @@ Nothing here relies on a file's extension, follows a redirect unchecked, or read
 import base64
 import contextlib
 import functools
+import importlib
+import importlib.util
 import io
+import logging
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any, TypeGuard
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import InputError, MediaError
 from . import http
 from .limits import MediaLimits, describe_source
-from .pixels import channel_axis, is_array
+from .orientation import orientation_of, upright
+from .pixels import channel_axis, flatten_alpha, has_alpha, is_array, reduce_16bit
 
-_ORIENTATION = 0x0112
-# Pillow plug-ins that start programs (Ghostscript) or need a handler that another library registers.
-_UNSAFE_FORMATS = {"EPS", "WMF", "FPX", "MIC", "GRIB", "BUFR", "HDF5"}
+_log = logging.getLogger(__name__)
+
+# What pictures of data sets are, HEIF where pillow-heif is installed. None of these plug-ins opens another format or starts a
+# program, as others of Pillow do (EPS starts Ghostscript, and IPTC opens whatever it contains). A format without a signature
+# (TGA) would take any bytes for a picture.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "HEIF")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Kinds of pages of a TIFF, by its tag of that number, that are not pages of their own: smaller copies and masks.
+_SUBFILE, _NO_PAGE = 254, 1 | 4
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a file that has several.
+
+    Attributes:
+        source: of the file, as `load_image` takes it.
+        number: of the page, counted from 0.
+    """
+
+    source: Any
+    number: int
 
 
 def is_path(value: object) -> TypeGuard[str | os.PathLike]:
@@ -31,8 +56,8 @@ def is_path(value: object) -> TypeGuard[str | os.PathLike]:
 
 
 def is_source(value: object) -> bool:
-    """Whether `value` names or holds an encoded picture: a path, a URL, base64 text, or the bytes of a file."""
-    return is_path(value) or isinstance(value, (bytes, bytearray))
+    """Whether `value` names or holds an encoded picture or video: a path, a URL, base64 text, or the bytes of a file."""
+    return is_path(value) or isinstance(value, (bytes, bytearray, Page))
 
 
 def is_url(source: object) -> TypeGuard[str]:
@@ -69,6 +94,29 @@ def open_regular(path: Any, limit: int, kind: str) -> IO[bytes]:
         raise
 
 
+def encoded_bytes(source: Any, limit: int, kind: str) -> bytes | None:
+    """The file that `source` holds itself: bytes, a `data:` URL, or base64 text of 64 characters and more. None for a path.
+
+    Args:
+        source: bytes, text or a path, but no http(s) URL.
+        limit: its largest size in bytes.
+        kind: what a message calls it, "picture" or "video".
+
+    Raises:
+        MediaError: it is too large, or neither a file nor base64.
+    """
+    if isinstance(source, (bytes, bytearray)):
+        return bytes(_bounded(source, limit, kind))
+    text = os.fspath(source)
+    if isinstance(text, str) and text[:5].lower() == "data:":
+        return _decode_base64(text.partition(",")[2], limit, kind, whole=text)
+    if not os.path.exists(text):
+        if isinstance(text, str) and len(text) >= 64 and not isinstance(source, os.PathLike):
+            return _decode_base64(text, limit, kind, whole=text)
+        raise MediaError(f"no {kind} at {describe_source(text)}; pass a path, an http(s) or data: URL, or base64 text")
+    return None
+
+
 def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     """A readable binary file of an encoded picture.
 
@@ -79,46 +127,60 @@ def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     Raises:
         MediaError: there is nothing at `source`, or the limits forbid it.
     """
-    if isinstance(source, (bytes, bytearray)):
-        if len(source) > limits.max_bytes:
-            raise MediaError(f"the picture has {len(source)} bytes, above the limit of {limits.max_bytes}")
-        return io.BytesIO(bytes(source))
     if is_url(source):
         return io.BytesIO(http.fetch_url(source, limits, limits.max_bytes))
-    text = os.fspath(source)
-    if isinstance(text, str) and text[:5].lower() == "data:":
-        return io.BytesIO(_decode_base64(text.partition(",")[2], limits, whole=text))
-    if os.path.exists(text):
-        if not limits.files:
-            raise MediaError(f"local files are switched off, so {describe_source(text)} is not opened")
-        return open_regular(text, limits.max_bytes, "picture")
-    if isinstance(text, str) and len(text) >= 64 and not isinstance(source, os.PathLike):
-        return io.BytesIO(_decode_base64(text, limits, whole=text))
-    raise MediaError(f"no picture at {describe_source(text)}; pass a path, an http(s) or data: URL, or base64 text")
+    content = encoded_bytes(source, limits.max_bytes, "picture")
+    if content is not None:
+        return io.BytesIO(content)
+    if not limits.files:
+        raise MediaError(f"local files are switched off, so {describe_source(source)} is not opened")
+    return open_regular(source, limits.max_bytes, "picture")
 
 
-def _decode_base64(text: str, limits: MediaLimits, *, whole: str) -> bytes:
-    if len(text) > limits.max_bytes * 4 // 3 + 4096:
-        raise MediaError(f"base64 text of {len(text)} characters is above the limit of {limits.max_bytes} bytes")
+def _decode_base64(text: str, limit: int, kind: str, *, whole: str) -> bytes:
+    if len(text) > limit * 4 // 3 + 4096:
+        raise MediaError(f"base64 text of {len(text)} characters is above the limit of {limit} bytes")
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        content = base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
-        raise MediaError(f"no picture at {describe_source(whole)}: no such file, and not base64 either ({error})") from error
+        raise MediaError(f"no {kind} at {describe_source(whole)}: no such file, and not base64 either ({error})") from error
+    return _bounded(content, limit, kind)
 
 
-def load_image(source: Any, limits: MediaLimits | None = None) -> Image.Image:
-    """The first frame of the picture at `source`, turned as its EXIF orientation says, as RGB. Alpha is dropped.
+def _bounded(content: Any, limit: int, kind: str) -> Any:
+    if len(content) > limit:
+        raise MediaError(f"the {kind} has {len(content)} bytes, above the limit of {limit}")
+    return content
+
+
+def load_image(
+    source: Any, limits: MediaLimits | None = None, *, full_16bit: bool = False, background: Any = None
+) -> Image.Image:
+    """The first frame of the picture at `source`, turned as its EXIF orientation says, as RGB.
 
     Args:
-        source: a path, an http(s) URL, a `data:` URL, base64 text, or the bytes of a file.
+        source: a path, an http(s) URL, a `data:` URL, base64 text, the bytes of a file, or a Page of one of these.
         limits: what may be read; None takes the defaults of MediaLimits.
+        full_16bit: divide 16-bit greys by 257; without it they saturate at 255.
+        background: a colour to lay what is transparent over; None drops the alpha, as the reference does, with a notice.
 
     Raises:
         MediaError: whatever is wrong with the source, which the message names.
     """
-    with _opened(source, limits or MediaLimits()) as image:
+    limits = limits or MediaLimits()
+    with _opened(source, limits) as image:
+        if not isinstance(source, Page):
+            _notice_pages(source, image)
         image.load()
-        turned = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+        _check_size(
+            getattr(source, "source", source), image, limits
+        )  # a file inside the file may be larger than the header said
+        turned = upright(image)
+        if full_16bit:
+            turned = reduce_16bit(turned)
+        if background is not None:
+            return flatten_alpha(turned, background)
+        _notice_alpha(source, turned)
         return turned if turned.mode == "RGB" else turned.convert("RGB")
 
 
@@ -145,60 +207,151 @@ def image_size(value: Any, limits: MediaLimits | None = None, exif_transpose: bo
     raise InputError(f"a picture of type {type(value).__name__}; pass a Pillow image, an array, a path or a URL")
 
 
+def loaded(image: Image.Image, limits: MediaLimits) -> Image.Image:
+    """A caller's Pillow image, decoded: Pillow opens any file and decodes it later, with whatever its plug-in starts.
+
+    Raises:
+        MediaError: it is not decoded yet, and is of a format that is not decoded here, or it is too large.
+    """
+    if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None:
+        if image.format not in _FORMATS:
+            raise MediaError(f"{describe_source(image)} is of the format {image.format}; {_formats_in_words()}")
+        _check_size(image, image, limits)
+        try:
+            image.load()
+        except Exception as error:  # a damaged file raises whatever its plug-in happens to raise
+            raise MediaError(f"cannot decode {describe_source(image)}: {error or type(error).__name__}") from error
+    _check_size(image, image, limits)
+    return image
+
+
+def pages_of(source: Any, pages: str | int, limits: MediaLimits) -> list[Any]:
+    """The pictures to read of a file: its Pages where it is a TIFF of several, else the source itself.
+
+    Args:
+        source: a picture as `layout.nest_images` takes it. A Pillow image gives copies of its pages.
+        pages: "first", "all", or the number of one, counted from 1.
+        limits: what may be read; max_frames bounds the number of pages.
+
+    Raises:
+        InputError: `pages` is none of these.
+        MediaError: as `load_image`, or there is no such page.
+    """
+    if pages != "all" and pages != "first" and (not isinstance(pages, int) or isinstance(pages, bool) or pages < 1):
+        raise InputError(f"pages is {pages!r}; it is 'first', 'all', or the number of a page, counted from 1")
+    if pages == "first" or isinstance(source, Page) or not (is_source(source) or getattr(source, "format", None) == "TIFF"):
+        return [source]
+    with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _opened(source, limits) as image:
+        if image.format != "TIFF":
+            return [source]
+        numbers = _page_numbers(image, limits)
+        if isinstance(pages, int):
+            if pages > len(numbers):
+                raise MediaError(f"{describe_source(source)} has {len(numbers)} pages, so there is no page {pages}")
+            numbers = numbers[pages - 1 : pages]
+        if not isinstance(source, Image.Image):
+            return [Page(source, number) for number in numbers]
+        place, copies = image.tell(), []
+        for number in numbers:
+            image.seek(number)
+            copies.append(image.copy())
+        image.seek(place)
+        return copies
+
+
 @contextlib.contextmanager
 def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
     """The picture at `source`, with its header read and its size checked. Any exception in the block becomes a MediaError."""
+    whole, number = (source.source, source.number) if isinstance(source, Page) else (source, 0)
     try:
-        with open_media(source, limits) as file, Image.open(file, formats=_safe_formats()) as image:
-            width, height = image.size
-            if width * height > limits.max_pixels:
-                raise MediaError(
-                    f"the picture {describe_source(source)} claims {width}×{height} pixels, above the limit of "
-                    f"{limits.max_pixels}; raise MediaLimits.max_pixels if that is meant"
-                )
+        with open_media(whole, limits) as file, Image.open(file, formats=_formats(_is_heif(file))) as image:
+            if number:
+                image.seek(number)
+            _check_size(whole, image, limits)
             yield image
     except MediaError:
         raise
     except UnidentifiedImageError as error:
-        raise MediaError(f"cannot decode {describe_source(source)}: no picture of a kind that Pillow knows") from error
+        raise MediaError(
+            f"cannot decode {describe_source(whole)}: no picture of a kind that is read; {_formats_in_words()}"
+        ) from error
     except Exception as error:  # a damaged file raises whatever its plug-in happens to raise
-        raise MediaError(f"cannot decode the picture {describe_source(source)}: {error or type(error).__name__}") from error
+        raise MediaError(f"cannot decode the picture {describe_source(whole)}: {error or type(error).__name__}") from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. Pillow decodes a PNG to look for EXIF behind the pixels, so ask only if some is there."""
-    whole = image.format != "PNG" or "exif" in image.info or _text_after_pixels(image)
-    return (image.getexif() if whole else Image.Image.getexif(image)).get(_ORIENTATION, 1)
-
-
-def _text_after_pixels(image: Image.Image) -> bool:
-    """Whether a PNG file has metadata behind its pixel data, from the chunks' headers."""
-    file = getattr(image, "fp", None)
-    if file is None:  # decoded already
-        return True
-    place = file.tell()
-    try:
-        file.seek(8)
-        pixels = False
-        while len(header := file.read(8)) == 8:
-            length, kind = int.from_bytes(header[:4], "big"), header[4:]
-            if kind == b"IEND":
-                return False
-            if pixels and kind in (b"eXIf", b"zTXt", b"tEXt", b"iTXt"):
-                return True
-            pixels |= kind == b"IDAT"
-            file.seek(length + 4, io.SEEK_CUR)
-        return False
-    finally:
-        file.seek(place)
+def _check_size(source: Any, image: Image.Image, limits: MediaLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            f"the picture {describe_source(source)} claims {width}×{height} pixels, above the limit of "
+            f"{limits.max_pixels}; raise MediaLimits.max_pixels if that is meant"
+        )
 
 
 def _turned_size(image: Image.Image, *, turn: bool) -> tuple[int, int]:
     width, height = image.size
-    return (width, height) if turn and _orientation(image) in (5, 6, 7, 8) else (height, width)
+    return (width, height) if turn and orientation_of(image) in (5, 6, 7, 8) else (height, width)
+
+
+def _is_heif(file: IO[bytes]) -> bool:
+    head = file.read(12)
+    file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 @functools.cache
-def _safe_formats() -> list[str]:
+def _formats(heif: bool) -> list[str]:
+    """Of _FORMATS those that Pillow has, with HEIF where that is asked for and there is a plug-in for it."""
     Image.init()
-    return [name for name in Image.OPEN if name not in _UNSAFE_FORMATS]
+    if heif:
+        if importlib.util.find_spec("pillow_heif") is None:
+            raise MediaError("pictures in HEIF need an optional dependency: pip install 'smolvlm-jax[heif]'")
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _formats_in_words() -> str:
+    return f"these are: {', '.join(_FORMATS)}"
+
+
+def _page_numbers(image: Any, limits: MediaLimits) -> list[int]:
+    """The pages of a TIFF, without smaller copies and masks. Only headers are read."""
+    place, numbers = image.tell(), []
+    with contextlib.suppress(EOFError):
+        for number in range(limits.max_frames + 1):
+            image.seek(number)
+            if number == limits.max_frames:
+                raise MediaError(f"it has more pages than the limit of {limits.max_frames} (MediaLimits.max_frames)")
+            if not number or not int(image.tag_v2.get(_SUBFILE, 0)) & _NO_PAGE:
+                numbers.append(number)
+    image.seek(place)
+    return numbers
+
+
+def _notice_pages(source: Any, image: Any) -> None:
+    if image.format == "TIFF" and image.tag_v2.next and not _said("pages"):
+        _say("pages", f"{describe_source(source)} has more than one page, of which the first is read; pages='all' reads all")
+
+
+def _notice_alpha(source: Any, image: Image.Image) -> None:
+    if has_alpha(image) and not _said("alpha"):
+        alpha = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+        if np.asarray(alpha.getchannel("A")).min(initial=255) < 255:
+            _say(
+                "alpha",
+                f"{describe_source(source)} has transparent parts, which are read in the colour that the file has under them; "
+                "background='white' lays them over white",
+            )
+
+
+_notices: set[str] = set()
+
+
+def _said(kind: str) -> bool:
+    return kind in _notices
+
+
+def _say(kind: str, text: str) -> None:
+    """A notice, once in a process: what the reference does without a word."""
+    _notices.add(kind)
+    _log.warning("%s (this is said once)", text)

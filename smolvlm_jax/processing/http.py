@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import MediaError
+from .addresses import is_public
 from .limits import MediaLimits, describe_source
 
 _CHUNK = 1 << 16
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -150,22 +150,13 @@ def _checked_address(url: str, host: str, port: int, limits: MediaLimits) -> tup
         raise MediaError(f"cannot fetch {describe_source(url)}: the host {host!r} is not known ({error})") from error
     if not limits.private_addresses:
         for *_, address in found:
-            ip = _innermost(ipaddress.ip_address(str(address[0]).partition("%")[0]))
-            if not ip.is_global or ip.is_multicast or ip.is_reserved:
+            ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
+            if not is_public(ip):
                 raise MediaError(
                     f"{describe_source(url)} leads to the address {ip}, which is not public; set "
                     "MediaLimits.private_addresses if that is meant"
                 )
     return found[0]
-
-
-def _innermost(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address that an IPv6 one stands for, where it does: mapped, 6to4, or behind a NAT64 gateway."""
-    if ip.version == 4:
-        return ip
-    if ip in _NAT64:
-        return ipaddress.IPv4Address(ip.packed[-4:])
-    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def _hang_up(connection: http.client.HTTPConnection) -> None:

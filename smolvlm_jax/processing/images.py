@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from PIL import Image
+
 from ..errors import InputError
 from .assemble import PIXEL_FORMATS, flat_pictures, reference_layout
 from .batch import BatchFeature, check_return_tensors
 from .choices import one_of
-from .fetch import image_size, is_path, is_source, load_image
+from .fetch import image_size, is_path, is_source, load_image, loaded, pages_of
 from .geometry import TilePlan, plan_tiles
 from .layout import nest_images
 from .media import MediaProcessor
@@ -36,7 +38,11 @@ class SmolVLMImageProcessor(MediaProcessor):
         do_upscale: False leaves a picture smaller than `size` at its own resolution, which saves tiles. Not in the
             reference.
         exif_transpose: turn Pillow images as their EXIF orientation says; files are always turned. Not in the reference.
-        full_16bit: keep 16-bit greys from saturating at white. Not in the reference.
+        full_16bit: keep 16-bit greys from saturating at white, whatever they come as. Not in the reference.
+        background: a colour ("white", "#rrggbb", or three numbers) that transparent parts are laid over. None: white for Pillow
+            images and arrays; files show the colour that is stored under such parts, as in the reference. Not in the reference.
+        pages: which pages of a TIFF are pictures: "first", "all" (each is a picture of its own, in order), or the number of
+            one, counted from 1. Not in the reference.
         limits: what may be read for a picture given as a path or URL.
         num_threads: pictures worked on at once; None takes the processors there are, at most 8.
         return_row_col_info: return `rows` and `cols` from every call.
@@ -50,9 +56,11 @@ class SmolVLMImageProcessor(MediaProcessor):
     do_upscale: bool = True
     exif_transpose: bool = False
     full_16bit: bool = False
+    background: Any = None
+    pages: str | int = "first"
     return_row_col_info: bool = False
 
-    OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit")
+    OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit", "background", "pages")
     UNSAVED = (*MediaProcessor.UNSAVED, "return_row_col_info")
     NEUTRAL = {**MediaProcessor.NEUTRAL, "disable_grouping": (True, False), "pad_size": (), "image_seq_length": ()}  # noqa: RUF012
     TYPE_KEY = "image_processor_type"
@@ -95,7 +103,7 @@ class SmolVLMImageProcessor(MediaProcessor):
         check_return_tensors(return_tensors)
         one_of("pixel_format", pixel_format, PIXEL_FORMATS)
         call = self._for_call(kwargs)
-        nested = nest_images(images)
+        nested = [[page for picture in sample for page in call.pages_of(picture)] for sample in nest_images(images)]
         if not any(nested):
             raise InputError("no pictures in the whole batch; leave images out")
         tiles = call._tiles(nested, input_data_format)
@@ -115,6 +123,20 @@ class SmolVLMImageProcessor(MediaProcessor):
         return batch
 
     __call__ = preprocess
+
+    def pages_of(self, picture: Any, **kwargs: Any) -> list[Any]:
+        """The pictures that stand for `picture`: more than one for a TIFF of several pages with pages="all".
+
+        Args:
+            picture: a picture as `preprocess` takes it.
+            **kwargs: arguments of the constructor, for this call.
+
+        Raises:
+            InputError: `pages` is not valid.
+            MediaError: a file that cannot be read, or has no such page.
+        """
+        call = self._for_call(kwargs) if kwargs else self
+        return pages_of(picture, call.pages, call.limits)
 
     def plan(self, height: int, width: int, **kwargs: Any) -> TilePlan:
         """What happens to a picture of a given size, without its pixels.
@@ -171,12 +193,18 @@ class SmolVLMImageProcessor(MediaProcessor):
         )
 
     def _cut(self, value: Any, input_data_format: str | None) -> Tiles:
+        if is_source(value):
+            value = load_image(value, self.limits, full_16bit=self.full_16bit, background=self.background)
+        elif isinstance(value, Image.Image):
+            value = loaded(value, self.limits)
+        background = {} if self.background is None else {"background": self.background}
         picture = to_picture(
-            load_image(value, self.limits) if is_source(value) else value,
+            value,
             do_convert_rgb=self.do_convert_rgb,
             input_data_format=input_data_format,
             exif_transpose=self.exif_transpose,
             full_16bit=self.full_16bit,
+            **background,
         )
         return cut_tiles(picture, self._plan(*picture.image.size[::-1]), self.resample)
 

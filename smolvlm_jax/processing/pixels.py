@@ -10,12 +10,13 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor
 
 from ..errors import InputError
 from .choices import one_of
+from .orientation import upright
 
-_WHITE = (255, 255, 255, 255)
+_WHITE = (255, 255, 255)
 # Transparent pictures are laid over white this many rows at a time: in one step a whole picture would exist four times.
 _STRIP = 128
 
@@ -58,23 +59,50 @@ def channel_axis(shape: Sequence[int], *, input_data_format: object = None, chan
     )
 
 
-def flatten_alpha(image: Image.Image) -> Image.Image:
-    """`image` in RGB, from any mode of Pillow, with what is transparent laid over white."""
+def as_colour(value: Any) -> tuple[int, int, int]:
+    """A colour as three numbers 0..255: such numbers, or text that Pillow knows ("white", "#ffffff"). Raises InputError."""
+    try:
+        found = ImageColor.getrgb(value)[:3] if isinstance(value, str) else tuple(int(part) for part in value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{value!r} is no colour; pass a name, '#rrggbb', or three numbers from 0 to 255") from error
+    if len(found) != 3 or not all(0 <= part <= 255 for part in found):
+        raise InputError(f"{value!r} is no colour; pass a name, '#rrggbb', or three numbers from 0 to 255")
+    return found
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether `image` may have transparent parts."""
+    return any(band in ("A", "a") for band in image.getbands()) or image.info.get("transparency") is not None
+
+
+def reduce_16bit(image: Image.Image) -> Image.Image:
+    """A picture with 16-bit greys with these divided by 257; any other picture as it is."""
+    if image.mode == "I":  # Pillow has 16-bit greys of some files in 32 bits
+        values = np.asarray(image)
+        if image.format != "PPM" and values.max(initial=0) <= 255:
+            return image
+        return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+    return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)) if image.mode.startswith("I;16") else image
+
+
+def flatten_alpha(image: Image.Image, background: Any = _WHITE) -> Image.Image:
+    """`image` in RGB, from any mode of Pillow, with what is transparent laid over a colour (see `as_colour`)."""
+    colour = (*as_colour(background), 255)
     premultiplied = {"RGBa": "RGBA", "La": "LA"}.get(image.mode)
     if premultiplied:  # Pillow converts these to nothing else
         image = image.convert(premultiplied)
-    if not ("A" in image.getbands() or image.info.get("transparency") is not None):
+    if not has_alpha(image):
         return image if image.mode == "RGB" else image.convert("RGB")
     width, height = image.size
     out = Image.new("RGB", image.size)
     for top in range(0, height, _STRIP):
         strip = image.crop((0, top, width, min(height, top + _STRIP))).convert("RGBA")
-        out.paste(Image.alpha_composite(Image.new("RGBA", strip.size, _WHITE), strip).convert("RGB"), (0, top))
+        out.paste(Image.alpha_composite(Image.new("RGBA", strip.size, colour), strip).convert("RGB"), (0, top))
     return out
 
 
-def _array_to_rgb(array: np.ndarray) -> np.ndarray:
-    """From (h, w, 1|3|4) to (h, w, 3) of the same dtype, with alpha laid over white."""
+def _array_to_rgb(array: np.ndarray, background: Any) -> np.ndarray:
+    """From (h, w, 1|3|4) to (h, w, 3) of the same dtype, with alpha laid over a colour."""
     channels = array.shape[-1]
     if channels == 1:
         return np.repeat(array, 3, axis=-1)
@@ -84,7 +112,8 @@ def _array_to_rgb(array: np.ndarray) -> np.ndarray:
         raise InputError(f"a float picture with alpha has values from {array.min()} to {array.max()}; it needs 0 to 1")
     white = 255 if np.issubdtype(array.dtype, np.integer) else 1.0
     alpha = array[..., 3:4] / white
-    blended = alpha * array[..., :3] + (1 - alpha) * white
+    under = (np.asarray(as_colour(background)) * (white / 255)).astype(alpha.dtype)
+    blended = alpha * array[..., :3] + (1 - alpha) * under
     return (np.round(blended) if white == 255 else blended).astype(array.dtype)
 
 
@@ -148,34 +177,39 @@ def to_picture(
     input_data_format: object = None,
     exif_transpose: bool = False,
     full_16bit: bool = False,
+    background: Any = _WHITE,
 ) -> Picture:
     """A Picture from what a caller may pass.
 
     Args:
         value: a Pillow image of any mode, or an array (h, w, c) or (c, h, w) with c in 1, 3, 4: uint8, or whole numbers
             0..255 of any dtype, or fractions 0..1.
-        do_convert_rgb: convert to RGB, with what is transparent laid over white.
+        do_convert_rgb: convert to RGB, with what is transparent laid over `background`.
         input_data_format: which of the two layouts an array has; None decides by its shape.
         exif_transpose: turn a Pillow image as its EXIF orientation says. Files are always turned; Pillow images only here.
-        full_16bit: divide 16-bit greys by 257; without it they saturate at 255.
+        full_16bit: divide 16-bit greys by 257, and arrays of uint16; without it greys saturate at 255, and such arrays may
+            hold 0 to 255 only.
+        background: a colour as in `as_colour`.
 
     Raises:
         InputError: any other type, shape or range of values.
     """
     if isinstance(value, Image.Image):
         if exif_transpose:
-            value = ImageOps.exif_transpose(value)
-        if full_16bit and value.mode.startswith("I;16"):
-            value = Image.fromarray((np.asarray(value) // 257).astype(np.uint8))
+            value = upright(value)
+        if full_16bit:
+            value = reduce_16bit(value)
         if do_convert_rgb:
-            return Picture(flatten_alpha(value))
+            return Picture(flatten_alpha(value, background))
         array = np.atleast_3d(np.array(value))
     elif is_array(value):
         array = np.asarray(value)
+        if full_16bit and array.dtype.kind == "u" and array.dtype.itemsize == 2:
+            array = (array // 257).astype(np.uint8)
         if channel_axis(array.shape, input_data_format=input_data_format) == 0:
             array = np.moveaxis(array, 0, -1)
         if do_convert_rgb:
-            array = _array_to_rgb(array)
+            array = _array_to_rgb(array, background)
     else:
         raise InputError(f"a picture of type {type(value).__name__}; pass a Pillow image, an array, a path or a URL")
     if not array.size:

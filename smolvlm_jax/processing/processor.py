@@ -10,7 +10,7 @@ from ..io import write_json
 from . import chat, checkpoint_files, template
 from .arguments import ALL, Arguments, sort_arguments
 from .batch import BatchFeature
-from .fetch import is_path
+from .fetch import is_source
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
 from .prompts import MEDIA_TOKENS, MediaTokens, expand
@@ -163,6 +163,9 @@ class SmolVLMProcessor:
         samples = None if images is None else nest_images(images)
         if samples is not None and texts is not None and not any(samples):
             samples = None
+        if samples is not None:
+            options = _page_options(arguments.images)
+            samples = [[page for one in sample for page in self.image_processor.pages_of(one, **options)] for sample in samples]
         clips = None if videos is None else flatten_videos(videos)
         if texts is not None:
             self.media_tokens.check_counts(texts, samples, len(clips or ()))
@@ -255,6 +258,7 @@ class SmolVLMProcessor:
             mode=special_tokens_in_text or ("escape" if sanitize_control_tokens else "error"),
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            pages=_page_options(call),
         )
         if not tokenize:
             if mark is not None:
@@ -292,10 +296,12 @@ class SmolVLMProcessor:
         """What the video processor is asked for beyond the keywords `given`: frames are sampled unless they say otherwise."""
         if "do_sample_frames" in given:
             return {}
+        # Frames that come without a rate were chosen by whoever made the list.
+        sampled = {"do_sample_frames": True, "sample_lists": False}
         if given.get("num_frames") is None and given.get("fps") is None and self.video_processor.num_frames is None:
-            files = any(is_path(clip) for sample in videos for clip in sample)
-            return {**_FALLBACK_SAMPLING, "do_sample_frames": True} if files else {}
-        return {"do_sample_frames": True}
+            files = any(is_source(clip) for sample in videos for clip in sample)
+            return {**_FALLBACK_SAMPLING, **sampled} if files else {}
+        return sampled
 
     def _prompts(
         self,
@@ -306,8 +312,10 @@ class SmolVLMProcessor:
         mode: str,
         add_generation_prompt: bool,
         continue_final_message: bool = False,
+        pages: Mapping[str, Any],
     ) -> _Prompts:
         conversations = chat.normalize_conversations(conversation)
+        chat.expand_images(conversations.messages, lambda picture: self.image_processor.pages_of(picture, **pages))
         video = chat.has_video(conversations.messages)
         jinja = template.choose_template(self.chat_template, chat_template, video=video)
         unused = sorted(set(variables) - {"tools", "documents"} - template.variables_of(jinja))
@@ -376,6 +384,7 @@ class SmolVLMProcessor:
             kwargs,
             mode=special_tokens_in_text or "error",
             add_generation_prompt=add_generation_prompt,
+            pages=_page_options(call),
         )
         messages = prompts.conversations.messages
         if chat.has_video(messages):
@@ -402,3 +411,9 @@ class SmolVLMProcessor:
     ) -> list[str]:
         """The texts of generated rows of ids; see SmolVLMTokenizer.batch_decode."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+def _page_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the keywords of a call those that `pages_of` needs."""
+    options = {**(given.get("images_kwargs") or {}), **given}
+    return {name: options[name] for name in ("pages", "limits") if options.get(name) is not None}
