@@ -3,6 +3,9 @@
 decord ends the whole process on some damaged files (a failed allocation in its C++), and no thread can be stopped from
 outside. So the decoding libraries run in a child that may crash, hang or ask for all memory; its parent raises a MediaError
 then. A child serves one video after another.
+
+What a video may cost is counted in the child, in packets and pixels. The parent's clock only ends a child that makes no
+progress: one that works says so several times a second, however slowly it gets on.
 """
 
 import atexit
@@ -17,14 +20,20 @@ import numpy as np
 
 from ..child import AVAILABLE, Child, parent
 from ..errors import MediaError
+from .limits import MediaLimits
+from .pyav import Misread
 from .readers import BACKENDS, VideoReader, open_reader
+from .work import LimitError, Work
 
 __all__ = ["AVAILABLE", "IsolatedReader", "end_helpers", "serve"]
 
 # Address space of a child in bytes: enough for frames of 8K, too little to exhaust the machine.
 _MEMORY = 6 * 2**30
-# Time for one answer, on top of MediaLimits.decode_seconds: reading and decoding take longer in larger files.
+# Time without progress, on top of MediaLimits.decode_seconds: libraries may read a whole file before they say a word.
 _BYTES_PER_SECOND = 2_000_000
+# What a child sends while it works, and the errors whose kind matters to its parent.
+_WORKING = "working"
+_KINDS = {kind.__name__: kind for kind in (MediaError, LimitError, Misread)}
 
 # Children that wait for work, by process id, since a fork must not use its parent's children, and by backend: each backend
 # brings its own FFmpeg, and two of those in one process interfere with each other.
@@ -36,20 +45,20 @@ class IsolatedReader:
     """A video opened in a child process: a VideoReader like those of readers.py.
 
     Args:
-        backend: Name of the decoding library.
-        path: Of the file.
-        max_pixels: Largest width × height of a frame.
-        seconds: For one answer, without the time for the file's size.
+        backend: name of the decoding library.
+        path: of the file.
+        limits: what may be read.
+        options: keywords of `readers.open_reader`.
     """
 
-    def __init__(self, backend: str, path: str, *, max_pixels: int, seconds: float):
-        self._seconds = seconds + os.path.getsize(path) / _BYTES_PER_SECOND
+    def __init__(self, backend: str, path: str, limits: MediaLimits, **options: bool):
+        self._seconds = limits.decode_seconds + os.path.getsize(path) / _BYTES_PER_SECOND
         self._backend = backend
         self._clean = True
         self._helper: Child = self._guarded(_take, backend)
         try:
-            self._send("open", backend, os.path.abspath(path), max_pixels)
-            self.total, self.fps = self._answer()
+            self._send("open", backend, os.path.abspath(path), limits.max_pixels, limits.max_decoded_pixels, options)
+            self.total, self.fps, self.seconds, self.plain = self._answer()
         except BaseException:
             self.close()
             raise
@@ -77,10 +86,12 @@ class IsolatedReader:
         self._guarded(self._helper.send, request, self._seconds)
 
     def _answer(self) -> Any:
-        value, error = self._guarded(self._helper.receive, self._seconds)
+        while (answer := self._guarded(self._helper.receive, self._seconds)) == _WORKING:
+            pass
+        value, error, kind = answer
         if error is not None:
             self._clean = True
-            raise MediaError(error)
+            raise _KINDS.get(kind, MediaError)(error)
         return value
 
     def _guarded(self, work, *arguments) -> Any:
@@ -88,7 +99,7 @@ class IsolatedReader:
             return work(*arguments)
         except TimeoutError:
             self._clean = False
-            raise MediaError(f"the decoder did not answer within {self._seconds:.1f} seconds") from None
+            raise LimitError(f"the decoder did not answer within {self._seconds:.1f} seconds") from None
         except (OSError, EOFError):
             self._clean = False
             raise MediaError("the decoder crashed on it") from None
@@ -114,7 +125,7 @@ def end_helpers() -> None:
 
 
 def serve() -> None:
-    """In the child: answer requests with (value, None) or (None, error) until the parent is gone."""
+    """In the child: answer requests with (value, None, None) or (None, error, kind) until the parent is gone."""
     import resource
 
     channel = parent()
@@ -128,12 +139,14 @@ def serve() -> None:
     for kind, *arguments in channel.messages():
         try:
             if kind == "open":
-                reader = open_reader(*arguments)
-                channel.send(((reader.total, reader.fps), None))
+                backend, path, max_pixels, max_decoded_pixels, options = arguments
+                work = Work(max_pixels, max_decoded_pixels, lambda: channel.send(_WORKING))
+                reader = open_reader(backend, path, work, **options)
+                channel.send(((reader.total, reader.fps, reader.seconds, reader.plain), None, None))
             elif kind == "close":
                 reader = None
             elif reader is not None:
                 for frame in reader.frames(*arguments):
-                    channel.send((np.ascontiguousarray(frame), None))
+                    channel.send((np.ascontiguousarray(frame), None, None))
         except Exception as error:  # the libraries raise what they like; the parent reports it
-            channel.send((None, str(error) or type(error).__name__))
+            channel.send((None, str(error) or type(error).__name__, type(error).__name__))

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
-from .fetch import is_path, is_source
+from .fetch import is_source
 from .limits import describe_source
 from .pixels import is_array
 
@@ -58,17 +58,26 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, Image.Image) or (is_array(value) and value.ndim == 3)
 
 
+def _are_frames(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(is_source(frame) or _is_frame(frame) for frame in value)
+
+
+class _Frames(list[Any]):
+    """The frames of one video, also where this list stands alone."""
+
+
 def flatten_videos(videos: Any) -> list:
-    """One entry for each video: a 4-D array, a list of frames, a path, or a list of frame paths.
+    """One entry for each video: a 4-D array, a list of frames, or a file; frames may be files too.
 
     Args:
         videos: a list of frames is one video, and so is a 4-D array; a 5-D array is several; lists nest freely around
-            them. Paths in one or two lists are a video each, in three lists the frames of one.
+            them. Files (paths, URLs, base64 text, bytes) in one or two lists are a video each, in three lists the frames of
+            one.
 
     Raises:
         InputError: anything else.
     """
-    if is_path(videos) or (is_array(videos) and videos.ndim == 4):
+    if is_source(videos) or isinstance(videos, _Frames) or (is_array(videos) and videos.ndim == 4):
         return [videos]
     if _is_frame(videos):
         return [[videos]]
@@ -82,11 +91,11 @@ def flatten_videos(videos: Any) -> list:
         return [list(videos)]
     flat: list[Any] = []
     for entry in videos:
-        nested = isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], (list, tuple))
-        if nested and all(is_path(path) for frames in entry for path in frames):
-            flat.extend(list(frames) for frames in entry)
-        elif _is_frame(entry):
+        if _is_frame(entry):
             raise InputError("frames and whole videos in one list; put the frames of a video in a list of their own")
+        if isinstance(entry, (list, tuple)) and any(map(_are_frames, entry)):
+            for video in entry:
+                flat.extend([_Frames(video)] if _are_frames(video) else flatten_videos([video]))
         else:
             flat.extend(flatten_videos(entry))
     return flat

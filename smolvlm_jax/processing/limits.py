@@ -17,12 +17,14 @@ class MediaLimits:
         timeout: seconds for one URL, redirects included.
         max_bytes: size of one encoded picture in bytes, wherever it comes from.
         max_video_bytes: size of one encoded video in bytes, wherever it comes from.
-        max_pixels: width × height of a picture or frame, checked before any pixel is decoded.
-        max_frames: frames decoded from one video file.
+        max_pixels: width × height of a picture or frame, checked before any pixel is decoded, and again after it.
+        max_frames: frames taken from one video file.
+        max_decoded_pixels: sum of width × height over all frames that have to be decoded for those taken: two hours of 1080p at
+            24 frames a second take 3.6e11 if all are needed, but few are needed where key frames are near.
         max_redirects: redirects of one URL; each address is checked like the first.
         isolate: decode videos in a helper process, so that a damaged file cannot crash the caller (see isolation.py).
-        decode_seconds: how long that helper may take for one answer; one second is added for every two megabytes of
-            the file.
+        decode_seconds: how long that helper may go without any progress; one second is added for every two megabytes of the
+            file. What a video may cost is bounded by the numbers above, which do not depend on how busy the machine is.
     """
 
     urls: bool = True
@@ -33,9 +35,10 @@ class MediaLimits:
     max_video_bytes: int = 4 * 2**30
     max_pixels: int = 2**27
     max_frames: int = 4096
+    max_decoded_pixels: int = 2**39
     max_redirects: int = 5
     isolate: bool = True
-    decode_seconds: float = 4.5
+    decode_seconds: float = 60.0
 
 
 def describe_source(source: object) -> str:

@@ -19,6 +19,8 @@ class VideoMetadata(Mapping[str, Any]):
         duration: in seconds.
         video_backend: the library that decoded it.
         frames_indices: which of the source's frames were kept.
+        frames_seconds: when each of them is presented, in seconds from the first frame of the source. For a constant rate these
+            are `timestamps`; for a variable one the prompt has `timestamps`, as in the reference.
     """
 
     total_num_frames: int
@@ -28,6 +30,7 @@ class VideoMetadata(Mapping[str, Any]):
     duration: float | None = None
     video_backend: str | None = None
     frames_indices: list[int] | None = None
+    frames_seconds: list[float] | None = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(vars(self))

@@ -1,5 +1,4 @@
-"""The libraries that decode videos, behind one interface. Both number frames by presentation time, so that index i is the
-same frame."""
+"""The libraries that decode videos, behind one interface. Index i is the i-th frame that a player presents, by either."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,23 +7,32 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import MediaError
+from .containers import HEAD, recognise
+from .pyav import PyAVReader
+from .work import Work
 
 __all__ = ["BACKENDS", "VideoReader", "open_reader"]
 
-# Name of a backend: the module it imports. The first that is installed is the default.
+# Name of a backend: the module it imports.
 BACKENDS = {"decord": "decord", "pyav": "av"}
+# What decord's index can be made from; elsewhere it returns other frames than asked for, without an error.
+_DECORD_READS = ("mov", "matroska", "avi")
 
 
 class VideoReader(Protocol):
     """An opened video.
 
     Attributes:
-        total: Number of frames.
-        fps: Frames a second on average.
+        total: number of frames that are presented.
+        fps: frames a second on average.
+        seconds: float64 (total,): when each frame is presented, counted from the first.
+        plain: another library may be trusted with it, if it finds the same times.
     """
 
     total: int
     fps: float
+    seconds: np.ndarray
+    plain: bool
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The frames of these indices, uint8 (h, w, 3), each as it is decoded."""
@@ -34,103 +42,83 @@ class VideoReader(Protocol):
 
 
 class _Decord:
-    """By decord. fps is what the file says: 0, infinite or NaN if it does not."""
+    """By decord, from the first frame on: it says nothing about where a seek has landed, and seeks land on other frames.
 
-    def __init__(self, path: str):
+    Args:
+        path: of the file.
+        work: what may be decoded.
+    """
+
+    plain = False
+
+    def __init__(self, path: str, work: Work):
+        with open(path, "rb") as file:
+            if recognise(file.read(HEAD)) not in _DECORD_READS:
+                raise MediaError("decord gives wrong frames of such files; PyAV reads them: pip install 'smolvlm-jax[pyav]'")
+        self._path, self._work = path, work
+        self._open()
+        self.total = len(self._reader)
+        self.fps = float(self._reader.get_avg_fps())
+        times = self._reader.get_frame_timestamp(range(self.total))[:, 0].astype(np.float64)
+        if times[0] < 0 or not (np.diff(times) > 0).all():
+            raise MediaError("decord cannot tell its frames apart by time; PyAV can: pip install 'smolvlm-jax[pyav]'")
+        self.seconds = times - times[0]
+
+    def _open(self) -> None:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        self._reader = decord.VideoReader(path, num_threads=1)
-        self.total = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
-
-    def times(self) -> tuple[float, float]:
-        """Seconds of the first and the last frame."""
-        first, last = (float(self._reader.get_frame_timestamp(index)[0]) for index in (0, self.total - 1))
-        return first, last
+        self._reader, self._next = decord.VideoReader(self._path, num_threads=1), 0
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         for index in indices:
-            frame = self._reader[int(index)].asnumpy()
-            if frame.shape[2] != 3:
-                # Small turned frames come with the padding of their rows, counted as channels.
-                height, width = frame.shape[:2]
-                frame = np.ascontiguousarray(frame.reshape(height, -1)[:, : 3 * width]).reshape(height, width, 3)
-            yield frame
+            if index < self._next:
+                self._open()
+            for last in (*(False for _ in range(int(index) - self._next)), True):
+                self._work.packet()
+                frame = self._reader.next()
+                self._work.frame(frame.shape[1], frame.shape[0])
+                if last:
+                    self._next = int(index) + 1
+                    yield _whole(frame.asnumpy())
 
     def close(self) -> None:
         self._reader = None
 
 
-class _PyAV:
-    """By PyAV. fps as with decord."""
-
-    def __init__(self, path: str, max_pixels: int):
-        import av
-
-        av.logging.set_level(av.logging.PANIC)
-        self._container = av.open(path, options={"protocol_whitelist": "file"})
-        if not self._container.streams.video:
-            raise MediaError("there is no video stream in it")
-        self._stream = stream = self._container.streams.video[0]
-        stream.thread_type = "SLICE"
-        if (stream.width or 0) * (stream.height or 0) > max_pixels:
-            raise MediaError(f"frames of {stream.width}×{stream.height} pixels are above the limit of {max_pixels}")
-        # Presentation times from the packets alone: cheap, and exact for variable rates too.
-        packets = (packet for packet in self._container.demux(stream) if packet.size)
-        times = (packet.pts if packet.pts is not None else packet.dts for packet in packets)
-        self._times = sorted(time for time in times if time is not None)
-        self.total = len(self._times)
-        rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-        self.fps = float(rate) if rate else 0.0
-        self._container.seek(0)
-
-    def times(self) -> tuple[float, float]:
-        """Seconds of the first and the last frame."""
-        base = float(self._stream.time_base or 0)
-        return self._times[0] * base, self._times[-1] * base
-
-    def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
-        decoded, position = None, -1
-        for index in indices:
-            wanted = self._times[int(index)]
-            # Going on is cheaper than seeking while the frame is near.
-            if decoded is None or not 0 <= index - position <= 32:
-                self._container.seek(wanted, stream=self._stream, backward=True)
-                decoded = self._container.decode(self._stream)
-            for frame in decoded:
-                time = frame.pts if frame.pts is not None else frame.dts
-                if time is None:
-                    raise MediaError("its frames do not say their times")
-                if time >= wanted:
-                    position = index
-                    yield _upright(frame)
-                    break
-            else:
-                raise MediaError(f"frame {index} of {self.total} does not decode")
-
-    def close(self) -> None:
-        self._container.close()
+def _whole(frame: np.ndarray) -> np.ndarray:
+    """uint8 (h, w, 3). Small turned frames come with the padding of their rows, counted as channels."""
+    height, width = frame.shape[:2]
+    if frame.shape[2] == 3:
+        return frame
+    return np.ascontiguousarray(frame.reshape(height, -1)[:, : 3 * width]).reshape(height, width, 3)
 
 
-def _upright(frame) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+def open_reader(backend: str, path: str, work: Work, *, serial: bool = False, vouch: bool = False) -> VideoReader:
+    """Open the video at `path` in this process.
 
-
-def open_reader(backend: str, path: str, max_pixels: int) -> VideoReader:
-    """Open the video at `path` in this process. max_pixels: largest width × height of a frame, for backends that tell early.
+    Args:
+        backend: "pyav" or "decord".
+        path: of the file.
+        work: what may be read and decoded.
+        serial: for PyAV: count the frames by decoding all of them.
+        vouch: for PyAV: find out whether the video is plain.
 
     Raises:
         MediaError: it has no frames, or no rate.
     """
-    reader = _Decord(path) if backend == "decord" else _PyAV(path, max_pixels)
+    reader: VideoReader
+    decord = backend == "decord"
+    reader = _Decord(path, work) if decord else PyAVReader(path, work, serial=serial, vouch=vouch)
     if reader.total < 1:
         raise MediaError("it has no frames")
-    if not (math.isfinite(reader.fps) and 0 < reader.fps <= 100_000):  # then it follows from the times of the frames
-        first, last = reader.times()
-        if reader.total == 1 or not math.isfinite(last - first) or last <= first:
-            raise MediaError("it does not say its rate")
-        reader.fps = (reader.total - 1) / (last - first)
+    # The rate that a file states may be missing, or be that of its clock: then it follows from the times of the frames.
+    length = float(reader.seconds[-1])
+    stated = math.isfinite(reader.fps) and 0 < reader.fps <= 100_000
+    if length > 0 and math.isfinite(length) and not (stated and 2 / 3 < (reader.total - 1) / reader.fps / length < 1.5):
+        reader.fps = (reader.total - 1) / length
+    elif not stated and reader.total == 1:
+        reader.fps = 1.0
+    elif not stated:
+        raise MediaError("it does not say its rate")
     return reader

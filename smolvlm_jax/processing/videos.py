@@ -11,7 +11,7 @@ from .assemble import PIXEL_FORMATS, flat_uint8, video_layout
 from .batch import BatchFeature, check_return_tensors
 from .choices import one_of
 from .decode import decode_video
-from .fetch import is_path, load_image
+from .fetch import is_source, load_image
 from .geometry import MAX_IMAGE_SIZE, longest_edge_size, normalize_size, tile_edge
 from .layout import flatten_videos, metadata_of_videos
 from .media import MediaProcessor
@@ -39,7 +39,8 @@ class SmolVLMVideoProcessor(MediaProcessor):
         use_video_size: take video_sampling["video_size"] even where `size` is given. Not in the reference.
         limits: what may be read for a video given as a path or URL.
         num_threads: videos worked on at once; None takes the processors there are, at most 8.
-        backend: the decoding library, "decord" or "pyav"; None takes the first that is installed.
+        backend: the decoding library, "decord" or "pyav"; None takes PyAV
+            where it is installed. Where the one cannot read a video, the other is tried.
 
     Raises:
         InputError: an argument is unknown, or has a value that is not supported.
@@ -130,19 +131,22 @@ class SmolVLMVideoProcessor(MediaProcessor):
         input_data_format: str | None = None,
         pixel_format: str = "float32",
         skip_secs: float = 1,
+        sample_lists: bool = True,
         **kwargs: Any,
     ) -> BatchFeature:
         """The tiles of a batch of videos.
 
         Args:
-            videos: a 4-D array (f, h, w, c) or (f, c, h, w) of uint8, a list of pictures, a path, a URL, a list of frame
-                paths inside two lists, or lists of those (see `layout.flatten_videos`).
+            videos: a 4-D array (f, h, w, c) or (f, c, h, w) of uint8, a list of pictures, a path, a URL, base64 text,
+                the bytes of a file, a list of frame files inside two lists, or lists of those (see `layout.flatten_videos`).
             video_metadata: a mapping or VideoMetadata for each video that is not a file; files bring their own.
             return_metadata: return `video_metadata`.
             return_tensors: None or "np"; arrays are numpy arrays in either case.
             input_data_format: "channels_first" or "channels_last" for arrays; None decides by the shape.
             pixel_format: "float32" for the reference's layout, "uint8" for the real frames alone.
             skip_secs: see `sample_frames`.
+            sample_lists: with do_sample_frames, sample lists of frames without metadata too, which is an error since their rate
+                is not known. False takes such lists whole.
             **kwargs: arguments of the constructor, for this call. None for limits, num_threads, backend, num_frames or fps
                 takes this object's setting.
 
@@ -167,7 +171,14 @@ class SmolVLMVideoProcessor(MediaProcessor):
 
         def work(item: tuple[int, Any, Any]) -> tuple[np.ndarray, VideoMetadata]:
             number, video, metadata = item
-            return call._clip(f"videos[{number}]", video, metadata, input_data_format=input_data_format, skip_secs=skip_secs)
+            return call._clip(
+                f"videos[{number}]",
+                video,
+                metadata,
+                input_data_format=input_data_format,
+                skip_secs=skip_secs,
+                sample_lists=sample_lists,
+            )
 
         clips = map_threads(work, zip(range(len(flat)), flat, given, strict=True), call.num_threads)
         tiles = [frames for frames, _ in clips]
@@ -179,23 +190,30 @@ class SmolVLMVideoProcessor(MediaProcessor):
     __call__ = preprocess
 
     def _clip(
-        self, where: str, video: Any, metadata: Any, *, input_data_format: str | None, skip_secs: float
+        self,
+        where: str,
+        video: Any,
+        metadata: Any,
+        *,
+        input_data_format: str | None,
+        skip_secs: float,
+        sample_lists: bool,
     ) -> tuple[np.ndarray, VideoMetadata]:
         """The tiles, uint8 (f, T, T, 3), and the metadata of one video, called `where` in messages."""
 
         def choose(metadata: VideoMetadata | None) -> np.ndarray:
             return self.sample_frames(metadata, skip_secs=skip_secs)
 
-        sampled = self.do_sample_frames
-        if is_path(video):
+        sampled = self.do_sample_frames and (sample_lists or metadata is not None or is_source(video))
+        if is_source(video):
             kept, found = decode_video(
                 video, choose if sampled else None, keep=self._tile, backend=self.backend, limits=self.limits
             )
             return _stack(where, kept), found
-        if isinstance(video, list) and is_path(video[0]):
+        if isinstance(video, (list, tuple)) and any(is_source(frame) for frame in video):
             if sampled:
                 raise InputError(f"{where}: cannot sample from a list of frame files; pass do_sample_frames=False")
-            video = [load_image(path, self.limits) for path in video]
+            video = [load_image(frame, self.limits) if is_source(frame) else frame for frame in video]
         frames = _frames(where, video, input_data_format)
         total = len(frames)
         metadata = to_metadata(VideoMetadata(total) if metadata is None else metadata)
