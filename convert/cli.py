@@ -68,11 +68,14 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         description="Convert a checkpoint between Hugging Face safetensors and orbax, one tensor at a time. The destination "
         "appears whole or not at all; an interrupted conversion starts over.",
     )
-    convert.add_argument("source", metavar="SOURCE", help="directory, Hub id (owner/name), bundled name, or safetensors file")
+    convert.add_argument(
+        "source", metavar="SOURCE", help="directory, Hub id (owner/name), bundled name, safetensors file, or PEFT adapter"
+    )
     convert.add_argument("destination", metavar="DEST", help="directory to write")
     convert.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
     convert.add_argument("--max-shard-size", default="4GB", metavar="SIZE", help="of the safetensors files")
     convert.add_argument("--config", metavar="FILE", help="config.json (default: the one beside the weights)")
+    convert.add_argument("--base", metavar="MODEL", help="what a PEFT adapter is merged into (default: what its config names)")
     convert.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
     _add_revision(convert)
     add_quiet(convert, "no progress, no summary; warnings and errors only")

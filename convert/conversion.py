@@ -72,6 +72,7 @@ def convert(
     max_shard_size: str | int = "4GB",
     revision: str | None = None,
     config: str | os.PathLike | None = None,
+    base: str | os.PathLike | None = None,
     force: bool = False,
     quiet: bool = False,
     notify: Callable[[str], None] = say,
@@ -81,8 +82,8 @@ def convert(
     In a job of several jax processes all call this with the same Mesh, and each writes what its own devices hold.
 
     Args:
-        source: a Hugging Face directory, a bundled name, a Hub id, a safetensors file, or an orbax directory of ours, of a
-            model or of a training run.
+        source: a Hugging Face directory, a bundled name, a Hub id, a safetensors file, an orbax directory of ours, of a model
+            or of a training run, or the directory of a PEFT adapter, which is merged into its base.
         destination: the directory to write.
         to: "orbax" or "hf"; default: what the source is not.
         dtype: of the result; default: each tensor keeps its own.
@@ -91,6 +92,7 @@ def convert(
         max_shard_size: of the safetensors files, "4GB" or a number of bytes.
         revision: branch, tag or commit of a Hub id.
         config: the config.json, if it is not beside the weights.
+        base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
         force: replace an existing checkpoint at the destination.
         quiet: show no progress.
         notify: called with every line for the user.
@@ -98,15 +100,16 @@ def convert(
     Raises:
         CheckpointError, ConfigError, InputError: the destination is then as it was.
     """
-    with open_checkpoint(source, revision=revision, config_file=config) as opened:
+    with open_checkpoint(source, revision=revision, config_file=config, base=base) as opened:
         kind = to or ("orbax" if opened.kind == "hf" else "hf")
         if kind not in ("orbax", "hf"):
             raise InputError(f"cannot convert to {kind!r}: the choices are orbax and hf")
         if kind == "hf" and mesh is not None:
             raise InputError("a mesh says how an orbax checkpoint is cut; safetensors shards are cut by max_shard_size")
         wanted, limit = parse_dtype(dtype), parse_size(max_shard_size)
-        if opened.root.resolve().is_relative_to(Path(destination).resolve()):
-            raise InputError(f"{destination} is or contains the source {opened.root}: choose another destination")
+        for root in (opened.root, opened.path):
+            if root.resolve().is_relative_to(Path(destination).resolve()):
+                raise InputError(f"{destination} is or contains the source {root}: choose another destination")
         if kind == "hf" and process_count() > 1:
             raise InputError("safetensors files are written by one process: run the export outside the distributed job")
         size = total_bytes(opened.leaves, wanted)
@@ -115,12 +118,13 @@ def convert(
         final = Path(destination)
         claimed = whole_directory(final, force, notify) if first else nullcontext(temporary_directory(final))
         label = "exporting" if kind == "hf" else "converting"
-        with byte_bar(label, size, quiet=quiet or not first) as bar, claimed as target:
+        with byte_bar(label, size, quiet=quiet or not first) as bar, claimed as target, opened.unchanged():
             if first:
-                describe(target, opened.config, dtype=wanted or opened.dtype, companions=opened.root)
+                opened.check_arrays()
+                describe(target, opened.config, dtype=wanted or opened.dtype, companions=opened.companions)
             if kind == "hf":
-                base = opened.layout == "base"
-                bad = write_hf(target, opened.leaves, dtype=wanted, max_shard_bytes=limit, base=base, progress=bar.update)
+                bare = opened.layout == "base"
+                bad = write_hf(target, opened.leaves, dtype=wanted, max_shard_bytes=limit, base=bare, progress=bar.update)
             else:
                 bad = _write_orbax(target, opened, wanted, mesh, bar.update)
         barrier("the destination is complete")
@@ -154,5 +158,6 @@ def _write_orbax(
             dtype=(dtype or source.dtype).name,
             mesh=None if mesh is None else dict(mesh.shape),
             files=checksums.result(),
+            arrays=dict(sorted(writer.checksums.items())),
         )
     return writer.nonfinite

@@ -16,7 +16,9 @@ from ..io import read_json
 from .blocks import copy_into
 from .chunks import chunk_regions
 from .leaves import Leaf, own
+from .ocdbt_files import value_files
 from .regions import Region, whole
+from .safetensors_file import DTYPES, MAX_JSON
 
 __all__ = ["Found", "OrbaxLeaf", "find_checkpoint", "open_orbax"]
 
@@ -87,7 +89,7 @@ def find_checkpoint(directory: Path) -> Found | None:
 
 def _tree(item: Path) -> tuple[list[tuple[str, ...]], bool]:
     """Key paths of the leaves that are arrays, and whether those are in zarr 3."""
-    data = read_json(item / _TREE, what="an orbax checkpoint's tree", unique_keys=True)
+    data = read_json(item / _TREE, what="an orbax checkpoint's tree", unique_keys=True, limit=MAX_JSON)
     tree: Any = data.get("tree_metadata")
     try:
         keys = [
@@ -127,7 +129,7 @@ def open_orbax(found: Found) -> dict[str, "OrbaxLeaf"]:
     leaves = {}
     for path, future in opening.items():
         try:
-            leaves[path] = OrbaxLeaf(path, future.result(), found.item)
+            leaves[path] = OrbaxLeaf(path, found.names[path], future.result(), found.item)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{found.item}: cannot open the parameter {path}: {_brief(error)}") from error
     return leaves
@@ -140,10 +142,18 @@ def _brief(error: Exception) -> str:
 class OrbaxLeaf(Leaf):
     """A parameter of an orbax checkpoint."""
 
-    def __init__(self, path: str, store: Any, item: Path):
+    def __init__(self, path: str, name: str, store: Any, item: Path):
         self.path, self.shape, self.dtype = path, tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
-        self._store, self._item = store, item
+        self._name, self._store, self._item = name, store, item
         self.chunk = tuple(store.chunk_layout.read_chunk.shape)
+        if self.dtype not in DTYPES.values():
+            raise ValueError(f"its dtype is {self.dtype.name}, which no weight of these models has")
+        if any(chunk > size for chunk, size in zip(self.chunk, self.shape, strict=True)):
+            raise ValueError(f"its chunks, {self.chunk}, are larger than its shape, {self.shape}")
+
+    def files(self) -> list[str]:
+        """The files that hold its values."""
+        return value_files(self._item, self._name)
 
     def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
         found = self._result(self._store[whole(self.shape) if region is None else region].read(order="C"))

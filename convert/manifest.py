@@ -1,10 +1,9 @@
 """The small files that a conversion writes: config.json, companions, and the manifest of an orbax directory, which says what it
-was made from, by which version, with the checksum of every source file."""
+was made from, by which version, with the checksum of every source file and of every array."""
 
 import hashlib
-import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from .. import __version__
 from ..config import SmolVLMConfig
 from ..errors import CheckpointError
 from ..io import copy_companions, read_json, write_json
+from .arrays import Digests
+from .safetensors_file import MAX_JSON
 
-__all__ = ["MANIFEST", "Checksums", "describe", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "Checksums", "describe", "read_manifest", "stored_digests", "write_manifest"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -49,18 +50,17 @@ class Checksums(threading.Thread):
         return dict(sorted(self._found.items()))
 
 
-def describe(directory: Path, config: SmolVLMConfig, *, dtype: np.dtype, companions: str | os.PathLike | None = None) -> None:
+def describe(directory: Path, config: SmolVLMConfig, *, dtype: np.dtype, companions: Mapping[str, Path]) -> None:
     """Write config.json and copy the companion files of a checkpoint.
 
     Args:
         directory: where to, made if need be.
         config: of the model; its dtype is replaced.
         dtype: of the weights; the widest if they have several.
-        companions: a directory with tokenizer, processor and generation files.
+        companions: tokenizer, processor and generation files by name.
     """
     config.replace(dtype=dtype.name).save_pretrained(directory)
-    if companions is not None:
-        copy_companions(companions, directory)
+    copy_companions(companions, directory)
 
 
 def write_manifest(directory: Path, **facts: Any) -> None:
@@ -72,4 +72,12 @@ def write_manifest(directory: Path, **facts: Any) -> None:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a directory, empty if it has none."""
     path = directory / MANIFEST
-    return read_json(path, what="a manifest of this library", unique_keys=True) if path.is_file() else {}
+    return read_json(path, what="a manifest of this library", unique_keys=True, limit=MAX_JSON) if path.is_file() else {}
+
+
+def stored_digests(path: Path, manifest: Mapping[str, Any]) -> Digests | None:
+    """The checksums of the arrays, or None if a manifest, which was read from `path`, is from before there were any."""
+    found = manifest.get("arrays")
+    if found is not None and not (isinstance(found, dict) and all(isinstance(value, str) for value in found.values())):
+        raise CheckpointError(f"{path} is not a manifest of this library: arrays is no mapping from parameters to checksums")
+    return found

@@ -1,24 +1,28 @@
 """An open checkpoint: found, matched with its config, and offered as leaves.
 
-It is a Hugging Face directory (safetensors or `pytorch_model*.bin`), one safetensors file with its config, or an orbax
-checkpoint of ours, of a model or of a training run.
+It is a Hugging Face directory (safetensors or `pytorch_model*.bin`), one safetensors file with its config, an orbax checkpoint
+of ours, of a model or of a training run, or a PEFT adapter, which is merged into its base.
 """
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..config import SmolVLMConfig
-from ..errors import CheckpointError, ConfigError
-from ..io import companion_files
+from ..errors import CheckpointError, ConfigError, InputError, SmolVLMError, first_few
+from ..io import COMPANIONS, Identity, companion_files
 from ..locate import resolve_file
-from .from_orbax import Found, find_checkpoint, open_orbax
+from .adapters import Adapter, is_factor, open_adapter
+from .arrays import Digests, mismatches
+from .file_sums import damaged_files
+from .from_orbax import Found, OrbaxLeaf, find_checkpoint, open_orbax
 from .leaves import Leaf, TorchLeaf, widest
-from .manifest import MANIFEST, read_manifest
+from .manifest import MANIFEST, read_manifest, stored_digests
 from .readers import TensorReader, checked_path
 from .rules import check_shapes, match_parameters
 from .safetensors_file import SafetensorsReader
@@ -42,7 +46,11 @@ class Checkpoint:
         files: everything that is read, for checksums.
         companions: tokenizer, processor and generation files by name.
         step: of a training run.
-        reader: of a PyTorch checkpoint.
+        readers: of PyTorch files.
+        item: the directory of an orbax checkpoint's tree.
+        digests: checksums of the parameters, as the manifest of an orbax directory has them; None if it has none.
+        stored: what `digests` are of, if not `leaves`: the base of an adapter.
+        states: of the files, from before they were read.
         name, revision: what `open_checkpoint` was asked for.
     """
 
@@ -55,7 +63,11 @@ class Checkpoint:
     files: list[Path]
     companions: dict[str, Path]
     step: int | None = None
-    reader: TensorReader | None = None
+    readers: tuple[TensorReader, ...] = ()
+    item: Path | None = None
+    digests: Digests | None = None
+    stored: Mapping[str, Leaf] | None = None
+    states: dict[Path, Identity] = field(default_factory=dict)
     name: str = ""
     revision: str | None = None
 
@@ -74,9 +86,58 @@ class Checkpoint:
         """The commit of a snapshot in the Hub's cache, whose folder is named so."""
         return self.path.name if self.path.parent.name == "snapshots" else None
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Around everything that is read.
+
+        Raises:
+            CheckpointError: at the end, or in place of another error: a file is no longer the one that was opened, or was
+                written to since.
+        """
+        try:
+            yield
+        except Exception:
+            self._check_unchanged()
+            raise
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        for path, state in self.states.items():
+            if _states([path]).get(path) != state:
+                raise CheckpointError(f"{path} changed while it was read: nothing of it is used. Try again when it is complete")
+
+    def damage(self, progress: Callable[[int], object] = lambda count: None) -> list[str] | None:
+        """Read everything, and compare it with the checksums of the manifest, or of a training run's step.
+
+        Returns:
+            A line for each array, or file, that is not what was written; None if there are no checksums.
+        """
+        if self.item is None:
+            return None
+        if self.digests is None:
+            return damaged_files(self.item.parent)
+        lines, leaves = [], self.stored or self.leaves
+        for path in mismatches(leaves, self.digests, progress):
+            leaf = leaves[path]
+            files = leaf.files() if isinstance(leaf, OrbaxLeaf) else []
+            where = f" ({', '.join(first_few(files, 3))})" if files else ""
+            lines.append(f"{path} is not what {MANIFEST} says{where}")
+        return lines
+
+    def check_arrays(self) -> bool:
+        """Read everything, and raise CheckpointError if it is not what its checksums say.
+
+        Returns:
+            False if there are no checksums, so that nothing could be checked.
+        """
+        damage = self.damage()
+        if damage:
+            raise CheckpointError(f"{self.path} is damaged: " + "; ".join(first_few(damage)))
+        return damage is not None
+
     def close(self) -> None:
-        if self.reader is not None:
-            self.reader.close()
+        for reader in self.readers:
+            reader.close()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -86,7 +147,11 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str | os.PathLike, *, revision: str | None = None, config_file: str | os.PathLike | None = None
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    config_file: str | os.PathLike | None = None,
+    base: str | os.PathLike | None = None,
 ) -> Checkpoint:
     """Open a checkpoint.
 
@@ -94,20 +159,45 @@ def open_checkpoint(
         source: a directory, the name of a bundled checkpoint, a Hub id, or a safetensors file.
         revision: branch, tag or commit of a Hub id.
         config_file: the config.json, if it is not beside the weights.
+        base: the model that a PEFT adapter is merged into, named as `source` is; default: the one its config names.
 
     Raises:
         CheckpointError, ConfigError: one message for everything that does not fit.
     """
     path = resolve_file(source, revision)
     try:
-        opened = _open(path, None if config_file is None else Path(config_file))
+        opened = _open(path, None if config_file is None else Path(config_file), base)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     opened.name, opened.revision = str(source), revision
     return opened
 
 
-def _open(path: Path, config_file: Path | None) -> Checkpoint:
+def _states(paths: Iterable[Path]) -> dict[Path, Identity]:
+    """The files among some paths, as they are now."""
+    found = {}
+    for path in paths:
+        with suppress(OSError):
+            found[path] = Identity.of(path)
+    return found
+
+
+def _open(path: Path, config_file: Path | None, base: str | os.PathLike | None) -> Checkpoint:
+    # of everything that may turn out to be a part of it, before any of it is read
+    around = path.iterdir() if path.is_dir() else [path, *(path.parent / name for name in ("config.json", *COMPANIONS))]
+    before = _states([*around, *([config_file] if config_file else [])])
+    opened = _open_any(path, config_file, base)
+    used = {file: before[file] for file in opened.files if file in before}
+    opened.states = {**_states(opened.files), **used, **opened.states}
+    return opened
+
+
+def _open_any(path: Path, config_file: Path | None, base: str | os.PathLike | None) -> Checkpoint:
+    adapter = open_adapter(path) if path.is_dir() else None
+    if adapter is not None:
+        return _open_adapted(adapter, base)
+    if base is not None:
+        raise InputError(f"{path} is no PEFT adapter: only an adapter is merged into a base")
     if path.is_file():
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path} is a file, and not a safetensors file: pass its directory")
@@ -123,6 +213,19 @@ def _open(path: Path, config_file: Path | None) -> Checkpoint:
 
 
 def _open_torch(path: Path, directory: Path, tensors: TensorReader, config_file: Path | None) -> Checkpoint:
+    try:
+        return _match_torch(path, directory, tensors, config_file)
+    except BaseException:
+        tensors.close()
+        raise
+
+
+def _match_torch(path: Path, directory: Path, tensors: TensorReader, config_file: Path | None) -> Checkpoint:
+    if any(is_factor(name) for name in tensors.shapes):
+        raise CheckpointError(
+            f"{directory} holds adapters that are not merged: save the adapter by itself (PEFT's save_pretrained), or the "
+            "model after merge_and_unload()"
+        )
     config_path = config_file or checked_path(directory, "config.json")
     config = _read_config(config_path)
     _check_size(config, tensors.shapes, directory)
@@ -142,7 +245,7 @@ def _open_torch(path: Path, directory: Path, tensors: TensorReader, config_file:
         leaves={match.path: TorchLeaf(match, parameters[match.path], tensors) for match in matches},
         files=[*tensors.files, *indices, config_path, *companions.values()],
         companions=companions,
-        reader=tensors,
+        readers=(tensors,),
     )
 
 
@@ -155,6 +258,8 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
     root = root or directory
     config_path = config_file or checked_path(root, "config.json")
     config = _read_config(config_path)
+    stored = sorted(path for path in found.item.rglob("*") if path.is_file())
+    states = _states(stored)
     leaves = open_orbax(found)
     if any(path.endswith("/lora_a") for path in leaves):
         raise CheckpointError(
@@ -166,7 +271,6 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
     check_shapes(parameter_shapes(config.replace(tie_word_embeddings=tied)), shapes, str(directory))
     manifest = read_manifest(root)
     companions = _companions(root)
-    stored = sorted(path for path in found.item.rglob("*") if path.is_file())
     described = [config_path, *companions.values()] + ([root / MANIFEST] if manifest else [])
     layout = "base" if manifest.get("layout") == "base" and tied else "full"
     return Checkpoint(
@@ -179,6 +283,47 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
         files=[*stored, *described],
         companions=companions,
         step=found.step,
+        item=found.item,
+        digests=stored_digests(root / MANIFEST, manifest),
+        states=states,
+    )
+
+
+def _open_adapted(adapter: Adapter, base: str | os.PathLike | None) -> Checkpoint:
+    """An adapter in its base, which may be any checkpoint that can be opened."""
+    try:
+        name, revision = (base, None) if base is not None else (adapter.base, adapter.revision)
+        if name is None:
+            raise CheckpointError(f"{adapter.path} is a PEFT adapter that names no base: say which, with --base (base=…)")
+        if Path(name).resolve() == adapter.path.resolve():
+            raise CheckpointError(
+                f"{adapter.path} is a PEFT adapter that names itself as its base: say which, with --base (base=…)"
+            )
+        try:
+            under = open_checkpoint(name, revision=revision)
+        except (SmolVLMError, RecursionError) as error:
+            raise CheckpointError(
+                f"{adapter.path} is a PEFT adapter, and its base {name} cannot be opened: name the base with "
+                f"--base (base=…) ({error})"
+            ) from error
+        try:
+            leaves = adapter.merged(under.leaves)
+        except BaseException:
+            under.close()
+            raise
+    except BaseException:
+        adapter.reader.close()
+        raise
+    companions = {**under.companions, **_companions(adapter.path)}
+    replaced = set(under.companions.values()) - set(companions.values())
+    return replace(
+        under,
+        path=adapter.path,
+        leaves=leaves,
+        files=[*adapter.files, *(file for file in under.files if file not in replaced), *_companions(adapter.path).values()],
+        companions=companions,
+        readers=(*under.readers, adapter.reader),
+        stored=under.stored or under.leaves,
     )
 
 

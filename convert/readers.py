@@ -1,7 +1,8 @@
-"""What every reader of PyTorch tensors offers, and the check of the paths it opens."""
+"""What every reader of PyTorch tensors offers, and the checks of the paths it opens and the names it finds."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,28 @@ import numpy as np
 from ..errors import CheckpointError
 from .regions import Region
 
-__all__ = ["TensorReader", "checked_path"]
+__all__ = ["TensorReader", "check_names", "checked_path", "plain_name"]
+
+_MAX_NAME = 1000
+# What wrappers of a module put into the names of its parameters: torch.compile, DistributedDataParallel, FSDP, checkpointing.
+# PEFT's `base_model.model` stands in front only: inside, `model` is a name of ours.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PEFT = "base_model.model."
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what wrappers of the model put into it, in whatever order they were nested."""
+    name = _WRAPPERS.sub("", name)
+    while name.startswith(_PEFT):
+        name = name.removeprefix(_PEFT)
+    return name
+
+
+def check_names(file: Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError for a name, of a tensor or a file, that no program gives: unprintable, or endless."""
+    for name in names:
+        if not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
+            raise CheckpointError(f"{file} has a name that is none: {name[:80]!r}")
 
 
 def checked_path(directory: Path, name: str) -> Path:
@@ -24,7 +46,7 @@ def checked_path(directory: Path, name: str) -> Path:
         root = directory.parent.parent
     try:
         real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"cannot open {path}: {getattr(error, 'strerror', None) or error}") from error
     if not real.is_relative_to(root.resolve()):
         raise CheckpointError(f"{path} points outside its directory, to {real}: copy the file itself there")
@@ -38,7 +60,7 @@ class TensorReader(ABC):
 
     Attributes:
         files: what was opened, for checksums.
-        shapes, dtypes: by name, in the order in which reading is fastest.
+        shapes, dtypes: by name (see `plain_name`), in the order in which reading is fastest.
         file_names: the file that each tensor is in, by the tensor's name.
     """
 
@@ -47,15 +69,27 @@ class TensorReader(ABC):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
         self.file_names: dict[str, str] = {}
-        for file in self.files:
-            for name, shape, dtype in self._list(file):
-                if name in self.shapes:
-                    raise CheckpointError(f"tensor {name} is in both {self.file_names[name]} and {file.name}")
-                self.shapes[name], self.dtypes[name], self.file_names[name] = shape, dtype, file.name
+        try:
+            for file in self.files:
+                for name, shape, dtype in self._list(file):
+                    self._add(file, name, tuple(shape), dtype)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, file: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        check_names(file, [name])
+        if name in self.shapes:
+            where = self.file_names[name]
+            fault = (
+                f"is in both {where} and {file.name}" if where != file.name else f"occurs twice in {where}, with two prefixes"
+            )
+            raise CheckpointError(f"tensor {name} {fault}")
+        self.shapes[name], self.dtypes[name], self.file_names[name] = shape, dtype, file.name
 
     @abstractmethod
     def _list(self, file: Path) -> Iterator[tuple[str, tuple[int, ...], np.dtype]]:
-        """Open a file; its tensors' names, shapes and dtypes."""
+        """Open a file; its tensors' plain names, shapes and dtypes."""
 
     @abstractmethod
     def read(self, name: str, region: Region | None = None) -> np.ndarray:

@@ -24,6 +24,7 @@ def summary(report: Report) -> list[str]:
         f"{'the same' if report.same else 'NOT the same'}: {report.a} (A) and {report.b} (B)",
         f"tensors: {len(report.tensors)}, " + ", ".join(f"{n} {words.get(status, status)}" for status, n in counts.items()),
     ]
+    lines += [f"damaged: {line}" for line in report.damage]
     lines += [f"note: {note}" for note in report.notes]
     if report.stages is not None:
         lines += [f"note: {note}" for note in report.stages.notes]

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_few
 from .regions import Region
 
 __all__ = ["RULES", "check_shapes", "match_parameters", "rearrange", "restore", "torch_name", "torch_region", "torch_shape"]
@@ -156,7 +156,7 @@ def match_parameters(
         where: the name of the checkpoint, for the message.
 
     Raises:
-        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape.
+        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape; it lists the first ten.
     """
     bare = not any(name.startswith("model.") for name in tensors)
     expected, matches = {}, []
@@ -170,7 +170,7 @@ def match_parameters(
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise one CheckpointError that lists every name that only one of two tables has, or whose shapes differ."""
+    """Raise one CheckpointError for all names that only one of two tables has, or whose shapes differ, and list ten of them."""
     problems = [f"missing   {name} {shape}" for name, shape in expected.items() if name not in found]
     problems += [f"surplus   {name} {tuple(shape)}" for name, shape in found.items() if name not in expected]
     problems += [
@@ -179,4 +179,5 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tu
         if name in found and tuple(found[name]) != shape
     ]
     if problems:
-        raise CheckpointError(f"{where}: {len(problems)} tensors do not fit the config\n  " + "\n  ".join(sorted(problems)))
+        listed = "\n  ".join(first_few(sorted(problems)))
+        raise CheckpointError(f"{where}: {len(problems)} tensors do not fit the config\n  {listed}")

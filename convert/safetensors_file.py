@@ -15,14 +15,16 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError
-from ..io import MAX_TEXT, parse_json
-from .readers import TensorReader
+from ..io import parse_json
+from .readers import TensorReader, check_names, plain_name
 from .regions import Region, byte_size, region_shape, whole
 
-__all__ = ["DTYPES", "INDEX", "SINGLE", "SafetensorsReader", "make_header", "read_header"]
+__all__ = ["DTYPES", "INDEX", "MAX_JSON", "SINGLE", "SafetensorsReader", "make_header", "read_header"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_JSON = 16_000_000  # bytes of a header or an index: those of 100,000 tensors. Parsed, it can take 25 times its size
+_MAX_DIMENSIONS = 8
 
 # safetensors name -> numpy dtype, for the dtypes of weights; the format has others, which no weight of these models has
 DTYPES: Mapping[str, np.dtype] = {
@@ -73,10 +75,10 @@ def read_header(path: Path) -> dict[str, Entry]:
             length = int.from_bytes(start, "little")
             if len(start) < 8:
                 raise CheckpointError(f"{path} is not a safetensors file: it has {size} bytes")
-            if length > MAX_TEXT or length > size - 8:
+            if length > MAX_JSON or length > size - 8:
                 raise CheckpointError(
                     f"{path} is not a safetensors file: it announces a header of {length:,} bytes "
-                    f"(the file has {size:,}, the limit is {MAX_TEXT:,})"
+                    f"(the file has {size:,}, the limit is {MAX_JSON:,})"
                 )
             text = file.read(length)
     except OSError as error:
@@ -84,6 +86,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         header = parse_json(text, unique_keys=True)
         header.pop("__metadata__", None)
+        check_names(path, header)
         entries = [(name, _entry(path, name, item, 8 + length)) for name, item in header.items()]
     except ValueError as error:
         raise CheckpointError(f"{path} has a broken safetensors header: {error}") from error
@@ -102,6 +105,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     return dict(entries)
 
 
+def _brief(value: Any) -> str:
+    return str(value)[:80]
+
+
 def _naturals(value: Any) -> bool:
     """Whether a value is a list of sizes or offsets that can exist."""
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**48 for number in value)
@@ -112,11 +119,11 @@ def _entry(path: Path, name: str, item: Any, base: int) -> Entry:
         raise ValueError(f"{name} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{name} has dtype {dtype}, which is none of {', '.join(DTYPES)} (a quantised checkpoint?)")
-    if not _naturals(shape):
-        raise ValueError(f"{name} has the shape {shape}")
+        raise ValueError(f"{name} has dtype {_brief(dtype)}, which is none of {', '.join(DTYPES)} (a quantised checkpoint?)")
+    if not _naturals(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{name} has the shape {_brief(shape)}")
     if not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"{name} has the offsets {offsets}")
+        raise ValueError(f"{name} has the offsets {_brief(offsets)}")
     entry = Entry(path, DTYPES[dtype], tuple(shape), base + offsets[0])
     if offsets[1] - offsets[0] != entry.nbytes:
         raise ValueError(f"{name} has {offsets[1] - offsets[0]} bytes, its shape {shape} in {dtype} needs {entry.nbytes}")
@@ -135,8 +142,9 @@ class SafetensorsReader(TensorReader):
 
     def _list(self, file: Path) -> Iterator[tuple[str, tuple[int, ...], np.dtype]]:
         for name, entry in read_header(file).items():
-            self.entries[name] = entry
-            yield name, entry.shape, entry.dtype
+            plain = plain_name(name)
+            self.entries[plain] = entry
+            yield plain, entry.shape, entry.dtype
 
     def read(self, name: str, region: Region | None = None) -> np.ndarray:
         entry = self.entries[name]
@@ -166,15 +174,15 @@ class SafetensorsReader(TensorReader):
             run = (region[last].stop - region[last].start) * strides[last]
             ranges = [range(part.start * s, part.stop * s, s) for part, s in zip(region[:last], strides[:last], strict=True)]
             offsets = (sum(place) + first for place in product(*ranges))
-        if entry.file not in self._handles:
-            self._handles[entry.file] = open(entry.file, "rb", buffering=0)  # noqa: SIM115  closed with the reader
         for number, offset in enumerate(offsets):
             self._read_into(entry.file, out[number * run : (number + 1) * run], entry.start + offset)
 
     def _read_into(self, file: Path, out: memoryview, offset: int) -> None:
-        handle = self._handles[file]
         while len(out):
             try:
+                if file not in self._handles:
+                    self._handles[file] = open(file, "rb", buffering=0)  # noqa: SIM115  closed with the reader
+                handle = self._handles[file]
                 handle.seek(offset)
                 count = handle.readinto(out)
             except OSError as error:

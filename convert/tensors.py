@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_few
 from ..io import read_json
-from .readers import TensorReader, checked_path
-from .safetensors_file import INDEX, SINGLE, SafetensorsReader
+from .readers import TensorReader, check_names, checked_path, plain_name
+from .safetensors_file import INDEX, MAX_JSON, SINGLE, SafetensorsReader
 from .torch_bin import BinReader
 
 __all__ = ["open_tensors"]
@@ -47,13 +47,15 @@ def _open(directory: Path, reader: type[TensorReader], index: Path, names: Seque
 def _read_index(directory: Path, index: Path) -> tuple[dict[str, str], list[Path]]:
     """The weight map of an index file and the files it names, all inside the directory."""
     what = "an index of checkpoint shards"
-    weight_map = read_json(checked_path(directory, index.name), what=what, unique_keys=True).get("weight_map")
+    weight_map = read_json(checked_path(directory, index.name), what=what, unique_keys=True, limit=MAX_JSON).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} is not {what}: it has no weight_map from names to files")
+    check_names(index, [*weight_map, *weight_map.values()])
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:
             raise CheckpointError(f"{index} names a file outside its directory: {name}")
+    weight_map = {plain_name(name): file for name, file in weight_map.items()}
     return weight_map, [checked_path(directory, name) for name in names]
 
 
@@ -66,4 +68,4 @@ def _check_index(index: Path, weight_map: Mapping[str, str], found: Mapping[str,
         if weight_map.get(name) != file
     ]
     if problems:
-        raise CheckpointError(f"{index} and its shards disagree\n  " + "\n  ".join(sorted(problems)))
+        raise CheckpointError(f"{index} and its shards disagree\n  " + "\n  ".join(first_few(sorted(problems))))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import checksum
 from .blocks import copy_into, count_nonfinite
 from .chunks import AnyMesh, chunk_regions, chunk_shape
 from .hosts import my_regions
@@ -43,11 +44,13 @@ class OrbaxWriter:
 
     Attributes:
         nonfinite: after writing, the number of NaN and infinite values by parameter.
+        checksums: after writing, of every parameter as it was written; of several processes, the first one's alone.
     """
 
     def __init__(self, dtype: np.dtype | None, mesh: AnyMesh | None, process: int, progress: Callable[[int], object]):
         self._dtype, self._mesh, self._process, self._progress = dtype, mesh, process, progress
         self.nonfinite: dict[str, int] = {}
+        self.checksums: dict[str, str] = {}
         self._pending: deque[tuple[int, Any]] = deque()
 
     def write(self, directory: Path, leaves: Mapping[str, Leaf], axes: Mapping[str, tuple]) -> None:
@@ -65,9 +68,12 @@ class OrbaxWriter:
                 stores = await asyncio.gather(
                     *(self._open(lazy, i.parent_dir, i.name, i.ts_context) for lazy, i in zip(values, infos, strict=True))
                 )
-                for lazy, store in sorted(zip(values, stores, strict=True), key=lambda pair: pair[0].order):
-                    await self._write(lazy, store)
-                await self._settle()
+                try:
+                    for lazy, store in sorted(zip(values, stores, strict=True), key=lambda pair: pair[0].order):
+                        await self._write(lazy, store)
+                    await self._settle()
+                finally:  # after an error nothing may write on while the directory is removed
+                    await asyncio.gather(*(future for _, future in self._pending), return_exceptions=True)
                 return []
 
         lazies = {
@@ -88,11 +94,14 @@ class OrbaxWriter:
         mine = my_regions(lazy.axes, lazy.shape, self._mesh)
         if mine is None:
             source = lazy.leaf.borrow()
+            self.checksums[lazy.leaf.path] = checksum(source, lazy.dtype)
             for region in chunk_regions(lazy.shape, chunk):
                 out = np.empty(region_shape(region), lazy.dtype)
                 copy_into(out, source[region])
                 yield region, out
             return
+        if self._process == 0:
+            self.checksums[lazy.leaf.path] = checksum(lazy.leaf.borrow(), lazy.dtype)
         for shard in mine:
             source = lazy.leaf.read(shard, lazy.dtype)
             for region in chunk_regions(lazy.shape, chunk, shard):

@@ -58,6 +58,7 @@ class Report:
         a, b: the names of the checkpoints.
         tensors: one row for each.
         notes: what else a reader should know, such as settings that differ.
+        damage: what of A or B is not what its own checksums say, a line for each array.
         stages: a `stages.StageReport`, or None if stages were not asked for.
     """
 
@@ -65,12 +66,13 @@ class Report:
     b: str
     tensors: list[TensorRow]
     notes: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
     stages: Any = None
 
     @property
     def same(self) -> bool:
-        """Whether every tensor agrees, and every stage if stages were run."""
-        return all(row.good for row in self.tensors) and (self.stages is None or self.stages.same)
+        """Whether every tensor agrees, nothing is damaged, and every stage agrees if stages were run."""
+        return all(row.good for row in self.tensors) and not self.damage and (self.stages is None or self.stages.same)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON, where numbers that are infinite or NaN become strings."""
@@ -152,6 +154,16 @@ def compare_settings(a: Checkpoint, b: Checkpoint) -> list[str]:
     return notes
 
 
+def check_sides(a: Checkpoint, b: Checkpoint, report: Report) -> None:
+    """Compare both with their own checksums, where they have any."""
+    for side, opened in (("A", a), ("B", b)):
+        damage = opened.damage()
+        if damage:
+            report.damage += [f"{side}: {line}" for line in damage]
+        elif damage is None and opened.kind == "orbax":
+            report.notes.append(f"{side} has no checksums of its arrays")
+
+
 def verify(
     a: str | os.PathLike,
     b: str | os.PathLike,
@@ -162,7 +174,7 @@ def verify(
     quiet: bool = False,
     notify: Callable[[str], None] = say,
 ) -> Report:
-    """Compare two checkpoints.
+    """Compare two checkpoints, and each with its own checksums.
 
     Args:
         a, b: as the source of `convert`.
@@ -177,8 +189,10 @@ def verify(
         InputError: `stages` is asked for, and they describe different models.
     """
     with open_checkpoint(a, revision=revision) as left, open_checkpoint(b, revision=revision) as right:
-        with byte_bar("comparing", total_bytes(left.leaves), quiet=quiet) as bar:
-            report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))
+        with left.unchanged(), right.unchanged():
+            with byte_bar("comparing", total_bytes(left.leaves), quiet=quiet) as bar:
+                report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))
+            check_sides(left, right, report)
         if stages:
             from .stages import compare_stages
 

@@ -15,6 +15,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from .attention import try_kernels
+from .convert.arrays import checksum
 from .convert.leaves import ArrayLeaf, Leaf, widest
 from .convert.manifest import describe, write_manifest
 from .convert.opened import open_checkpoint
@@ -22,7 +23,7 @@ from .convert.place import place
 from .convert.to_hf import parse_size, write_hf
 from .directories import whole_directory
 from .generation_config import GenerationConfig
-from .io import COMPANIONS
+from .io import COMPANIONS, companion_files
 from .locate import bundled_models, resolve, resolve_file
 from .model import SmolVLMForConditionalGeneration
 from .parameters import flatten_params
@@ -38,29 +39,35 @@ def load(
     *,
     revision: str | None = None,
     attention: str = "auto",
+    base: str | os.PathLike | None = None,
+    check: bool = False,
 ) -> tuple[SmolVLMForConditionalGeneration, dict]:
     """Read a checkpoint.
 
     Args:
-        source: a bundled name ("tiny"), a Hugging Face directory, a Hub id, a safetensors file, an orbax directory of ours, or
-            a training run, of which the parameters of the last step are read.
+        source: a bundled name ("tiny"), a Hugging Face directory, a Hub id, a safetensors file, an orbax directory of ours, a
+            training run, of which the parameters of the last step are read, or a PEFT adapter, which is merged into its base.
         dtype: what to compute in and store the parameters as. Default: parameters keep the dtype of the file, and computation
             is in `default_dtype()`.
         mesh: place each parameter on this mesh as its logical axes say; every host reads only what its devices hold.
         revision: branch, tag or commit of a Hub id.
         attention: the model's field, "auto" or the name of a form. The kernels that it admits are tried here, if there is a
             TPU.
+        base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
+        check: compare every array of an orbax directory with its checksum, which reads everything once more. A warning says
+            if there are no checksums: in Hugging Face's formats, and in directories written before there were any.
 
     Returns:
         The model, which is a hashable description and may be a static argument of jit, and its parameters, a nested dict of
         jax arrays.
 
     Raises:
-        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape.
+        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape; the files changed while
+            they were read; with `check`, an array is not what was written.
         ConfigError: no model can be built from config.json.
     """
     try_kernels(attention)
-    with open_checkpoint(source, revision=revision) as opened:
+    with open_checkpoint(source, revision=revision, base=base) as opened:
         # Whether the head is tied is read from the weights: what config.json says has varied between transformers versions.
         compute = default_dtype() if dtype is None else dtype
         generation = opened.companions.get("generation_config.json")
@@ -74,7 +81,14 @@ def load(
                 "hidden states are right, logits are made with the embedding instead",
                 stacklevel=2,
             )
-        return model, place(opened, model, dtype, mesh)
+        with opened.unchanged():
+            if check and not opened.check_arrays():
+                warnings.warn(f"{source} has no checksums of its arrays: nothing was checked", stacklevel=2)
+            return model, place(opened, model, dtype, mesh)
+
+
+def _companions(directory: str | os.PathLike | None) -> dict[str, Path]:
+    return {} if directory is None else companion_files(directory)
 
 
 def _leaves(params: Mapping[str, Any]) -> dict[str, Leaf]:
@@ -103,12 +117,16 @@ def save(
     """
     import orbax.checkpoint as ocp
 
+    flat = flatten_params(params)
     dtype = widest(_leaves(params).values())
+    # of several processes none has all values of an array, and then there are no checksums
+    whole = all(getattr(array, "is_fully_addressable", True) for array in flat.values())
+    arrays = {path: checksum(array) for path, array in sorted(flat.items())} if whole else None
     with whole_directory(Path(directory), force) as target:
-        describe(target, model.config, dtype=dtype, companions=companions)
+        describe(target, model.config, dtype=dtype, companions=_companions(companions))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(target / "params", params)
-        write_manifest(target, source=None, layout="full", dtype=dtype.name, files={})
+        write_manifest(target, source=None, layout="full", dtype=dtype.name, files={}, arrays=arrays)
 
 
 def save_hf(
@@ -133,5 +151,5 @@ def save_hf(
     """
     limit, leaves = parse_size(max_shard_size), _leaves(params)
     with whole_directory(Path(directory), force) as target:
-        describe(target, model.config, dtype=widest(leaves.values()), companions=companions)
+        describe(target, model.config, dtype=widest(leaves.values()), companions=_companions(companions))
         write_hf(target, leaves, max_shard_bytes=limit)

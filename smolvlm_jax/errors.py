@@ -5,6 +5,7 @@ moves over from transformers keeps its `except` clauses.
 """
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -60,3 +61,10 @@ def import_extra(module: str, what: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(what, extra) from error
+
+
+def first_few(items: Iterable[str], limit: int = 10) -> list[str]:
+    """The first of many things a message has to name, and a count of the others."""
+    found = list(items)
+    more = len(found) - limit
+    return found if more <= 0 else [*found[:limit], f"… and {more:,} more"]

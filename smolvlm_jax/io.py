@@ -8,8 +8,9 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +21,18 @@ try:
 except ImportError:  # not POSIX: without locks nobody can tell that a writer is dead, so its files are not removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "companion_files", "copy_companions", "create_json", "lock", "parse_json"]
-__all__ += ["read_json", "read_text", "remove_dead", "render_page", "say", "sync_directory", "to_json", "try_lock"]
+__all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "Identity", "companion_files", "copy_companions", "create_json", "lock"]
+__all__ += [
+    "parse_json",
+    "read_json",
+    "read_text",
+    "remove_dead",
+    "render_page",
+    "say",
+    "sync_directory",
+    "to_json",
+    "try_lock",
+]
 __all__ += ["unique_name", "whole_file", "write_json", "write_text"]
 
 HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
@@ -41,6 +52,22 @@ COMPANIONS = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which file a path names, and in which state. Equal before and after reading: what was read is one file, unchanged."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> "Identity":
+        """Of the file that a path names now, links followed. Raises OSError."""
+        found = os.stat(path)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def say(message: str) -> None:
@@ -126,13 +153,13 @@ def sync_directory(directory: Path) -> None:
             os.close(handle)
 
 
-def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointError) -> str:
-    """The text of a UTF-8 file, with its line ends as they are. Raises `error` if it cannot be read or exceeds `MAX_TEXT`."""
+def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointError, limit: int = MAX_TEXT) -> str:
+    """A UTF-8 file's text, its line ends as they are. Raises `error` if it cannot be read or has more than `limit` bytes."""
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_TEXT + 1)
-        if len(data) > MAX_TEXT:
-            raise error(f"cannot read {path}: it has more than {MAX_TEXT:,} bytes")
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise error(f"cannot read {path}: it has more than {limit:,} bytes")
         return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise error(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}") from fault
@@ -173,6 +200,7 @@ def read_json(
     error: type[SmolVLMError] = CheckpointError,
     missing_ok: bool = False,
     unique_keys: bool = False,
+    limit: int = MAX_TEXT,
 ) -> dict[str, Any]:
     """The object in a JSON file that may come from elsewhere.
 
@@ -182,13 +210,14 @@ def read_json(
         error: the exception to raise.
         missing_ok: return {} if there is no such file.
         unique_keys: as in `parse_json`.
+        limit: bytes of the file; parsed, JSON can take 25 times its size.
 
     Raises:
         SmolVLMError: an `error`, if the file cannot be read or does not hold a JSON object.
     """
     if missing_ok and not os.path.exists(path):
         return {}
-    text = read_text(path, error)
+    text = read_text(path, error, limit)
     try:
         return parse_json(text, unique_keys)
     except ValueError as fault:
@@ -265,7 +294,7 @@ def companion_files(directory: str | os.PathLike) -> dict[str, Path]:
     return {name: path for name in COMPANIONS if (path := Path(directory) / name).exists()}
 
 
-def copy_companions(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copy the tokenizer, processor and generation files of the directory `source` into the directory `target`."""
-    for name, path in companion_files(source).items():
-        shutil.copyfile(path, Path(target) / name)
+def copy_companions(companions: Mapping[str, Path], target: Path) -> None:
+    """Copy tokenizer, processor and generation files, by name, into a directory."""
+    for name, path in companions.items():
+        shutil.copyfile(path, target / name)

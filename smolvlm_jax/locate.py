@@ -11,7 +11,7 @@ __all__ = ["bundled_models", "resolve", "resolve_file"]
 _ASSETS = resources.files("smolvlm_jax") / "assets"
 # What is downloaded: no code, and pickled weights only where there are no others.
 _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "params/*")
-_PICKLES = "pytorch_model*.bin"
+_PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 
 
 def bundled_models() -> list[str]:
@@ -61,7 +61,7 @@ def _download(name: str, revision: str | None) -> Path:
         if not any(found.glob("*.safetensors")) and not (found / "params").is_dir():
             # the same commit again: a branch may have moved on meanwhile
             pinned = found.name if found.parent.name == "snapshots" else revision
-            found = Path(snapshot_download(name, revision=pinned, allow_patterns=[*_PATTERNS, _PICKLES]))
+            found = Path(snapshot_download(name, revision=pinned, allow_patterns=[*_PATTERNS, *_PICKLES]))
         return found
     except Exception as error:
         raise CheckpointError(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error

@@ -64,6 +64,6 @@ def export(base: str | os.PathLike, trained: dict, destination: str | os.PathLik
         if unknown:
             raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(unknown[:5])}")
         with whole_directory(destination, force=True) as target:
-            describe(target, source.config, dtype=widest(leaves.values()), companions=source.root)
+            describe(target, source.config, dtype=widest(leaves.values()), companions=source.companions)
             write_hf(target, leaves, base=source.layout == "base")
     return destination

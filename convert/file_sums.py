@@ -1,0 +1,61 @@
+"""Checksums of the files in a directory's folders, in a file of the directory: how a damaged step of a training run is told
+from a whole one."""
+
+import zlib
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..io import read_json, write_json
+
+__all__ = ["NAME", "damaged_files", "write_sums"]
+
+NAME = "checksums.json"
+_PIECE = 4 << 20
+
+
+def _crc(path: Path) -> str:
+    found = 0
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            found = zlib.crc32(piece, found)  # releases the interpreter: training goes on meanwhile
+    return f"{found:08x}"
+
+
+def write_sums(directory: Path) -> None:
+    """Write the size and the CRC of every file in the folders of a directory. Raises OSError."""
+    found = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path.parent != directory):
+        found[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "crc32": _crc(path)}
+    write_json(directory / NAME, {"files": found})
+
+
+def damaged_files(directory: Path, largest: int | None = None) -> list[str] | None:
+    """What is wrong with the files below a directory.
+
+    Args:
+        directory: with a file that `write_sums` wrote.
+        largest: bytes from which on only the size of a file is compared; None: everything is read.
+
+    Returns:
+        A line for each file that is not as it was; None if there are no checksums.
+    """
+    if not (directory / NAME).is_file():
+        return None
+    try:
+        data = read_json(directory / NAME, what="a list of checksums", unique_keys=True)
+        wanted = {name: (int(item["bytes"]), item["crc32"]) for name, item in data["files"].items()}
+    except CheckpointError as error:  # a ValueError too
+        return [str(error)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return [f"{directory / NAME} is not a list of checksums ({error!r})"]
+    problems = []
+    for name, (size, crc) in wanted.items():
+        path = directory / name
+        try:
+            if path.stat().st_size != size:
+                problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
+            elif (largest is None or size < largest) and _crc(path) != crc:
+                problems.append(f"{name} has changed")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror or error}")
+    return problems

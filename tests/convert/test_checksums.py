@@ -1,0 +1,130 @@
+"""A checksum for each array: the same however it is cut, checked by `load` and `verify`, and the damage is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import convert_helpers as helpers
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from smolvlm_jax.checkpoint import load, save
+from smolvlm_jax.convert.arrays import Checksum, checksum
+from smolvlm_jax.convert.conversion import convert
+from smolvlm_jax.convert.verify import verify
+from smolvlm_jax.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return helpers.make(tmp_path_factory.mktemp("original") / "hf")
+
+
+@pytest.fixture(scope="module")
+def orbax(original, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("converted") / "orbax"
+    convert(original, directory, quiet=True)
+    return directory
+
+
+def arrays(directory: Path) -> dict[str, str]:
+    return json.loads((directory / "manifest.json").read_text())["arrays"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_checksum_is_of_the_values_in_order(dtype):
+    values = np.arange(4 * 5 * 6).reshape(4, 5, 6).astype(dtype)
+    wanted = checksum(values)
+    pieces = Checksum(values.shape, values.dtype)
+    for row in values:
+        pieces.add(np.ascontiguousarray(row))
+    assert pieces.text == wanted == checksum(values.transpose(2, 1, 0).copy().transpose(2, 1, 0)) == checksum(values[...])
+    assert checksum(values.astype(np.float64), values.dtype) == wanted
+    others = [values.reshape(5, 4, 6), values.transpose(1, 0, 2), values.astype(np.float64), values[::-1]]
+    assert wanted not in [checksum(other) for other in others]
+    changed = values.copy()
+    changed.view(np.uint8)[3, 2, 1] ^= 1
+    assert checksum(changed) != wanted
+
+
+def test_it_does_not_depend_on_chunks_shards_or_writer(original, orbax, tmp_path):
+    wanted = arrays(orbax)
+    assert len(wanted) == len(helpers.weights(original))
+    convert(original, tmp_path / "mesh", mesh={"fsdp": 2, "tensor": 2}, quiet=True)
+    convert(orbax, tmp_path / "again", to="orbax", quiet=True)
+    mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"))
+    model, params = load(original, mesh=mesh)
+    save(tmp_path / "saved", model, params)
+    for name in ("mesh", "again", "saved"):
+        assert arrays(tmp_path / name) == wanted, name
+        load(tmp_path / name, check=True)
+    convert(original, tmp_path / "narrow", dtype="bfloat16", quiet=True)
+    assert not set(arrays(tmp_path / "narrow").values()) & set(wanted.values())
+    load(tmp_path / "narrow", mesh=mesh, check=True)
+
+
+def flip(directory: Path, position: float) -> Path:
+    """Flip a bit of the largest file of values."""
+    path = max((path for path in (directory / "params").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * position)] ^= 4
+    path.write_bytes(bytes(data))
+    return path
+
+
+def test_a_flipped_bit_is_named_with_its_array_and_its_file(original, orbax, tmp_path):
+    _, good = load(orbax)
+    found = 0
+    for number in range(8):
+        bad = Path(shutil.copytree(orbax, tmp_path / f"bad{number}"))
+        path = flip(bad, (number + 0.5) / 8)
+        try:
+            _, now = load(bad)
+        except CheckpointError:
+            continue  # an index of the store, which has checksums of its own
+        flat = lambda tree: dict(jax.tree_util.tree_leaves_with_path(tree))
+        (name,) = [name for name, array in flat(good).items() if not np.array_equal(array, flat(now)[name], equal_nan=True)]
+        parameter = "/".join(key.key for key in name)
+        with pytest.raises(CheckpointError, match=f"is damaged: {parameter} is not what manifest.json says") as caught:
+            load(bad, check=True)
+        assert str(path.relative_to(bad / "params")) in str(caught.value)
+        with pytest.raises(CheckpointError, match=parameter):
+            convert(bad, tmp_path / "out", quiet=True)
+        assert not (tmp_path / "out").exists()
+        report = verify(bad, bad, quiet=True)
+        assert not report.same and len(report.damage) == 2 and report.damage[0].startswith(f"A: {parameter}")
+        found += 1
+    assert found >= 4
+
+
+def test_verify_says_which_of_two_is_damaged(orbax, tmp_path, capsys):
+    bad = Path(shutil.copytree(orbax, tmp_path / "bad"))
+    flip(bad, 0.4)
+    assert helpers.call("verify", orbax, bad) == 1
+    out = capsys.readouterr().out
+    assert "damaged: B: model/" in out and "damaged: A" not in out
+    assert helpers.call("verify", bad, bad, "--quiet") == 1
+    assert helpers.call("verify", orbax, orbax, "--quiet") == 0
+
+
+def test_what_has_no_checksums_is_said_to_have_none(original, orbax, tmp_path):
+    old = Path(shutil.copytree(orbax, tmp_path / "old"))
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["arrays"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    for source in (old, original):
+        with pytest.warns(UserWarning, match="has no checksums of its arrays: nothing was checked"):
+            load(source, check=True)
+    report = verify(orbax, old, quiet=True)
+    assert report.same and report.notes == ["B has no checksums of its arrays"]
+    for wrong in ([], {"model": 3}):
+        (old / "manifest.json").write_text(json.dumps({**manifest, "arrays": wrong}))
+        with pytest.raises(CheckpointError, match="arrays is no mapping"):
+            load(old)
+    wanted = arrays(orbax)
+    lost = wanted.popitem()[0]
+    (old / "manifest.json").write_text(json.dumps({**manifest, "arrays": wanted}))
+    with pytest.raises(CheckpointError, match=lost):
+        load(old, check=True)
