@@ -70,12 +70,12 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.callback(data.close)
         checkpoints = stack.enter_context(Checkpoints(directory, config.keep))
-        latest = checkpoints.latest()
-        if latest is None:
+        restored = checkpoints.restore(abstract_state(partition, mesh))
+        if restored is None:
             create = jax.jit(lambda p: create_state(p, partition), out_shardings=state_shardings(partition, mesh))
             state = create(params)
         else:
-            state, positions = checkpoints.restore(latest, abstract_state(partition, mesh))
+            state, positions = restored
             data.restore(positions[jax.process_index() % len(positions)])
         del params  # the state has its own
         first = int(state.step)

@@ -17,6 +17,7 @@ from .config import DataConfig, require_same
 from .packing import BatchShape, make_batch, plan_rows
 from .records import open_records
 from .samples import Prepare, Sample, Skipped
+from .worker import end_with_parent
 
 __all__ = ["TrainingData", "dataset"]
 
@@ -197,7 +198,7 @@ class TrainingData:
             return iter(own.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead)))
         options = grain.MultiprocessingOptions(num_workers=self.config.workers, per_worker_buffer_size=2)
         reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        return iter(own.to_iter_dataset(reading).mp_prefetch(options))
+        return iter(own.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=end_with_parent))
 
     def close(self) -> None:
         """Stop the workers and release their shared memory. Iterating afterwards starts them again."""

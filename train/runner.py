@@ -1,6 +1,7 @@
 """A run from its configuration to its results: model, data, mesh, training, evaluation, curves and the exported checkpoint."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..io import read_json, say, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
 from ..sharding import make_mesh
+from .claim import only_run
 from .config import MeshConfig, TrainConfig, require_same, to_dict
 from .curves import draw_curves
 from .evaluate import Evaluator, held_out
@@ -106,7 +108,8 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
 
     Raises:
         ConfigError: the configuration does not fit the model, the data or the devices.
-        CheckpointError: OUTPUT holds a run with another model, other trained parts or other data.
+        CheckpointError: OUTPUT holds a run with another model, other trained parts or other data; another run is in it now; it
+            has checkpoints, and none of them is whole.
         InputError: there is no such data.
         Preempted: after SIGTERM, once a checkpoint is written (see `loop`).
     """
@@ -120,6 +123,13 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
     directory = Path(config.output).absolute()
     files = resolve(config.model)
     directory.mkdir(parents=True, exist_ok=True)
+    with only_run(directory) if main else nullcontext():
+        return _train(config, directory, files, progress)
+
+
+def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | None) -> TrainResult:
+    """The run, in a directory that no other run is in."""
+    main = jax.process_index() == 0
     _record(config, directory, main)
     mesh = open_mesh(config.mesh)
     tasks = held_out(config.evaluation) if config.evaluation else []

@@ -1,0 +1,145 @@
+"""Steps of a run: whole ones carry checksums, damaged ones are set aside, and one run at a time has the directory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiers import fast_first
+
+from smolvlm_jax.convert.file_sums import NAME, damaged_files
+from smolvlm_jax.errors import CheckpointError
+from smolvlm_jax.train.checkpoints import Checkpoints
+from smolvlm_jax.train.claim import only_run
+from smolvlm_jax.train.state import TrainState
+
+
+def state(step: int) -> TrainState:
+    return TrainState(jnp.int32(step), {"a": jnp.arange(5000.0) + step}, (jnp.ones(7),), jnp.int32(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Steps 5, 10 and 15, the second of them the best."""
+    directory = tmp_path_factory.mktemp("run")
+    with Checkpoints(directory, keep=3) as checkpoints:
+        for step in (5, 10, 15):
+            checkpoints.save(step, state(step), [{"samples": step}], {"exact_match": float(step == 10)})
+    return directory
+
+
+@pytest.fixture
+def run(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def restored(directory: Path) -> int | None:
+    """The step that a run goes on from; its state is whole."""
+    with Checkpoints(directory, keep=3) as checkpoints:
+        found = checkpoints.restore(state(0))
+        if found is None:
+            return None
+        step = int(found[0].step)
+        assert np.array_equal(found[0].params["a"], np.arange(5000.0) + step) and found[1] == [{"samples": step}]
+        return step
+
+
+def files(step: Path) -> list[Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_whole_run_goes_on_from_its_newest_step_in_silence(run, capsys):
+    assert restored(run) == 15 and capsys.readouterr().err == ""
+    assert all(damaged_files(run / "checkpoints" / str(step)) == [] for step in (5, 10, 15))
+    assert restored(run.with_name("empty")) is None
+
+
+@pytest.mark.parametrize("damage", fast_first(1, ["flip", "truncate", "delete"]))
+def test_a_damaged_file_of_the_newest_step_is_named_and_the_one_before_is_taken(run, damage, capsys):
+    names = [path.relative_to(run / "checkpoints" / "15") for path in files(run / "checkpoints" / "15") if path.stat().st_size]
+    names = [name for name in names if name.parent != Path(".")]  # orbax's own notes follow
+    assert len(names) >= 8
+    for name in names:
+        copy = Path(shutil.copytree(run, run.with_name("copy")))
+        path = copy / "checkpoints" / "15" / name
+        {"flip": flip, "truncate": lambda p: os.truncate(p, p.stat().st_size // 2), "delete": Path.unlink}[damage](path)
+        assert restored(copy) == 10, name
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "step 15 is damaged" in err and str(name) in err and "whole one is of step 10" in err
+        assert (copy / "checkpoints" / "15.damaged").is_dir()
+        if name == names[0]:
+            with Checkpoints(copy, keep=3) as checkpoints:
+                checkpoints.save(15, state(15), [{"samples": 15}])
+            assert restored(copy) == 15, "the step can be written again"
+        shutil.rmtree(copy)
+
+
+def test_a_step_that_was_never_completed_is_none(run, capsys):
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        for damage in (Path.unlink, lambda path: path.write_text("")):
+            copy = Path(shutil.copytree(run, run.with_name("copy")))
+            damage(copy / "checkpoints" / "15" / name)
+            step, err = restored(copy), capsys.readouterr().err
+            assert (step, err.count("\n")) in ((15, 0), (10, 1)), (name, err)
+            shutil.rmtree(copy)
+    (run / "checkpoints" / "99").mkdir()
+    assert restored(run) == 15 and "step 99 is damaged" in capsys.readouterr().err
+
+
+def test_an_older_step_that_is_damaged_does_not_stop_a_run(run, capsys):
+    (run / "checkpoints" / "10" / "_CHECKPOINT_METADATA").write_text("{")
+    assert restored(run) == 15 and "step 10 is damaged" in capsys.readouterr().err
+
+
+def test_without_a_whole_step_nothing_is_renamed(run):
+    for step in (5, 10, 15):
+        flip(max(files(run / "checkpoints" / str(step)), key=lambda path: path.stat().st_size))
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    with pytest.raises(CheckpointError, match=r"no checkpoint under .* is whole \(step 15: "):
+        restored(run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+
+
+def test_steps_from_before_there_were_checksums(run, capsys):
+    """They are tried; one that cannot be read gives way to the one before it."""
+    for step in (5, 10, 15):
+        (run / "checkpoints" / str(step) / NAME).unlink()
+    assert restored(run) == 15
+    next((run / "checkpoints" / "15" / "state").rglob("manifest.ocdbt")).write_bytes(b"rubbish")
+    assert restored(run) == 10
+    assert "step 15 is damaged" in capsys.readouterr().err and (run / "checkpoints" / "15.damaged").is_dir()
+
+
+def test_another_model_is_not_taken_for_damage(run):
+    other = TrainState(jnp.int32(0), {"b": jnp.ones(3)}, (jnp.ones(7),), jnp.int32(0))
+    with Checkpoints(run, keep=3) as checkpoints, pytest.raises(CheckpointError, match=r"step 15 .* another model"):
+        checkpoints.restore(other)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["10", "15", "5"]
+
+
+def test_one_run_at_a_time(tmp_path):
+    """Also when the first one is killed, nothing keeps the next one out."""
+    code = (
+        "import sys, time; from pathlib import Path; from smolvlm_jax.train.claim import only_run\n"
+        "with only_run(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"in\n"
+    with pytest.raises(CheckpointError, match="another run is writing"), only_run(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    with only_run(tmp_path):
+        pass
+    assert json.dumps(os.listdir(tmp_path)) == "[]"
