@@ -4,12 +4,15 @@ Options for the fields of a settings dataclass carry the fields' names, so that 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Collection
 from typing import Any
 
 from .errors import InputError
+from .media_options import PictureOptions, kinds
 
 __all__ = ["add_command", "add_machine", "add_model", "add_pictures", "add_quiet", "add_sampling", "given", "parse_mesh"]
 
@@ -78,13 +81,34 @@ def add_sampling(parser: argparse.ArgumentParser, settings: type, *, without: Co
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """--max-tiles, --no-upscale and --no-image-splitting. What is not given is None."""
-    group = parser.add_argument_group("pictures")
-    group.add_argument("--max-tiles", type=int, metavar="N", help="shrink pictures that would take more tiles")
-    group.add_argument("--no-upscale", dest="do_upscale", action="store_false", default=None, help="leave small pictures small")
-    group.add_argument(
-        "--no-image-splitting", dest="do_image_splitting", action="store_false", default=None, help="one tile per picture"
-    )
+    """An option for each field of PictureOptions; do_upscale is --upscale and --no-upscale. What is not given is None."""
+    group = parser.add_argument_group("pictures and videos")
+    types = kinds()
+    for field in dataclasses.fields(PictureOptions):
+        flag = "--" + field.name.removeprefix("do_").replace("_", "-")
+        option: dict[str, Any] = {"dest": field.name, "default": None, "help": field.metadata["help"]}
+        if bool in types[field.name]:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **option)
+        else:
+            group.add_argument(flag, type=_reader(*types[field.name]), metavar=_METAVARS[types[field.name][0]], **option)
+
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
+
+
+def _reader(*types: type) -> Callable[[str], Any]:
+    """From a word of the command line to a value of the first of these types that it can be."""
+
+    def read(word: str) -> Any:
+        if dict in types:
+            return json.loads(word)
+        for kind in types:
+            with contextlib.suppress(ValueError):
+                return kind(word)
+        raise ValueError(word)
+
+    read.__name__ = " or ".join("JSON" if kind is dict else kind.__name__ for kind in types)  # in argparse's message
+    return read
 
 
 def add_machine(

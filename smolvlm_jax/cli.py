@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.traceback:
             raise
         print(f"smolvlm-jax: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except BrokenPipeError:
         # The reader of our output has closed it (`| head`). Closing stdout must not raise again at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

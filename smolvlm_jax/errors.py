@@ -21,6 +21,12 @@ class CheckpointError(SmolVLMError, ValueError):
     """A checkpoint that is absent, incomplete, or disagrees with its config."""
 
 
+class ChangedError(SmolVLMError):
+    """A file that is no longer what it was when work on it began. Once it is back, the same command may be run again."""
+
+    exit_code = 1
+
+
 class InputError(SmolVLMError, ValueError):
     """Arguments that contradict each other: counts of pictures, tiles and image tokens, shapes, ranges."""
 

@@ -165,7 +165,7 @@ def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointErr
         raise error(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}") from fault
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -185,7 +185,7 @@ def parse_json(text: str | bytes, unique_keys: bool = False) -> dict[str, Any]:
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
+        value = json.loads(text, object_pairs_hook=unique_pairs if unique_keys else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, InputError
+from ..media_options import PictureOptions, from_mapping
 
 __all__ = [
     "IGNORE",
@@ -67,7 +68,7 @@ class DataConfig:
         workers: processes that read pictures (0: threads).
         window_rows: rows that are planned together when packing.
         special_tokens_in_text: see `apply_chat_template`.
-        image_options: arguments of the image processor, such as max_tiles.
+        image_options: fields of `PictureOptions`: how pictures and videos are read, such as max_tiles or num_frames.
     """
 
     train: tuple[DataSource, ...] = ()
@@ -88,8 +89,17 @@ class DataConfig:
         _choice("data.loss_on", self.loss_on, ("assistant", "last", "all"))
         _choice("data.special_tokens_in_text", self.special_tokens_in_text, ("escape", "error", "allow"))
         _positive("data.", self, "length", "batch_size", "window_rows")
+        _ = self.pictures
         if self.workers < 0 or (self.tiles_per_row is not None and self.tiles_per_row < 0):
             raise ConfigError("data.workers and data.tiles_per_row cannot be negative")
+
+    @property
+    def pictures(self) -> PictureOptions:
+        """`image_options`. Raises ConfigError for one that does not exist, and for a value of the wrong type."""
+        try:
+            return from_mapping(dict(self.image_options))
+        except InputError as error:
+            raise ConfigError(f"data.image_options: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ class EvaluationConfig:
 
     Attributes:
         path: as `DataSource.path`.
+        split: which of its splits, where it has several; default: validation, or else test.
         every: steps between evaluations, besides the one at the end (0: only that).
         samples: use the first so many.
         batch_size: rows generated together.
@@ -147,6 +158,7 @@ class EvaluationConfig:
     """
 
     path: str
+    split: str | None = None
     every: int = 0
     samples: int = 500
     batch_size: int = 16

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +12,23 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ..errors import InputError
+from ..errors import InputError, MediaError, SmolVLMError
 from ..generation import generate
 from ..io import render_page, write_json, write_text
 from ..model import SmolVLMForConditionalGeneration
-from ..processing import SmolVLMProcessor
+from ..processing import BatchFeature, SmolVLMProcessor
 from ..processing.chat import Message, collect_media, has_video, items_of, normalize_conversations
-from ..processing.fetch import load_image
+from ..processing.fetch import is_path, is_url, load_image
+from ..processing.limits import describe_source
+from ..processing.options import call_options
 from ..sharding import make_mesh, parameter_shardings
-from .config import DataConfig, EvaluationConfig
+from .config import DataConfig, DataSource, EvaluationConfig
 from .partition import Partition, join
 from .processes import everyones, on_host
 from .records import messages_of, open_records
 from .state import TrainState
 
-__all__ = ["Answer", "Evaluator", "Task", "ask", "held_out", "write_page"]
+__all__ = ["Answer", "Evaluator", "Task", "ask", "check_tasks", "held_out", "write_page"]
 
 Task = tuple[list[dict[str, Any]], str]  # the conversation up to the question, and the wanted answer
 
@@ -38,15 +41,17 @@ class Answer:
         messages: the conversation up to the question.
         wanted: the right answer, without surrounding space.
         got: the model's, without surrounding space.
+        error: why the question could not be asked, which makes the answer a wrong one.
     """
 
     messages: list[dict[str, Any]]
     wanted: str
     got: str
+    error: str | None = None
 
     @property
     def right(self) -> bool:
-        return self.wanted == self.got
+        return self.error is None and self.wanted == self.got
 
 
 def held_out(config: EvaluationConfig) -> list[Task]:
@@ -55,7 +60,10 @@ def held_out(config: EvaluationConfig) -> list[Task]:
     Raises:
         InputError: names the first record that cannot be used. None is left out: that would change what is measured.
     """
-    records = open_records(config.path)
+    if config.split is None:
+        records = open_records(config.path, ("validation", "test"))
+    else:
+        records = open_records(DataSource(config.path, split=config.split))
     out = []
     for index in range(min(config.samples, len(records))):
         element = records[index]
@@ -71,6 +79,23 @@ def held_out(config: EvaluationConfig) -> list[Task]:
     return out
 
 
+def check_tasks(tasks: Sequence[Task], processor: SmolVLMProcessor, data: DataConfig) -> list[str]:
+    """What is wrong with questions that cannot be asked, from the headers of their pictures; each is answered wrongly then."""
+    told = []
+    for number, (messages, _) in enumerate(tasks):
+        normal = normalize_conversations(messages).messages
+        try:
+            if has_video(normal):
+                for video in collect_media(normal, "video")[0]:
+                    if is_path(video) and not is_url(video) and not os.path.exists(video):
+                        raise MediaError(f"no video at {describe_source(video)}")
+            else:
+                processor.count_prompt_tokens(messages, special_tokens_in_text=data.special_tokens_in_text)
+        except (SmolVLMError, OSError) as error:
+            told.append(f"question {number + 1}: {error}")
+    return told
+
+
 def ask(
     model: SmolVLMForConditionalGeneration,
     params: dict,
@@ -80,21 +105,39 @@ def ask(
     data: DataConfig,
     mesh: Mesh | None = None,
 ) -> list[Answer]:
-    """Answers to all tasks, greedy, `config.batch_size` at a time."""
+    """Answers to all tasks, greedy, `config.batch_size` at a time. What cannot be asked has its error in place of an answer."""
     answers: dict[int, Answer] = {}
+    longest = model.config.text_config.max_position_embeddings - config.max_new_tokens
+
+    def encode(numbers: Sequence[int]) -> BatchFeature:
+        conversations = [tasks[number][0] for number in numbers]
+        special, call = data.special_tokens_in_text, call_options(data.pictures)
+        inputs = processor.encode_chat(conversations, padding=True, padding_side="left", special_tokens_in_text=special, **call)
+        if (length := inputs["input_ids"].shape[1]) > longest:
+            raise InputError(f"the question takes {length} tokens, and there is room for {longest}")
+        return inputs
+
     # The processor takes videos and pictures in separate calls.
     moving = [has_video(normalize_conversations(messages).messages) for messages, _ in tasks]
     groups = [[number for number in range(len(tasks)) if moving[number] == kind] for kind in (False, True)]
     size = config.batch_size
     for batch in (group[start : start + size] for group in groups for start in range(0, len(group), size)):
-        part = [tasks[number] for number in batch]
-        options = {"special_tokens_in_text": data.special_tokens_in_text, **dict(data.image_options)}
-        conversations = [messages for messages, _ in part]
-        inputs = processor.encode_chat(conversations, padding=True, padding_side="left", **options)
+        try:
+            inputs = encode(batch)
+        except (SmolVLMError, OSError):
+            for number in list(batch):
+                try:
+                    encode([number])
+                except (SmolVLMError, OSError) as error:
+                    answers[number] = Answer(*tasks[number], "", str(error))
+                    batch.remove(number)
+            if not batch:
+                continue
+            inputs = encode(batch)
         rows = generate(model, params, **inputs, max_new_tokens=config.max_new_tokens, mesh=mesh)
         texts = processor.batch_decode(rows[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for number, (messages, wanted), text in zip(batch, part, texts, strict=True):
-            answers[number] = Answer(messages, wanted, text.strip())
+        for number, text in zip(batch, texts, strict=True):
+            answers[number] = Answer(*tasks[number], text.strip())
     return [answers[number] for number in range(len(tasks))]
 
 
@@ -140,9 +183,8 @@ class Evaluator:
                 params = jax.device_put(params, parameter_shardings(params, axes, self._mesh))
             tasks = tasks[jax.process_index() :: count]
         own = ask(self._model, params, self._processor, tasks, self._config, self._partition.config.data, self._mesh)
-        texts = everyones([answer.got for answer in own])
-        got = [texts[i % count][i // count] for i in range(len(self._tasks))]
-        answers = [Answer(messages, wanted, text) for (messages, wanted), text in zip(self._tasks, got, strict=True)]
+        found = everyones([[answer.got, answer.error] for answer in own])
+        answers = [Answer(*task, *found[i % count][i // count]) for i, task in enumerate(self._tasks)]
         share = sum(answer.right for answer in answers) / len(answers)
         if jax.process_index() == 0:
             self._write(answers, share, step)
@@ -151,7 +193,8 @@ class Evaluator:
     def _write(self, answers: list[Answer], share: float, step: int) -> None:
         title = f"{Path(self._config.path).name} at step {step}"
         write_page(answers, self._directory / "samples.html", title, self._config.show)
-        rows = [{"wanted": answer.wanted, "got": answer.got} for answer in answers]
+        error = lambda answer: {} if answer.error is None else {"error": answer.error}
+        rows = [{"wanted": answer.wanted, "got": answer.got, **error(answer)} for answer in answers]
         write_json(self._directory / "evaluation.json", {"step": step, "exact_match": share, "answers": rows})
 
 

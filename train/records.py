@@ -3,34 +3,39 @@
 Grain asks for element i in any order and from any process, so a source here is a sequence: it knows its length, finds an
 element without reading those before it, and can be pickled to a worker.
 
-JSON lines are read here. All other formats are read by Hugging Face's `datasets`, which is imported only where it is needed.
+Files of lines, and what batch jobs turn into such (JSON, tables, WebDataset), are read as batch jobs read them. All other
+formats are read by Hugging Face's `datasets`, which is imported only where it is needed. splits.py chooses among the files of a
+directory.
 """
 
 import bisect
 import dataclasses
-import io
 import itertools
-import json
 import os
 import re
 import sys
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, import_extra
+from ..io import say
 from ..records.conversations import Conversation, read_conversation
+from ..records.sources import LINES
+from ..records.sources.identity import Inputs
+from ..records.sources.jsonl import JsonlSource, Opened, from_offset, open_lines
+from ..records.sources.plain import ending_of
 from .config import DataSource
+from .splits import choose_files
 
 __all__ = ["Element", "Records", "messages_of", "open_records", "read_element"]
 
-_LINES = (".jsonl", ".ndjson")
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_LINES = {ending: kind for kind in LINES for ending in kind.endings}
 # Ending -> the name of its reader in `datasets`.
-_FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json"}
+_FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow"}
 
 
 # A decoded record, or the error if it cannot be decoded; the folder that its relative paths start from; and its place.
@@ -82,18 +87,21 @@ class Records(ABC):
 
 
 class LineRecords(Records):
-    """JSON lines: one record a line, blank lines aside, found by byte offsets that are noted once.
+    """Files of lines: one record a line, blank lines aside, found by byte offsets that are noted once.
 
     `datasets` gives all rows of a column one type, which changes or refuses conversations whose rows have unlike shapes:
     content as a string beside content as a list, keys that are absent beside keys that are null.
+
+    Raises:
+        ChangedError: also where an element is read, if the file is no longer what it was.
     """
 
-    def __init__(self, files: list[Path], limit: int | None = None):
-        self._files = [os.path.abspath(file) for file in files]
-        self._opened: dict[int, int | bytes] = {}
-        self._starts = [_line_starts(file) for file in self._files]
+    def __init__(self, files: Sequence[Path], limit: int | None = None):
+        self._inputs = Inputs([os.path.abspath(file) for file in files])
+        self._opened: dict[int, Opened] = {}
+        self._starts = [self._line_starts(number) for number in range(len(files))]
         self._ends = list(itertools.accumulate(len(starts) - 1 for starts in self._starts))
-        super().__init__(self._ends[-1], limit, ", ".join(self._files))
+        super().__init__(self._ends[-1], limit, ", ".join(self._inputs.paths))
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": {}}
@@ -101,38 +109,38 @@ class LineRecords(Records):
     def _row(self, index: int) -> Element:
         number = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
-        file, (start, end) = self._files[number], self._starts[number][row : row + 2]
-        if number not in self._opened:
-            self._opened[number] = _unpacked(file) if file.endswith(_COMPRESSED) else os.open(file, os.O_RDONLY)
-        opened = self._opened[number]
+        start, end = self._starts[number][row : row + 2]
+        opened, kind, path = self._file(number), self._kind(number), self._inputs.paths[number]
         # Threads share the handle, so no seeking.
-        line = opened[start:end] if isinstance(opened, bytes) else os.pread(opened, end - start, start)
+        line = os.pread(opened.lines.fileno(), end - start, start)
+        read = kind.completed(line if start else line.removeprefix(b"\xef\xbb\xbf"), opened.whole)
+        if opened.original is not None:
+            self._inputs.check(number, opened.original)
         try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            record = InputError(f"not valid JSON: {error}")
-        return record, os.path.dirname(file), f"{os.path.basename(file)}:{row + 1}"
+            record = kind.decode(row + 1, read)
+        except InputError as error:
+            record = error
+        return record, os.path.dirname(path), f"{os.path.basename(path)}:{row + 1}"
 
+    def _kind(self, number: int):
+        return _LINES.get(ending_of(self._inputs.paths[number]), JsonlSource)
 
-def _unpacked(file: str) -> bytes:
-    fsspec = import_extra("fsspec", "reading compressed files", "train")  # comes with `datasets`
-    try:
-        with fsspec.open(file, "rb", compression="infer") as opened:
-            return opened.read()
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{file} cannot be unpacked: {error}") from error
+    def _file(self, number: int) -> Opened:
+        if number not in self._opened:
+            self._opened[number] = open_lines(self._kind(number), self._inputs, number)
+        return self._opened[number]
 
-
-def _line_starts(file: str) -> array:
-    """The offset of each line that is not blank, and the file's length."""
-    starts, place = array("q"), 0
-    with io.BytesIO(_unpacked(file)) if file.endswith(_COMPRESSED) else open(file, "rb") as lines:
-        for line in lines:
+    def _line_starts(self, number: int) -> array:
+        """The offset of each line that is not blank, and the file's length."""
+        starts, place, opened = array("q"), 0, self._file(number)
+        for line in from_offset(opened.lines):
             if line.strip():
                 starts.append(place)
             place += len(line)
-    starts.append(place)
-    return starts
+        starts.append(place)
+        if opened.original is not None:
+            self._inputs.check(number, opened.original)
+        return starts
 
 
 class DatasetRecords(Records):
@@ -169,32 +177,31 @@ def _plain(value):
     return value
 
 
-def open_records(source: DataSource | str) -> Records:
+def open_records(source: DataSource | str, splits: Sequence[str] = ()) -> Records:
     """Open one source of the mixture; see `DataSource` for what its path may be.
 
+    Args:
+        source: what to open.
+        splits: in place of the source's split, what is taken of data in several splits: the first of these that there is.
+
     Raises:
-        InputError: there is nothing, or nothing that can be read.
+        InputError: there is nothing, nothing that can be read, or it is not clear which of the files are meant.
+        ChangedError: a file changes while it is opened.
     """
     source = DataSource(source) if isinstance(source, str) else source
     path = Path(source.path)
     if path.is_file():
         return _open_file(path, source)
     if path.is_dir():
-        return _open_directory(path, source)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.path) or _ending(path) in (*_LINES, *_FORMATS):
+        return _open_directory(path, source, splits or (source.split,))
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.path) or ending_of(source.path) in (*_LINES, *_FORMATS):
         raise InputError(f"no training data at {path}: no such file or directory")
-    return _open_named(source)
-
-
-def _ending(path: Path) -> str:
-    """The ending that says what a file holds, compressed or not."""
-    inner = Path(path.stem) if path.suffix in _COMPRESSED else path
-    return inner.suffix.lower()
+    return _open_named(source, splits or (source.split,))
 
 
 def _open_file(path: Path, source: DataSource) -> Records:
     _refuse_splits(path, source)
-    ending = _ending(path)
+    ending = ending_of(path.name)
     if ending in _LINES:
         return LineRecords([path], source.limit)
     if ending not in _FORMATS:
@@ -203,23 +210,36 @@ def _open_file(path: Path, source: DataSource) -> Records:
     return _read_files(_FORMATS[ending], [str(path)], source)
 
 
-def _open_directory(path: Path, source: DataSource) -> Records:
-    several = (path / "dataset_dict.json").is_file()
-    if several or (path / "state.json").is_file():
-        if not several:
-            _refuse_splits(path, source)
-        with _reading(path) as datasets:
-            found = datasets.load_from_disk(path / source.split if several else path)
-        return DatasetRecords(found, os.path.abspath(path), path.name, source.limit)
-    files = [p for p in sorted(path.rglob("*")) if not p.name.startswith((".", "_"))]
-    # Pictures beside conversations do not make an image folder of a directory, as they would by `datasets`' rules.
-    lines = [p for p in files if _ending(p) in _LINES and p.name != "metadata.jsonl"]
-    if not lines or any(_ending(p) in (".parquet", ".pq") for p in files):
-        return _open_named(source)
-    named = [p for p in lines if p.name.startswith(source.split) or source.split in p.relative_to(path).parts[:-1]]
-    if not named:
+def _open_directory(path: Path, source: DataSource, splits: Sequence[str]) -> Records:
+    if (path / "dataset_dict.json").is_file():
+        split = next((split for split in splits if (path / split).is_dir()), splits[0])
+        return _open_saved(path / split, path, source)
+    if (path / "state.json").is_file():
         _refuse_splits(path, source)
-    return LineRecords(named or lines, source.limit)
+        return _open_saved(path, path, source)
+    files = [p for p in sorted(path.rglob("*")) if not p.name.startswith((".", "_")) and p.is_file()]
+    # Pictures beside conversations do not make an image folder of a directory, as they would by `datasets`' rules.
+    found = [p for p in files if ending_of(p.name) in (*_LINES, *_FORMATS) and p.name != "metadata.jsonl"]
+    # JSON beside other files of records is about them.
+    data = [p for p in found if ending_of(p.name) != ".json"] or found
+    if not data or source.name is not None or (path / "README.md").is_file():
+        return _open_named(source, splits)
+    chosen = choose_files(path, data, splits, explicit=source.split != "train" and splits == (source.split,))
+    readers = sorted({_FORMATS.get(ending_of(p.name), "lines") for p in chosen})
+    if len(readers) > 1:
+        raise InputError(f"{path} holds files of unlike kinds ({', '.join(p.name for p in chosen[:10])}): name those to read")
+    if others := len(found) - len(data):
+        say(f"{path}: {others} .json not read, beside {len(data)} other files of records")
+    return (
+        LineRecords(chosen, source.limit) if readers == ["lines"] else _read_files(readers[0], [str(p) for p in chosen], source)
+    )
+
+
+def _open_saved(path: Path, whole: Path, source: DataSource) -> Records:
+    """What `save_to_disk` wrote, or one split of it."""
+    with _reading(whole) as datasets:
+        found = datasets.load_from_disk(path)
+    return DatasetRecords(found, os.path.abspath(whole), whole.name, source.limit)
 
 
 def _refuse_splits(path: Path, source: DataSource) -> None:
@@ -227,14 +247,15 @@ def _refuse_splits(path: Path, source: DataSource) -> None:
         raise InputError(f"{path} has neither splits nor configurations: leave out split and name")
 
 
-def _open_named(source: DataSource) -> Records:
+def _open_named(source: DataSource, splits: Sequence[str]) -> Records:
     """A directory of files in splits, or a dataset of the Hub. Only the files of the split that is asked for are read."""
     with _reading(source.path, "holds no training data") as datasets:
         builder = datasets.load_dataset_builder(source.path, source.name)
-    splits = builder.config.data_files or {}
-    if source.split not in splits:
-        raise InputError(f"{source.path} has no split {source.split}; it has {', '.join(map(str, splits)) or 'none'}")
-    return _read_files(builder.name, list(splits[source.split]), source)
+    found = builder.config.data_files or {}
+    split = next((split for split in splits if split in found), None)
+    if split is None:
+        raise InputError(f"{source.path} has no split {' or '.join(splits)}; it has {', '.join(map(str, found)) or 'none'}")
+    return _read_files(builder.name, list(found[split]), source)
 
 
 def _read_files(reader: str, files: list[str], source: DataSource) -> Records:

@@ -19,7 +19,7 @@ from ..sharding import make_mesh
 from .claim import only_run
 from .config import MeshConfig, TrainConfig, require_same, to_dict
 from .curves import draw_curves
-from .evaluate import Evaluator, held_out
+from .evaluate import Evaluator, check_tasks, held_out
 from .export import export
 from .loop import fit
 from .lora import init_adapters
@@ -141,6 +141,12 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
         index=jax.process_index(),
         count=jax.process_count(),
     )
+    if main:
+        told = check_tasks(tasks, data.processor, config.data)
+        for line in told[:_SHOWN]:
+            say(f"evaluation data, {line}; it counts as a wrong answer")
+        if len(told) > _SHOWN:
+            say(f"evaluation data: {len(told) - _SHOWN} more questions like these")
     model, params = open_model(config, mesh)
     partition = Partition.of(model, config)
     params, base = divide(params, model, partition, mesh)
@@ -164,6 +170,7 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
     return TrainResult(directory, exported, metrics[-1] if metrics else {}, state)
 
 
+_SHOWN = 10
 # What the checkpoints of a run depend on: it cannot be continued with another.
 _FIXED = ("model", "lora", "learning_rates", "param_dtype", "seed")
 

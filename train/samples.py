@@ -10,7 +10,9 @@ import numpy as np
 
 from ..errors import PromptError, describe
 from ..processing import SmolVLMProcessor
+from ..processing.bounds import least_tokens
 from ..processing.chat import collect_media, has_video, normalize_conversations, read_message
+from ..processing.options import call_options, open_processor
 from .config import IGNORE, DataConfig
 from .records import Element, read_element
 
@@ -113,11 +115,10 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
         SmolVLMError: the processor cannot read the messages or their pictures.
     """
     messages = [read_message(f"message {number}", message) for number, message in enumerate(messages)]
-    options = dict(config.image_options)
-    fitting, dropped, needed = _fit(processor, messages, config, options)
+    fitting, dropped, needed = _fit(processor, messages, config)
     if fitting is None:
         return Skipped("too_long", needed)
-    options["special_tokens_in_text"] = config.special_tokens_in_text
+    options = {"special_tokens_in_text": config.special_tokens_in_text, **call_options(config.pictures)}
     out = processor.encode_chat(fitting, add_generation_prompt=False, **options)
     ids = out["input_ids"][0].astype(np.int32)
     tiles = out["pixel_values"][: int(out["num_tiles"])] if "pixel_values" in out else np.zeros((0, 0, 0, 3), np.uint8)
@@ -126,16 +127,17 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
     return Sample(ids, label_tokens(processor, fitting, ids, config.loss_on), tiles, dropped)
 
 
-def _fit(processor, messages: list, config: DataConfig, options: dict) -> tuple[list | None, int, str]:
+def _fit(processor, messages: list, config: DataConfig) -> tuple[list | None, int, str]:
     """(messages that fit or None, pictures dropped, what all of it needs), from the headers of the pictures alone."""
     needed, dropped, images = "", 0, processor.image_processor
+    if (least := least_tokens(processor, messages, pictures=False)) > config.length:
+        return None, 0, f"at least {least} tokens"
     if has_video(normalize_conversations(messages).messages):  # measured when it is decoded
         return messages, 0, needed
-    picture_options = {name: value for name, value in options.items() if name in images.DEFAULTS}
     while True:
-        tokens = processor.count_prompt_tokens(messages, special_tokens_in_text=config.special_tokens_in_text, **options)[0]
+        tokens = processor.count_prompt_tokens(messages, special_tokens_in_text=config.special_tokens_in_text)[0]
         (pictures,) = collect_media(normalize_conversations(messages).messages, "image")
-        tiles = sum(images.plan_picture(picture, **picture_options).num_tiles for picture in pictures)
+        tiles = sum(images.plan_picture(picture).num_tiles for picture in pictures)
         needed = needed or f"{tokens} tokens and {tiles} tiles"
         if tokens <= config.length and (config.tiles_per_row is None or tiles <= config.tiles_per_row):
             return messages, dropped, needed
@@ -169,7 +171,7 @@ class Prepare:
     @property
     def processor(self) -> SmolVLMProcessor:
         if self._processor is None:
-            self._processor = SmolVLMProcessor.from_pretrained(self.directory)
+            self._processor = open_processor(self.directory, self.config.pictures)
         return self._processor
 
     def __call__(self, element: Element) -> Sample | Skipped:

@@ -84,6 +84,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     machine.add_argument("--workers", type=int, metavar="N", help="processes that prepare records (default: cores - 1)")
     timeout = BatchConfig.record_timeout
     machine.add_argument("--record-timeout", type=float, default=timeout, metavar="S", help="seconds to prepare one record")
+    memory = BatchConfig.record_memory
+    machine.add_argument("--record-memory", type=int, default=memory, metavar="BYTES", help="memory to prepare one record")
     fitting = "(default: what fits the model and the memory)"
     machine.add_argument("--slots", type=_numbers, metavar="N,…", help=f"rows decoded at once, for each ring {fitting}")
     machine.add_argument("--ring-lengths", type=_numbers, metavar="N,…", help=f"lengths of the caches, ascending {fitting}")

@@ -2,32 +2,13 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..errors import InputError
 from ..generation_config import SamplingParams
+from ..media_options import PictureOptions
 from ..records.record import FIELDS
 
 __all__ = ["BatchConfig", "PictureOptions"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureOptions:
-    """How pictures become tiles. None leaves the choice to the checkpoint's processor.
-
-    Attributes:
-        max_tiles: Shrink pictures that would take more tiles.
-        do_upscale: Whether small pictures are enlarged.
-        do_image_splitting: Whether a picture may take several tiles.
-    """
-
-    max_tiles: int | None = None
-    do_upscale: bool | None = None
-    do_image_splitting: bool | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The options that are not None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +22,7 @@ class BatchConfig:
         prompt: The question for records that bring none.
         sampling: How answers are continued. A record may set any of it for itself, and draws by a seed made of this one and
             its id.
-        pictures: How pictures become tiles.
+        pictures: How pictures and videos become tiles, and what may be read for them.
         source: Kind of the input; by default told by its names.
         columns: Pairs (name of a record's key, its name in the input).
         format: "jsonl" or "parquet".
@@ -54,6 +35,7 @@ class BatchConfig:
         keep_special_tokens: Whether special tokens stay in the text; by default for checkpoints that write doctags.
         workers: Processes that prepare records, by default one per core, less one; 0 prepares in the calling process.
         record_timeout: Seconds to prepare one record.
+        record_memory: Bytes that a worker process may take to prepare one record, beside what it has anyway. On Linux only.
         dtype: Of the computation; by default bfloat16, on CPU float32.
         attention: "auto", or the form of attention to use wherever it fits; "einsum" does without the kernels for TPUs.
         mesh: Of this host's devices, such as "data=2,tensor=2"; by default every device is data parallel.
@@ -79,6 +61,7 @@ class BatchConfig:
     keep_special_tokens: bool | None = None
     workers: int | None = None
     record_timeout: float = 120.0
+    record_memory: int = 4 * 2**30
     dtype: str | None = None
     attention: str = "auto"
     mesh: str | None = None

@@ -81,6 +81,7 @@ class BatchJob:
         self._pool, self._make_engine = pool, make_engine
         self._engine: Any = None
         self._open: dict[int, Part] = {}
+        self._payloads: dict[tuple[int, int], Any] = {}  # of the records that are being prepared
         self._lock = threading.Lock()  # guards _open, which a unit that is read, a part that is whole and park() change or read
         self._stopping, self._all_read = threading.Event(), False
         self._flushed = time.monotonic()
@@ -133,6 +134,7 @@ class BatchJob:
             "complete": self._all_read and not self._open,
             "parts": self._found + self._finished,
             "unread_columns": sorted(self._unread),
+            "unread_files": dict(sorted(self._source.unread.items())),
             **self.tally.summary(),
             "worker_deaths": self._pool.deaths,
             "engine": {} if self._engine is None else self._engine.summary(),
@@ -150,6 +152,7 @@ class BatchJob:
     def _requests(self) -> Iterator[Request]:
         """Prepared records, and in their place records that could not be prepared."""
         for (unit, position), request in self._pool.map(self._tasks(), self._stopping):
+            self._source.check(self._payloads.pop((unit, position)))
             new = sorted(set(request.unread) - self._unread)
             if new and len(self._unread) < _SHOWN_COLUMNS:
                 self._unread.update(new)
@@ -179,6 +182,7 @@ class BatchJob:
             for row in unit.rows():
                 count += 1
                 if row.position not in done:
+                    self._payloads[unit.index, row.position] = row.payload
                     yield (unit.index, row.position), row.payload
             with self._lock:
                 exact = share / max(count, 1)

@@ -7,20 +7,22 @@ worker died.
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from ..child import AVAILABLE, Child
 from ..engine.requests import Request
+from ..engine.room import Room
 from ..errors import InputError, SmolVLMError
-from .workers import Preparer, Setup
+from .workers import NO_MEMORY, OUT_OF_MEMORY, Preparer, Setup
 
 __all__ = ["WorkerPool", "default_workers"]
 
 _ATTEMPTS = 2
 _POLL_SECONDS = 0.2
+# Of payloads that wait for a worker, and of what workers have prepared and nobody has taken. One thing may be larger.
+AHEAD_BYTES = 2**26
 
 
 def default_workers() -> int:
@@ -75,13 +77,31 @@ class WorkerPool:
                     return
                 yield key, preparer(payload)
             return
+        ended = threading.Event()
+        try:
+            yield from self._in_workers(tasks, lambda: stop.is_set() or self._closed.is_set() or ended.is_set())
+        finally:
+            ended.set()
+
+    def _in_workers(self, tasks: Iterator[tuple[Any, Any]], stopped: Callable[[], bool]) -> Iterator[tuple[Any, Request]]:
         done: queue.SimpleQueue[tuple[Any, Request] | BaseException] = queue.SimpleQueue()
-        outstanding = 0
-        while not stop.is_set() and not self._closed.is_set():
-            for task in islice(tasks, 2 * self.size + 2 - outstanding):
-                self._threads.apply_async(self._prepare, task, callback=done.put, error_callback=done.put)
-                outstanding += 1
-            if not outstanding:
+        room = Room(AHEAD_BYTES)  # for what is prepared and not taken yet
+        waiting: dict[Any, int] = {}  # bytes of the payloads of the records that are under way
+        left = True
+
+        def work(key: Any, payload: Any) -> tuple[Any, Request]:
+            answer = self._prepare(key, payload)
+            room.take(_size(answer[1]), stopped)
+            return answer
+
+        while not stopped():
+            while left and len(waiting) < 2 * self.size + 2 and sum(waiting.values()) < AHEAD_BYTES:
+                task = next(tasks, None)
+                left = task is not None
+                if task is not None:
+                    waiting[task[0]] = _payload_size(task[1])
+                    self._threads.apply_async(work, task, callback=done.put, error_callback=done.put)
+            if not waiting:
                 return
             try:
                 answer = done.get(timeout=_POLL_SECONDS)
@@ -91,7 +111,8 @@ class WorkerPool:
                 return
             if isinstance(answer, BaseException):
                 raise answer
-            outstanding -= 1
+            room.give(_size(answer[1]))
+            del waiting[answer[0]]
             yield answer
 
     def close(self) -> None:
@@ -148,6 +169,21 @@ class WorkerPool:
         self._children.discard(child)
 
 
+def _payload_size(payload: Any) -> int:
+    """Bytes of the texts and files in a payload."""
+    if isinstance(payload, (bytes, str)):
+        return len(payload)
+    if isinstance(payload, dict):
+        payload = payload.values()
+    elif not isinstance(payload, (list, tuple)):
+        return 0
+    return sum(map(_payload_size, payload))
+
+
+def _size(request: Request) -> int:
+    return 0 if request.prepared is None else request.prepared.nbytes
+
+
 def _ask(child: Child, payload: Any, seconds: float) -> tuple[Request | None, str]:
     """(the worker's answer, ""), or (None, how the worker ended)."""
     try:
@@ -157,4 +193,6 @@ def _ask(child: Child, payload: Any, seconds: float) -> tuple[Request | None, st
         return None, f"took its worker more than {seconds:g} seconds"
     except (EOFError, OSError):
         code = child.exit_code()
+        if code == OUT_OF_MEMORY:
+            return None, NO_MEMORY
         return None, f"ended its worker with {'signal' if code < 0 else 'exit code'} {abs(code)}"

@@ -17,9 +17,9 @@ from ..child import PlainUnpickler
 from ..engine.requests import Result
 from ..errors import InputError
 from ..generation_config import SamplingParams
+from ..media_options import PictureOptions
 from ..records.columns import CHATS, MEDIA
 from ..records.record import record_from
-from .config import PictureOptions
 from .sinks import COLUMNS
 from .workers import Preparer, Setup
 

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..config import SmolVLMConfig
 from ..engine.loading import is_docling, load_engine
 from ..errors import InputError
 from ..generation_config import GenerationConfig
 from ..io import say, write_json
 from ..locate import resolve
-from ..records.sources import Source, open_source
+from ..records.sources import Source, counted, open_source
 from .config import BatchConfig
 from .hosts import shard_of
 from .job import BatchJob, Shard
@@ -52,7 +53,11 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
         raise InputError(f"{folder} is a file; OUTPUT is a directory")
     directory = Path(resolve(config.model))
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
-    setup = Setup(str(directory), source.parse, config.sampling, config.pictures)
+    if source.unread:
+        notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
+    positions = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings
+    longest = min([positions, *(config.ring_lengths or ())[-1:]]) - 1  # of a prompt that has an answer
+    setup = Setup(str(directory), source.parse, config.sampling, config.pictures, longest, config.record_memory)
     setup.processor().count_tokens(512, 512)  # a mistake in the picture options would be an error of every record
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     agree(folder, _facts(config, directory, source, keep), config.force, notify)

@@ -1,6 +1,7 @@
 """Preparing records: payloads to requests with their arrays, in a child process or in the job's own. Imports no jax."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +10,16 @@ from ..child import parent
 from ..engine.requests import Request, prepare
 from ..errors import SmolVLMError, describe
 from ..generation_config import SamplingParams
+from ..media_options import PictureOptions
 from ..processing import SmolVLMProcessor
+from ..processing.options import call_options, open_processor
 from ..records.record import Record, with_overrides
-from .config import PictureOptions
 
-__all__ = ["Preparer", "Setup", "serve"]
+__all__ = ["NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "serve"]
+
+# The exit code of a worker that a record took beyond its limit, and the error of the record.
+OUT_OF_MEMORY = 77
+NO_MEMORY = "takes more memory than a record may (--record-memory)"
 
 
 @dataclass(frozen=True)
@@ -25,16 +31,20 @@ class Setup:
         parse: The source's, payload to Record.
         sampling: The job's; the seed of each record is made from its seed.
         pictures: Overrides of the checkpoint's processor.
+        longest: Tokens of a prompt, at most; None: whoever answers says.
+        memory: Bytes that a worker may take for a record; None: any number.
     """
 
     directory: str
     parse: Callable[[Any], Record]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     pictures: PictureOptions = field(default_factory=PictureOptions)
+    longest: int | None = None
+    memory: int | None = None
 
     def processor(self) -> SmolVLMProcessor:
         """The checkpoint's processor with the job's picture options. Raises InputError and CheckpointError."""
-        return SmolVLMProcessor.from_pretrained(self.directory, **self.pictures.given())
+        return open_processor(self.directory, self.pictures)
 
 
 class Preparer:
@@ -42,6 +52,7 @@ class Preparer:
 
     def __init__(self, setup: Setup):
         self._parse, self._sampling, self._processor = setup.parse, setup.sampling, setup.processor()
+        self._options = {"longest": setup.longest, **call_options(setup.pictures)}
         # One worker per core: threads inside a worker would only compete with the other workers.
         self._processor.image_processor.num_threads = self._processor.video_processor.num_threads = 1
 
@@ -52,8 +63,10 @@ class Preparer:
             return Request(record.id, error=record.error)
         try:
             params = with_overrides(self._sampling, record)
-            prepared = prepare(self._processor, record.messages)
+            prepared = prepare(self._processor, record.messages, **self._options)
             return Request(record.id, prepared=prepared, params=params, unread=record.unread)
+        except MemoryError:
+            return Request(record.id, error=NO_MEMORY)
         except Exception as error:  # an unforeseen failure of one record must not end the job
             return Request(record.id, error=describe(error))
 
@@ -61,11 +74,29 @@ class Preparer:
 def serve() -> None:
     """In the child: answer the Setup with None or with what is wrong with it, then each payload with its request."""
     channel = parent()
+    setup = channel.receive()
     try:
-        preparer = Preparer(channel.receive())
+        preparer = Preparer(setup)
     except SmolVLMError as error:
         return channel.send(str(error))
+    if setup.memory is not None:
+        _limit_memory(setup.memory)
     channel.send(None)
     with contextlib.suppress(ConnectionError):  # the job has ended
         for payload in channel.messages():
-            channel.send(preparer(payload))
+            request = preparer(payload)
+            if request.error == NO_MEMORY:
+                os._exit(OUT_OF_MEMORY)  # what an earlier record left here may be why: the next worker tries again
+            channel.send(request)
+
+
+def _limit_memory(size: int) -> None:
+    """Let this process, and those that it starts, take so many bytes more than it has now. Only on Linux this has an effect."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        with open("/proc/self/status") as status:
+            (used,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = used + size if most == resource.RLIM_INFINITY else min(used + size, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

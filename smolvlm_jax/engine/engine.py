@@ -129,7 +129,7 @@ class Engine:
         """Answer requests.
 
         Args:
-            requests: read lazily in a thread, at most `config.lookahead` ahead of the device.
+            requests: read lazily in a thread, at most `config.lookahead` and `config.lookahead_bytes` ahead of the device.
 
         Yields:
             Results in the order in which they end. What is wrong with one request becomes its result's `error`. Leaving early
@@ -144,7 +144,7 @@ class Engine:
         self._busy = True
         begin = self._clock()
         self._idle_since = begin
-        feed = Feed(requests, self._arrive, self.config.lookahead)
+        feed = Feed(requests, self._arrive, self.config.lookahead, self.config.lookahead_bytes // 2)
         waiting: deque[RequestState] = deque()
         try:
             while True:
@@ -182,13 +182,15 @@ class Engine:
     def _receive(self, feed: Feed, waiting: deque[RequestState]) -> Iterator[Result]:
         """Move what has arrived to `waiting`; requests that cannot be answered yield their error. Waits for an arrival only if
         there is nothing else to do."""
-        while len(waiting) < self.config.lookahead:
+        held = sum(state.prepared.nbytes for state in waiting)
+        while len(waiting) < self.config.lookahead and held < self.config.lookahead_bytes // 2:
             nothing = not waiting and not self._under_way and all(ring.idle == ring.slots for ring in self._rings)
             state = feed.take(wait=nothing)
             if state is None:
                 return
             if state.error is None:
                 waiting.append(state)
+                held += state.prepared.nbytes
             else:
                 self.stats.errors += 1
                 yield state.result()
@@ -306,6 +308,8 @@ class Engine:
         self.stats.prompt_tokens += sum(pack.fill)
         self.stats.prefill_columns += t * self.config.lanes
         self.stats.tiles += sum(len(p.state.prepared.tiles) for p in pack.placed)
+        for placed in pack.placed:
+            placed.state.forget_pixels()
 
     def _decode(self, waiting: deque[RequestState]) -> bool:
         """Dispatch a chunk of steps for every ring with live rows."""

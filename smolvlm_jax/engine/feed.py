@@ -13,6 +13,7 @@ from ..pictures import check_counts
 from .finish import Ending
 from .requests import Prepared, Request, prepare
 from .rings import RequestState
+from .room import Room
 from .settings import EngineShapes
 
 __all__ = ["Feed", "Reception"]
@@ -30,7 +31,7 @@ class Reception:
         params, prepared, error = request.params, request.prepared, request.error
         try:
             if request.messages is not None:
-                prepared = prepare(self._processor, request.messages)
+                prepared = prepare(self._processor, request.messages, longest=self._shapes.ring_lengths[-1] - 1)
             if prepared is not None:
                 self._check(prepared, params.max_new_tokens)
         except SmolVLMError as failure:
@@ -64,13 +65,14 @@ class Reception:
 
 
 class Feed:
-    """An iterable of requests as a queue of what `arrive` makes of them, at most `ahead` at a time.
+    """An iterable of requests as a queue of what `arrive` makes of them, at most `ahead` and `ahead_bytes` of arrays at a time.
 
     Attributes:
         exhausted: whether the last request was taken.
     """
 
-    def __init__(self, requests: Iterable[Request], arrive: Reception, ahead: int):
+    def __init__(self, requests: Iterable[Request], arrive: Reception, ahead: int, ahead_bytes: int):
+        self._room = Room(ahead_bytes)
         self._queue: queue.Queue[RequestState | None] = queue.Queue(ahead)
         self._leaving = threading.Event()
         self._failure: BaseException | None = None
@@ -89,6 +91,8 @@ class Feed:
             self._put(None)
 
     def _put(self, item: RequestState | None) -> bool:
+        if item is not None:
+            self._room.take(item.prepared.nbytes, self._leaving.is_set)
         while not self._leaving.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -105,7 +109,9 @@ class Feed:
             item = self._queue.get(block=wait)
         except queue.Empty:
             return None
-        if item is None:
+        if item is not None:
+            self._room.give(item.prepared.nbytes)
+        else:
             self.exhausted = True
             if self._failure is not None:
                 raise self._failure

@@ -1,13 +1,14 @@
 """What goes into the engine and what comes out: `Request`, `Prepared`, `Result`. No jax in here."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..generation_config import SamplingParams
+from ..processing.bounds import check_length
 
 __all__ = ["Prepared", "Request", "Result", "prepare"]
 
@@ -32,6 +33,15 @@ class Prepared:
         if tiles is None:
             return cls(input_ids, np.zeros((0, 0, 0, 3), np.uint8), ())
         return cls(input_ids, tiles, tile_digests(tiles))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.input_ids.nbytes + self.tiles.nbytes
+
+    def without_pixels(self) -> "Prepared":
+        """The same, with tiles of the same shape that take no memory."""
+        return replace(self, tiles=np.broadcast_to(np.zeros((), self.tiles.dtype), self.tiles.shape))
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ def tile_digests(tiles: np.ndarray) -> tuple[bytes, ...]:
     return tuple(hashlib.blake2b(np.ascontiguousarray(tile), digest_size=16).digest() for tile in tiles)
 
 
-def prepare(processor, messages: list[dict[str, Any]], **kwargs) -> Prepared:
+def prepare(processor, messages: list[dict[str, Any]], *, longest: int | None = None, **kwargs) -> Prepared:
     """Messages to arrays.
 
     Words that look like special tokens are read as plain characters, since whoever wrote a dataset is not who runs the job;
@@ -101,11 +111,14 @@ def prepare(processor, messages: list[dict[str, Any]], **kwargs) -> Prepared:
     Args:
         processor: of the checkpoint.
         messages: chat format, ending with a user's turn.
+        longest: tokens of a prompt, at most: one that is longer is refused before it is made, where that can be told.
         **kwargs: go to `SmolVLMProcessor.encode_chat`.
 
     Raises:
         InputError: and its subclasses, for messages, pictures or videos that cannot be read.
     """
+    if longest is not None:
+        check_length(processor, messages, longest)
     batch = processor.encode_chat(messages, **{"special_tokens_in_text": "escape", **kwargs})
     if len(batch["input_ids"]) != 1:
         raise InputError(f"{len(batch['input_ids'])} conversations for one request; make a request of each")

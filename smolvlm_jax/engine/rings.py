@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..decoding import DecodeState
@@ -54,6 +54,11 @@ class RequestState:
     def columns(self) -> int:
         """Columns of a cache that the prompt and the answer so far take."""
         return len(self.prepared.input_ids) + len(self.ending.tokens)
+
+    def forget_pixels(self) -> None:
+        """Drop the tiles, which are features on the device by now, and whatever they were made of."""
+        self.prepared = self.prepared.without_pixels()
+        self.request = replace(self.request, messages=None, prepared=self.prepared)
 
     def leave(self) -> None:
         """Give the slot back, if there is one. A request's end may be known twice: from its limit, and from its tokens."""

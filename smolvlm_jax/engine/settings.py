@@ -37,6 +37,7 @@ class EngineConfig:
         chunk: decode steps per dispatch. Default: 16, on CPU 4.
         run_ahead: chunks that may be under way before the host reads the oldest. Default: 1, on CPU 0.
         lookahead: requests that are read, and whose pictures may be encoded, before there is a slot for them.
+        lookahead_bytes: of the arrays of such requests, whatever their number.
         feature_places: tiles whose features are kept on the device, where identical tiles are found again. Default: 128; at
             least twice what the largest request can want.
         keep_special_tokens: whether special tokens, apart from the one that ended the answer, appear in its text.
@@ -50,6 +51,7 @@ class EngineConfig:
     chunk: int = _CHOSEN
     run_ahead: int = _CHOSEN
     lookahead: int = 128
+    lookahead_bytes: int = 2**28
     feature_places: int = _CHOSEN
     keep_special_tokens: bool = False
 
@@ -77,7 +79,7 @@ class EngineConfig:
         tiles = self.encoder_tiles or (4 if cpu else 16)
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")
-        for name in ("chunk", "lookahead"):
+        for name in ("chunk", "lookahead", "lookahead_bytes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         chosen = {

@@ -1,8 +1,9 @@
 """The endings of files that are taken for pictures and for videos."""
 
 import importlib.util
+import os
 
-__all__ = ["HEIF", "PICTURES", "VIDEOS"]
+__all__ = ["HEIF", "PICTURES", "VIDEOS", "is_media"]
 
 # Read where pillow-heif is installed (the extra `heif`).
 HEIF = (".heic", ".heif", ".hif")
@@ -14,3 +15,9 @@ VIDEOS = (
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv",
     ".ts", ".mts", ".m2ts", ".vob", ".y4m",
 )  # fmt: skip
+
+
+def is_media(name: str) -> bool:
+    """Whether a file with this name may be a picture or video: by its ending, or because it has none."""
+    ending = os.path.splitext(name)[1].lower()
+    return not ending or ending in PICTURES or ending in VIDEOS

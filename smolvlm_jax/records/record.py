@@ -11,6 +11,7 @@ from ..generation_config import SamplingParams
 from .columns import ASKS, CHATS, MEDIA, UNUSED, renamed
 from .conversations import read_conversation
 from .request import OVERRIDES, request_of
+from .values import Unreadable, id_of, plain_number
 
 __all__ = ["FIELDS", "OVERRIDES", "Record", "record_from", "request_seed", "with_overrides"]
 
@@ -60,6 +61,9 @@ def record_from(
             raise InputError(f"a record is a JSON object, this is a {type(value).__name__}")
         value = renamed(value, columns)
         key = _id(value, default_id)
+        for name in FIELDS:
+            if isinstance(found := value.get(name), Unreadable):
+                raise InputError(f"{name} cannot be read: {found.why}")
         overrides = _overrides(value)
         read = read_conversation(value, folder=folder, prompt=prompt)
         return Record(key, read.messages, overrides, unread=read.unread)
@@ -68,18 +72,15 @@ def record_from(
 
 
 def _id(value: Mapping, default: str | int) -> str | int:
-    found = value.get("id")
-    found = value.get("custom_id") if found is None else found
-    if found is None:
-        return default
-    if isinstance(found, bool) or not isinstance(found, (str, int)):
-        raise InputError(f"id is {found!r:.80}; it needs a string or a whole number")
-    return found
+    found = id_of(value.get("id"))
+    found = id_of(value.get("custom_id")) if found is None else found
+    return default if found is None else found
 
 
 def _overrides(value: Mapping) -> dict[str, Any]:
     request = request_of(value)
-    return {name: request[name] for name in OVERRIDES if request.get(name) is not None}
+    found = {name: plain_number(request.get(name)) for name in OVERRIDES}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def request_seed(job_seed: int, key: str | int) -> int:

@@ -275,7 +275,7 @@ def test_sampling_reaches_the_requests_and_follows_the_id(command, lines, tmp_pa
         (["records.jsonl", "a.png"], "a.png"),
         (["records.jsonl", "out", "--model", "gigantic"], "gigantic"),
         (["records.jsonl", "out", "--format", "csv"], "csv"),
-        (["records.jsonl", "out", "--source", "csv"], "csv"),
+        (["records.jsonl", "out", "--source", "xml"], "xml"),
         (["records.jsonl", "out", "--column", "imge=jpg"], "imge"),
         (["records.jsonl", "out", "--shard-size", "0"], "shard_size"),
         (["records.jsonl", "out", "--num-shards", "3"], "--shard-index"),

@@ -348,7 +348,7 @@ def test_mistakes_are_named(tmp_path):
         (tmp_path / "a.png", {}, "--prompt"),
         (tmp_path / "*.jsonl", {}, "nothing in"),
         (tmp_path / "none" / "*.png", {"prompt": "a"}, "no directory"),
-        (tmp_path / "a.png", {"name": "csv"}, "jsonl, parquet, media"),
+        (tmp_path / "a.png", {"name": "xml"}, "jsonl, parquet, json, csv, tar, media"),
         (tmp_path / "a.png", {"prompt": "a", "columns": (("id", "x"),)}, "columns"),
     ]:
         with pytest.raises(InputError, match=words):

@@ -1,6 +1,7 @@
 """What a source is: units of rows in a fixed order, and a function from a row's payload to a record."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -44,10 +45,12 @@ class Source(ABC):
     Attributes:
         name: Its name in SOURCES.
         parse: Makes a record of a row's payload. Picklable: a function of a module, or an instance of a small class.
+        unread: How many files of a directory are of kinds that are not read, by their endings.
     """
 
     name: ClassVar[str]
     parse: Callable[[Any], Record]
+    unread: Counter[str]
 
     @abstractmethod
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()): ...
@@ -63,4 +66,15 @@ class Source(ABC):
 
     @abstractmethod
     def units(self, shard_size: int) -> Iterator[Unit]:
-        """The units in order, found as they are asked for."""
+        """The units in order, found as they are asked for.
+
+        Raises:
+            ChangedError: these, and the rows of a unit, if a file is no longer what it was when the source was opened.
+        """
+
+    def check(self, payload: Any) -> None:  # noqa: B027 (for most sources there is nothing to do)
+        """Called once a row's record has been prepared, where the row names a file that is read only then.
+
+        Raises:
+            ChangedError: if the file is no longer what it was when the source was opened.
+        """

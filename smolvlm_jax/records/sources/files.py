@@ -3,13 +3,17 @@
 import glob
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...errors import InputError
+from ..kinds import PICTURES, VIDEOS
 from ..record import Record, record_from
 from .base import Row, Source, Unit
+from .identity import Inputs
+from .plain import COMPRESSED, ending_of
 
 __all__ = ["FileParser", "FileSource"]
 
@@ -45,62 +49,79 @@ class FileSource(Source):
     """A file, or the files of a directory or glob, one after the other by name.
 
     Attributes:
-        endings: Of the files' names, in lower case.
+        endings: Of the files' names, in lower case. Those of compressed files may follow.
+        compressed: Whether such files are read.
+        beside_pictures: Whether a directory is of this kind that holds pictures or videos too.
         decode: As in FileParser.
-        lengths: Of the files, in bytes or what else `pieces` counts in.
+        inputs: The files, which are checked at every reading, and all of them when the last unit has been asked for.
     """
 
     endings: ClassVar[tuple[str, ...]]
+    compressed: ClassVar[bool] = True
+    beside_pictures: ClassVar[bool] = False
     decode: ClassVar[Callable[[int, Any], Any]]
 
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
-        found = _data_files(path, self.endings)
-        self._paths = [place for _, place in found]
-        self._sizes = {name: os.path.getsize(place) for name, place in found}
-        self.lengths = list(self._sizes.values())
+        found, self.unread = _data_files(path, self._wanted)
+        if not found:
+            endings = " or ".join(self.endings)
+            raise InputError(f"nothing in {path!r}: no file that ends with {endings}{', compressed or not' * self.compressed}")
+        self.inputs = Inputs([place for _, place in found])
+        self._names = [name for name, _ in found]
         files = tuple((name, os.path.dirname(os.path.abspath(place))) for name, place in found)
         self.parse = FileParser(files, prompt, columns, type(self).decode)
 
     @abstractmethod
-    def pieces(self, file: int, rows: int) -> Iterator[tuple[int, int, Callable[[], Iterator[Row]]]]:
-        """(beginning, end, rows) of the pieces with so many rows in which a file is read."""
+    def pieces(self, file: int, rows: int) -> Iterator[tuple[float, Callable[[], Iterator[Row]]]]:
+        """(share of the file, rows) of the pieces with so many rows in which a file is read."""
 
     def units(self, shard_size: int) -> Iterator[Unit]:
-        total = max(1, sum(self.lengths))
-        pieces = (piece for file in range(len(self.lengths)) for piece in self.pieces(file, shard_size))
-        for index, (begin, end, rows) in enumerate(pieces):
-            yield Unit(index, (end - begin) / total, rows)
+        total = max(1, sum(self.inputs.sizes))
+        pieces = ((size, piece) for file, size in enumerate(self.inputs.sizes) for piece in self.pieces(file, shard_size))
+        for index, (size, (share, rows)) in enumerate(pieces):
+            yield Unit(index, share * size / total, rows)
+        self.inputs.check_all()
 
     @classmethod
     def claims(cls, path: str) -> bool:
-        if os.path.isdir(path):
-            with os.scandir(path) as entries:
-                return any(_wanted(entry.name, cls.endings) for entry in entries)
-        return path.lower().endswith(cls.endings)
+        if not os.path.isdir(path):
+            return cls._fits(path)
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries]
+        if not cls.beside_pictures and any(ending_of(name) in (*PICTURES, *VIDEOS) for name in names):
+            return False
+        return any(map(cls._wanted, names))
 
     def describe(self) -> dict[str, Any]:
-        return {"source": self.name, "files": self._sizes}
+        files = dict(zip(self._names, self.inputs.sizes, strict=True))
+        return {"source": self.name, "files": files, "contents": self.inputs.fingerprint()}
+
+    @classmethod
+    def _fits(cls, name: str) -> bool:
+        return ending_of(name) in cls.endings and (cls.compressed or not name.lower().endswith(COMPRESSED))
+
+    @classmethod
+    def _wanted(cls, name: str) -> bool:
+        return cls._fits(name) and not name.startswith((".", "_"))
 
 
-def _data_files(path: str, endings: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(name, path) of the files at a file, directory or glob, sorted by name; those of a directory by their ending.
-
-    Raises:
-        InputError: if there is none.
-    """
+def _data_files(path: str, wanted: Callable[[str], bool]) -> tuple[list[tuple[str, str]], Counter[str]]:
+    """(name, path) of the files at a file, directory or glob, sorted by name, those of a directory by their ending; and how
+    many files of a directory are neither read nor pictures or videos, which records may name."""
+    unread: Counter[str] = Counter()
     if os.path.isfile(path):
-        return [(os.path.basename(path), path)]
-    if os.path.isdir(path):
-        names = sorted(name for name in os.listdir(path) if _wanted(name, endings))
-        found = [(name, os.path.join(path, name)) for name in names]
-    else:
+        return [(os.path.basename(path), path)], unread
+    if not os.path.isdir(path):
         paths = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
         base = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ""
-        found = [(os.path.relpath(p, base or "."), p) for p in paths]
-    if not found:
-        raise InputError(f"nothing in {path!r}: no file that ends with {' or '.join(endings)}")
-    return found
-
-
-def _wanted(name: str, endings: tuple[str, ...]) -> bool:
-    return name.lower().endswith(endings) and not name.startswith((".", "_"))
+        return [(os.path.relpath(p, base or "."), p) for p in paths], unread
+    found = []
+    for name in sorted(os.listdir(path)):
+        place = os.path.join(path, name)
+        if name.startswith((".", "_")) or not os.path.isfile(place):
+            continue
+        if wanted(name):
+            found.append((name, place))
+        elif ending_of(name) not in (*PICTURES, *VIDEOS):
+            unread[ending_of(name) or "no ending"] += 1
+    return found, unread

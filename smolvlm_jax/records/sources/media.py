@@ -10,20 +10,21 @@ import hashlib
 import math
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
+from ..kinds import PICTURES, VIDEOS, is_media
 from ..record import Record
 from .base import Row, Source, Unit
+from .identity import Identity
+from .plain import ending_of
 
-__all__ = ["MediaSource"]
+__all__ = ["MediaSource", "counted"]
 
-PICTURES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".tga",
-)  # fmt: skip
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts", ".y4m")
+_FIELDS = ", ".join(Identity._fields)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class MediaSource(Source):
     """Of a directory, the pictures and videos below it, by their endings; of a glob, every file that it matches.
 
     Names that begin with a dot are left out, and links to directories are not followed.
+
+    Attributes:
+        plausible: Whether any of the files may be a picture or video, by its name.
     """
 
     name = "media"
@@ -54,19 +58,25 @@ class MediaSource(Source):
             raise InputError(f"{path!r} holds pictures or videos, so the job needs a question for them: --prompt")
         if columns:
             raise InputError(f"{path!r} holds pictures or videos, which have no columns to rename")
-        folder, pattern = _split(path)
-        self.parse = _Parse(os.path.abspath(folder), prompt)
+        self._folder, pattern = _split(path)
+        self.parse = _Parse(os.path.abspath(self._folder), prompt)
+        self.unread = Counter()
+        self.plausible = False
+        self._under_way: dict[bytes, Identity] = {}  # from the reading of a row to the check of its file
         self._database = sqlite3.connect("", check_same_thread=False)
-        self._database.execute("CREATE TABLE found (name BLOB PRIMARY KEY, size INTEGER) WITHOUT ROWID")
-        self._database.executemany("INSERT OR IGNORE INTO found VALUES (?, ?)", _walk(folder, pattern))
-        self._database.execute("CREATE TABLE media AS SELECT name, size FROM found ORDER BY name")
+        self._database.execute(f"CREATE TABLE found (name BLOB PRIMARY KEY, {_FIELDS}) WITHOUT ROWID")
+        found = ((name, *map(str, identity)) for name, identity in _walk(self._folder, pattern, self.unread))
+        self._database.executemany("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?)", found)
+        self._database.execute("CREATE TABLE media AS SELECT * FROM found ORDER BY name")
         self._database.execute("DROP TABLE found")
         self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
         for name, size in self._database.execute("SELECT name, size FROM media ORDER BY rowid"):
-            self._digest.update(name + b"\0%d\n" % size)
-            self._count, self._bytes = self._count + 1, self._bytes + size
+            self._digest.update(name + b"\0%d\n" % int(size))
+            self._count, self._bytes = self._count + 1, self._bytes + int(size)
+            self.plausible = self.plausible or is_media(os.fsdecode(name))
         if not self._count:
-            raise InputError(f"no picture and no video in {path!r}")
+            others = f"; it has {counted(self.unread)}" if self.unread else ""
+            raise InputError(f"no picture and no video in {path!r}{others}")
 
     @classmethod
     def claims(cls, path: str) -> bool:
@@ -82,10 +92,22 @@ class MediaSource(Source):
             yield Unit(index, share, functools.partial(self._rows, start=start, count=shard_size))
 
     def _rows(self, *, start: int, count: int) -> Iterator[Row]:
-        query = "SELECT name FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
-        names = self._database.execute(query, (start, start + count)).fetchall()
-        for position, (name,) in enumerate(names):
+        query = f"SELECT name, {_FIELDS} FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
+        found = self._database.execute(query, (start, start + count)).fetchall()
+        for position, (name, *identity) in enumerate(found):
+            self._under_way[name] = Identity(*map(int, identity))
             yield Row(position, name)
+
+    def check(self, payload: bytes) -> None:
+        identity = self._under_way.pop(payload, None)
+        if identity is not None:
+            path = os.path.join(self._folder, os.fsdecode(payload))
+            identity.check(path, repr(path))
+
+
+def counted(endings: Counter[str]) -> str:
+    """How many files have which ending, in words."""
+    return ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
 
 
 def _split(path: str) -> tuple[str, tuple[str, ...] | None]:
@@ -102,8 +124,11 @@ def _split(path: str) -> tuple[str, tuple[str, ...] | None]:
     return folder, tuple(parts[first:])
 
 
-def _walk(folder: str, pattern: tuple[str, ...] | None) -> Iterator[tuple[bytes, int]]:
-    """(name below `folder`, size) of what matches, in no order; one directory entry at a time."""
+def _walk(folder: str, pattern: tuple[str, ...] | None, unread: Counter[str]) -> Iterator[tuple[bytes, Identity]]:
+    """(name below `folder`, what the file is) of what matches, in no order; one directory entry at a time.
+
+    `unread` counts what a whole directory holds besides.
+    """
     waiting: list[tuple[str, ...]] = [()]
     deepest = math.inf if pattern is None or "**" in pattern else len(pattern)
     while waiting:
@@ -117,7 +142,16 @@ def _walk(folder: str, pattern: tuple[str, ...] | None) -> Iterator[tuple[bytes,
                     if len(here) < deepest:
                         waiting.append(here)
                 elif entry.is_file() and _wanted(here, pattern):
-                    yield os.fsencode("/".join(here)), entry.stat().st_size
+                    yield os.fsencode("/".join(here)), Identity.of(entry.path)
+                elif pattern is None:
+                    unread[_kind(entry)] += 1
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """What is counted that is not read: an ending, in lower case."""
+    if not entry.is_file():
+        return "links to directories" if entry.is_dir() else "no files"
+    return ending_of(entry.name) or "without an ending"
 
 
 def _wanted(parts: tuple[str, ...], pattern: tuple[str, ...] | None) -> bool:

@@ -1,59 +1,64 @@
 """Parquet: one record a row, with pictures as bytes, paths or {"bytes", "path"} structs. Needs pyarrow."""
 
 import functools
+import io
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ...errors import InputError
 from ..arrow import import_pyarrow
-from ..record import FIELDS
+from ..columns import MEDIA, UNUSED
+from ..values import Unreadable
 from .base import Row
 from .files import FileSource
+from .tables import require_columns
 
 __all__ = ["ParquetSource"]
 
 _BATCH = 16  # rows decoded at once: a picture may have megabytes
-
-
-def _decode(number: int, row: dict | str) -> dict:
-    if isinstance(row, str):
-        raise InputError(f"row {number} cannot be read: {row}")
-    return row
+_OUT_OF_RANGE = "<value out of range"  # what Arrow writes in place of such a time
 
 
 class ParquetSource(FileSource):
-    """Files *.parquet and *.pq. Only columns that records are made of are read."""
+    """Files *.parquet and *.pq. Columns that are renamed `unused` are not read.
+
+    Dates and times are text as Arrow writes it, with the digits of their unit: 2024-01-31, 2024-01-31 12:00:00.000. Columns of
+    bytes that are no pictures or videos hold UTF-8.
+    """
 
     name = "parquet"
     endings = (".parquet", ".pq")
-    decode = _decode
+    compressed = False
+    beside_pictures = True
 
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
         pyarrow = import_pyarrow()
         super().__init__(path, prompt, columns)
-        wanted = {*FIELDS, *(column for _, column in columns)}
-        self.lengths = []
+        self._media = frozenset({*MEDIA, *(column for name, column in columns if name in MEDIA)})
+        left_out = {column for name, column in columns if name == UNUSED}
+        self._counts: list[int] = []
         self._columns: list[list[str]] = []
-        for place in self._paths:
+        for number, place in enumerate(self.inputs.paths):
             try:
-                with pyarrow.parquet.ParquetFile(place) as file:
-                    self.lengths.append(file.metadata.num_rows)
-                    here = file.schema_arrow.names
+                with self.inputs.open(number) as raw, pyarrow.parquet.ParquetFile(io.BufferedReader(raw)) as file:
+                    self._counts.append(file.metadata.num_rows)
+                    names = file.schema_arrow.names
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{place!r} is no Parquet file that can be read: {error}") from error
-            for name, column in columns:
-                if column not in here:
-                    raise InputError(f"{place!r} has no column {column!r} for {name!r}; it has {', '.join(here)}")
-            self._columns.append([column for column in here if column in wanted])
-            if not self._columns[-1]:
-                raise InputError(
-                    f"{place!r} has none of the columns messages, prompt, image, images, video, videos; it has "
-                    f"{', '.join(here)}: say which is which with --column image=NAME"
-                )
+            require_columns(place, names, columns)
+            self._columns.append([name for name in names if name not in left_out])
 
-    def pieces(self, file: int, rows: int) -> Iterator[tuple[int, int, Callable[[], Iterator[Row]]]]:
-        for start in range(0, self.lengths[file], rows):
-            stop = min(self.lengths[file], start + rows)
-            yield start, stop, functools.partial(self._rows, file, start=start, stop=stop)
+    @staticmethod
+    def decode(number: int, read: dict | str) -> dict:
+        if isinstance(read, str):
+            raise InputError(f"row {number} cannot be read: {read}")
+        return read
+
+    def pieces(self, file: int, rows: int) -> Iterator[tuple[float, Callable[[], Iterator[Row]]]]:
+        count = self._counts[file]
+        for start in range(0, count, rows):
+            stop = min(count, start + rows)
+            yield (stop - start) / count, functools.partial(self._rows, file, start=start, stop=stop)
 
     def _rows(self, number: int, *, start: int, stop: int) -> Iterator[Row]:
         """Rows start to stop of a file. Where the file is damaged, an error message stands for each row that cannot be read."""
@@ -64,13 +69,17 @@ class ParquetSource(FileSource):
                 place += 1
         except (import_pyarrow().ArrowException, OSError) as problem:
             error = str(problem)
+        self.inputs.check(number)  # before a row is blamed on damage
         for missing in range(place, stop):
             yield Row(missing - start, (number, missing + 1, error))
 
     def _read(self, number: int, *, start: int, stop: int) -> Iterator[dict]:
         """The row groups that hold the rows, a few rows decoded at a time."""
         parquet = import_pyarrow().parquet
-        with parquet.ParquetFile(self._paths[number], pre_buffer=False, buffer_size=2**20) as file:
+        with (
+            self.inputs.open(number) as raw,
+            parquet.ParquetFile(io.BufferedReader(raw), pre_buffer=False, buffer_size=2**20) as file,
+        ):
             first, here = 0, start
             groups: list[int] = []
             for group in range(file.metadata.num_row_groups):
@@ -82,7 +91,32 @@ class ParquetSource(FileSource):
             for batch in file.iter_batches(_BATCH, row_groups=groups, columns=self._columns[number], use_threads=False):
                 low, high = max(start - here, 0), min(stop - here, batch.num_rows)
                 if low < high:
-                    yield from batch.slice(low, high - low).to_pylist()
+                    rows = self._plain(batch.slice(low, high - low))
+                    self.inputs.check(number, raw)
+                    yield from rows
                 here += batch.num_rows
                 if here >= stop:
                     return
+
+    def _plain(self, batch) -> list[dict]:
+        """The rows of a pyarrow.RecordBatch."""
+        names = batch.schema.names
+        columns = [_values(batch.column(place), text=name not in self._media) for place, name in enumerate(names)]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(column, text: bool) -> list[Any]:
+    """The values of a pyarrow.Array, an Unreadable in place of each that has none in Python. text: bytes are UTF-8."""
+    pyarrow = import_pyarrow()
+    kind = column.type
+    time = pyarrow.types.is_temporal(kind)
+    binary = any(
+        check(kind) for check in (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_binary_view)
+    )
+    try:
+        found = (column.cast(pyarrow.string()) if time or (text and binary) else column).to_pylist()
+    except Exception as error:  # of Arrow, of Python's codecs and calendars
+        if len(column) == 1:
+            return [Unreadable(" ".join(str(error).split()))]
+        return [value for place in range(len(column)) for value in _values(column.slice(place, 1), text)]
+    return [Unreadable(value) if time and value and value.startswith(_OUT_OF_RANGE) else value for value in found]

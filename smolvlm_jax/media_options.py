@@ -1,0 +1,105 @@
+# ruff: noqa: RUF009 (_option makes a field)
+"""`PictureOptions`: how pictures and videos are read, as the commands, the batch job and recipes are told it. Imports nothing
+heavy."""
+
+import dataclasses
+import functools
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import InputError
+
+__all__ = ["PictureOptions"]
+
+
+def _option(help: str) -> Any:
+    return field(default=None, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """How pictures and videos become tiles, and what may be read for them. None leaves the choice to the checkpoint.
+
+    Each field is an argument of SmolVLMImageProcessor or SmolVLMVideoProcessor, of their calls, or a field of MediaLimits.
+    They describe it. Left out are those that the device does or that no job has a use for.
+
+    Raises:
+        InputError: a value has the wrong type, or is negative.
+    """
+
+    # pictures
+    max_tiles: int | None = _option("shrink pictures that would take more tiles")
+    do_upscale: bool | None = _option("enlarge small pictures")
+    do_image_splitting: bool | None = _option("let a picture take several tiles")
+    do_convert_rgb: bool | None = _option("convert pictures of any mode to RGB")
+    do_resize: bool | None = _option("resize pictures and frames as the size says")
+    size: dict[str, int] | None = _option('of resized pictures and frames, such as {"longest_edge": 1024}')
+    max_image_size: dict[str, int] | None = _option('of a tile, such as {"longest_edge": 512}')
+    resample: int | None = _option("Pillow's filter, 0 to 5")
+    background: str | list | tuple | None = _option("colour under transparent parts, such as white or #rrggbb")
+    full_16bit: bool | None = _option("keep 16-bit greys from saturating at white")
+    pages: int | str | None = _option("of a TIFF: first, all, or the number of one, from 1")
+    exif_transpose: bool | None = _option("turn arrays of pixels too as their EXIF says; files always are")
+    # videos
+    num_frames: int | None = _option("frames of a video, at most")
+    fps: float | None = _option("frames taken of a second of video")
+    skip_secs: float | None = _option("seconds left out at both ends of a long video")
+    do_sample_frames: bool | None = _option("take some frames of a video instead of all")
+    video_sampling: dict[str, Any] | None = _option('all of it, such as {"max_frames": 8, "fps": 1, "video_size": {…}}')
+    use_video_size: bool | None = _option("take the size of video_sampling even where there is another")
+    backend: str | None = _option("what decodes videos first, pyav or decord")
+    # limits
+    urls: bool | None = _option("http and https URLs may be fetched")
+    files: bool | None = _option("local paths may be opened")
+    private_addresses: bool | None = _option("URLs may lead to loopback, private and link-local addresses")
+    timeout: float | None = _option("seconds for one URL")
+    max_redirects: int | None = _option("redirects of one URL")
+    max_bytes: int | None = _option("of one encoded picture")
+    max_video_bytes: int | None = _option("of one encoded video")
+    max_pixels: int | None = _option("width × height of a picture or frame")
+    max_frames: int | None = _option("frames decoded from one video")
+    max_decoded_pixels: int | None = _option("of all frames that are decoded of one video together")
+    isolate: bool | None = _option("decode videos in a helper process")
+    decode_seconds: float | None = _option("that the helper may go without progress")
+
+    def __post_init__(self):
+        for name, kind in kinds().items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            number = not isinstance(value, bool) and isinstance(value, (int, float))
+            wanted = (*kind, int) if float in kind else kind
+            if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kind):
+                words = " or ".join(part.__name__ for part in kind)
+                raise InputError(f"{name} is {value!r:.80}; it needs a value of type {words}")
+            if number and not 0 <= value < float("inf"):
+                raise InputError(f"{name} is {value!r:.80}; it cannot be negative, nor without end")
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@functools.cache
+def kinds() -> dict[str, tuple[type, ...]]:
+    """The types that the value of each option may have, apart from None."""
+    out = {}
+    for name, hint in typing.get_type_hints(PictureOptions).items():
+        parts = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        out[name] = tuple(typing.get_origin(part) or part for part in parts)
+    return out
+
+
+def from_mapping(options: dict[str, Any]) -> PictureOptions:
+    """Options by name.
+
+    Raises:
+        InputError: there is no option of a name, or a value has the wrong type.
+    """
+    known = [entry.name for entry in dataclasses.fields(PictureOptions)]
+    for name in options:
+        if name not in known:
+            raise InputError(f"there is no picture option {name!s}; there are {', '.join(known)}")
+    return PictureOptions(**options)

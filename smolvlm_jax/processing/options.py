@@ -1,0 +1,36 @@
+"""A checkpoint's processor with the options of a job."""
+
+import dataclasses
+import os
+from typing import Any
+
+from ..media_options import PictureOptions
+from .limits import MediaLimits
+from .processor import SmolVLMProcessor
+
+__all__ = ["call_options", "open_processor"]
+
+_LIMITS = tuple(entry.name for entry in dataclasses.fields(MediaLimits))
+# What is said anew in every call: the processor has other defaults for conversations than for single calls.
+_CALL = ("do_sample_frames", "skip_secs")
+
+
+def open_processor(directory: str | os.PathLike, options: PictureOptions) -> SmolVLMProcessor:
+    """The processor of a checkpoint with these options, apart from `call_options`.
+
+    Raises:
+        CheckpointError: the checkpoint has none.
+        InputError: an option makes no sense.
+    """
+    given = {name: value for name, value in options.given().items() if name not in _CALL}
+    limits = {name: given.pop(name) for name in _LIMITS if name in given}
+    backend = given.pop("backend", None)
+    processor = SmolVLMProcessor.from_pretrained(directory, **given, limits=MediaLimits(**limits))
+    if backend is not None:  # for transformers a keyword of another meaning
+        processor.video_processor.backend = backend
+    return processor
+
+
+def call_options(options: PictureOptions) -> dict[str, Any]:
+    """The options that are keywords of `encode_chat`."""
+    return {name: value for name, value in options.given().items() if name in _CALL}

@@ -1,0 +1,122 @@
+"""What the files of an input were when they were found, checked whenever they are read: answers belong to the input that the
+job began with, so a file that changes ends the job before a row is made of what it holds now."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import IO, NamedTuple
+
+from ...errors import ChangedError, InputError
+
+__all__ = ["Identity", "Inputs"]
+
+_BLOCK = 2**16
+_BLOCKS = 64
+_WHOLE = 2**26
+
+
+class Identity(NamedTuple):
+    """What tells a file from another one, and from itself after it was written to."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, file: str | int) -> "Identity":
+        """Of a path or a descriptor. Raises OSError."""
+        info = os.stat(file)
+        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+
+    def check(self, file: str | int, name: str) -> None:
+        """Compare with what is at a path or a descriptor now.
+
+        Raises:
+            ChangedError: it is not what it was; `name` is the file's in the message.
+        """
+        try:
+            now = Identity.of(file)
+        except OSError as error:
+            raise ChangedError(f"the input {name} cannot be read any more: {error.strerror}; {_ADVICE}") from error
+        if now == self:
+            return
+        if now.size != self.size:
+            what = f"it had {self.size} bytes when the job began, and now has {now.size}"
+        elif (now.device, now.inode) != (self.device, self.inode):
+            what = "another file has taken its place"
+        else:
+            what = "it was written to after the job had begun"
+        raise ChangedError(f"the input {name} has changed: {what}; {_ADVICE}")
+
+
+_ADVICE = "finished rows are kept: put the file back and run the same command again, or start afresh with --force"
+
+
+class Inputs:
+    """The files of an input.
+
+    Args:
+        paths: Of the files, each of which is looked at now.
+
+    Attributes:
+        paths: Likewise.
+        sizes: In bytes.
+
+    Raises:
+        InputError: if one cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = list(paths)
+        try:
+            self._identities = [Identity.of(path) for path in self.paths]
+        except OSError as error:
+            raise InputError(f"the input {error.filename} cannot be read: {error.strerror}") from error
+        self.sizes = [identity.size for identity in self._identities]
+
+    def open(self, number: int) -> IO[bytes]:
+        """A file, unbuffered and unchanged as yet. Raises ChangedError."""
+        try:
+            file = open(self.paths[number], "rb", buffering=0)  # noqa: SIM115 (whoever asks closes it)
+        except OSError:
+            self.check(number)
+            raise
+        try:
+            self.check(number, file)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def check(self, number: int, file: IO[bytes] | None = None) -> None:
+        """Make sure that an opened file, or else what stands at its path, is what it was. Raises ChangedError."""
+        path = self.paths[number]
+        self._identities[number].check(path if file is None else file.fileno(), path)
+
+    def check_all(self) -> None:
+        """`check` every path."""
+        for number in range(len(self.paths)):
+            self.check(number)
+
+    def fingerprint(self) -> str:
+        """A hash of what the files hold: of all of it up to 64 MiB, beyond that of blocks spread evenly over each file.
+
+        Raises:
+            InputError: if one cannot be read.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        blocks = max(2, _BLOCKS // len(self.paths))
+        whole = sum(self.sizes) <= _WHOLE
+        for number, size in enumerate(self.sizes):
+            last = max(size - _BLOCK, 0)
+            count = -(-size // _BLOCK) if whole else blocks
+            places = sorted({min(place * _BLOCK, last) if whole else last * place // (blocks - 1) for place in range(count)})
+            try:
+                with self.open(number) as file:
+                    for place in places:
+                        file.seek(place)
+                        digest.update(file.read(_BLOCK) or b"")
+            except OSError as error:
+                raise InputError(f"the input {self.paths[number]} cannot be read: {error}") from error
+        return digest.hexdigest()

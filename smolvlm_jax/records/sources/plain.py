@@ -1,0 +1,133 @@
+"""What a file of text holds, as UTF-8: unpacked, and its encoding decided once, by the mark at its beginning.
+
+A file that is UTF-8 already is read where it is. Of any other an unlinked temporary copy is made (where TMPDIR says), so that
+records are found by byte offsets in every case, and memory does not grow with the file.
+"""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
+
+from ...errors import InputError, import_extra
+
+__all__ = ["COMPRESSED", "copy_of", "ending_of", "plain"]
+
+_BLOCK = 2**18
+# The longer marks first: that of UTF-16-LE is the beginning of UTF-32-LE's.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_READERS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
+COMPRESSED = (*_READERS, ".zst")
+
+
+def ending_of(name: str) -> str:
+    """The ending, in lower case, that says what a file holds: ".csv" of a.csv and of a.CSV.gz."""
+    stem, last = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] if last in COMPRESSED else last
+
+
+def plain(file: IO[bytes], path: str, *, text: bool = True) -> IO[bytes]:
+    """The file itself if it holds UTF-8 (a mark at its beginning included) uncompressed, else a copy that does.
+
+    What is not valid in another encoding is not valid UTF-8 in the copy, so the line that it stands in is in error.
+
+    Args:
+        file: Opened, at its beginning.
+        path: Its name, whose ending tells the compression.
+        text: Whether it holds text. If not, it is unpacked only.
+
+    Raises:
+        InputError: if it cannot be unpacked.
+    """
+    packed = path.lower().endswith(COMPRESSED)
+    if not (packed or text):
+        return file
+    blocks = _unpacked(file, path) if packed else iter(lambda: file.read(4 if file.tell() == 0 else _BLOCK), b"")
+    if not text:
+        return copy_of(blocks)
+    start = b""
+    while len(start) < 4 and (more := next(blocks, b"")):
+        start += more
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if start.startswith(mark)), (b"", "utf-8"))
+    if encoding == "utf-8" and not packed:
+        file.seek(0)
+        return file
+    whole = _chain(start[len(mark) :], blocks)
+    return copy_of(whole if encoding == "utf-8" else _recoded(whole, encoding))
+
+
+def copy_of(blocks: Iterable[bytes]) -> IO[bytes]:
+    """An unlinked temporary file with these contents, at its beginning."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever asks closes it)
+    try:
+        for block in blocks:
+            copy.write(block)
+        copy.seek(0)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _unpacked(file: IO[bytes], path: str) -> Iterator[bytes]:
+    ending = os.path.splitext(path.lower())[1]
+    if ending == ".zst":
+        frames = _zstandard(file)
+        read = lambda: next(frames, b"")
+    else:
+        reader = _READERS[ending](file)
+        read = lambda: reader.read(_BLOCK)
+    while True:
+        try:
+            block = read()
+        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+            raise InputError(f"{path} cannot be unpacked: {error}") from error
+        if not block:
+            return
+        yield block
+
+
+def _zstandard(file: IO[bytes]) -> Iterator[bytes]:
+    """Frame after frame, in pieces so small that even the best packed one unpacks to what memory holds."""
+    zstandard = import_extra("zstandard", "reading .zst files", "zstd")
+    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+    while piece := file.read(4096):
+        while piece:
+            try:
+                block = frame.decompress(piece)
+            except zstandard.ZstdError as error:
+                raise ValueError(error) from error
+            begun, piece = True, b""
+            if frame.eof:
+                piece = frame.unused_data
+                frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+            if block:
+                yield block
+    if begun:
+        raise ValueError("it ends in the middle of a frame")
+
+
+# What stands for bytes that are nothing in their encoding: in UTF-8 it is nothing either.
+codecs.register_error("smolvlm_jax.invalid", lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
+
+
+def _recoded(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)("smolvlm_jax.invalid")
+    for block in blocks:
+        yield decoder.decode(block).encode("utf-8", "surrogatepass")
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
