@@ -69,12 +69,11 @@ class PictureOptions:
             value = getattr(self, name)
             if value is None:
                 continue
-            number = not isinstance(value, bool) and isinstance(value, (int, float))
             wanted = (*kind, int) if float in kind else kind
             if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kind):
                 words = " or ".join(part.__name__ for part in kind)
                 raise InputError(f"{name} is {value!r:.80}; it needs a value of type {words}")
-            if number and not 0 <= value < float("inf"):
+            if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value!r:.80}; it cannot be negative, nor without end")
 
     def given(self) -> dict[str, Any]:

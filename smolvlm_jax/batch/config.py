@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
-from ..records.record import FIELDS
 
 __all__ = ["BatchConfig", "PictureOptions"]
 
@@ -69,6 +68,8 @@ class BatchConfig:
     ring_lengths: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        from ..records.record import FIELDS  # late: the command line starts without numpy
+
         if not 0 <= self.max_error_rate <= 1:
             raise InputError(f"--max-error-rate is a share from 0 to 1, got {self.max_error_rate}")
         if (self.workers or 0) < 0 or self.record_timeout <= 0:

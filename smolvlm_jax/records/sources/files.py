@@ -52,14 +52,13 @@ class FileSource(Source):
         endings: Of the files' names, in lower case. Those of compressed files may follow.
         compressed: Whether such files are read.
         beside_pictures: Whether a directory is of this kind that holds pictures or videos too.
-        decode: As in FileParser.
         inputs: The files, which are checked at every reading, and all of them when the last unit has been asked for.
     """
 
     endings: ClassVar[tuple[str, ...]]
+    parse: FileParser
     compressed: ClassVar[bool] = True
     beside_pictures: ClassVar[bool] = False
-    decode: ClassVar[Callable[[int, Any], Any]]
 
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
         found, self.unread = _data_files(path, self._wanted)
@@ -70,6 +69,11 @@ class FileSource(Source):
         self._names = [name for name, _ in found]
         files = tuple((name, os.path.dirname(os.path.abspath(place))) for name, place in found)
         self.parse = FileParser(files, prompt, columns, type(self).decode)
+
+    @staticmethod
+    @abstractmethod
+    def decode(number: int, read: Any) -> Any:
+        """A decoded record, as in FileParser."""
 
     @abstractmethod
     def pieces(self, file: int, rows: int) -> Iterator[tuple[float, Callable[[], Iterator[Row]]]]:

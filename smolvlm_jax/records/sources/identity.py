@@ -2,6 +2,7 @@
 job began with, so a file that changes ends the job before a row is made of what it holds now."""
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from typing import IO, NamedTuple
@@ -75,7 +76,7 @@ class Inputs:
             raise InputError(f"the input {error.filename} cannot be read: {error.strerror}") from error
         self.sizes = [identity.size for identity in self._identities]
 
-    def open(self, number: int) -> IO[bytes]:
+    def open(self, number: int) -> io.FileIO:
         """A file, unbuffered and unchanged as yet. Raises ChangedError."""
         try:
             file = open(self.paths[number], "rb", buffering=0)  # noqa: SIM115 (whoever asks closes it)

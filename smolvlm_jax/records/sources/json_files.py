@@ -40,7 +40,7 @@ class JsonSource(LineSource):
             return None
 
     @staticmethod
-    def decode(number: int, read: bytes | None) -> Any:
+    def decode(number: int, read: Any) -> Any:
         return JsonlSource.decode(number, read) if read is None else decode_json(f"record {number}", read)
 
 

@@ -161,7 +161,7 @@ class JsonlSource(LineSource):
     beside_pictures = True
 
     @staticmethod
-    def decode(number: int, read: bytes | None) -> Any:
+    def decode(number: int, read: Any) -> Any:
         if read is None:
             raise InputError(f"line {number} is longer than {MAX_LINE} bytes")
         return decode_json(f"line {number}", read)

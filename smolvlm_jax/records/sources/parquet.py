@@ -49,7 +49,7 @@ class ParquetSource(FileSource):
             self._columns.append([name for name in names if name not in left_out])
 
     @staticmethod
-    def decode(number: int, read: dict | str) -> dict:
+    def decode(number: int, read: Any) -> Any:
         if isinstance(read, str):
             raise InputError(f"row {number} cannot be read: {read}")
         return read

@@ -48,7 +48,7 @@ class TableSource(LineSource):
             text.detach().detach()
 
     @staticmethod
-    def decode(number: int, read: bytes | None) -> Any:
+    def decode(number: int, read: Any) -> Any:
         return _decode({}, number, read)
 
 

@@ -61,7 +61,8 @@ class TarSource(LineSource):
 
 def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
     """A line [name, [[ending, place, size], …]] for each record, or [name, what is wrong with it]."""
-    now, members, wrong = "", [], ""
+    members: list[list] = []
+    now = wrong = ""
     for member in archive:
         archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
         found = _NAME.fullmatch(posixpath.normpath(member.name))
@@ -79,8 +80,8 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
         members.append([ending, member.offset_data, member.size])
     if members or wrong:
         yield json.dumps([now, wrong or members]).encode() + b"\n"
-    archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
-    while block := archive.fileobj.read(2**20):  # type: ignore[union-attr]
+    archive.fileobj.seek(archive.offset)
+    while block := archive.fileobj.read(2**20):
         if block.strip(b"\0"):
             raise ValueError(f"it is damaged at byte {archive.offset}, or another archive follows there")
 
