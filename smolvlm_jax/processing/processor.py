@@ -318,9 +318,12 @@ class SmolVLMProcessor:
         chat.expand_images(conversations.messages, lambda picture: self.image_processor.pages_of(picture, **pages))
         video = chat.has_video(conversations.messages)
         jinja = template.choose_template(self.chat_template, chat_template, video=video)
-        unused = sorted(set(variables) - {"tools", "documents"} - template.variables_of(jinja))
+        read = template.variables_of(jinja)
+        unused = sorted(name for name in set(variables) - read if variables[name] or name not in ("tools", "documents"))
         if unused:
-            raise InputError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
+            raise PromptError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
+        if "{" not in jinja:
+            raise PromptError(f"no chat template is called {jinja[:80]!r}, and as a template it would drop all messages")
         own = (self.image_token, self.fake_image_token, self.global_image_token, self.video_token)
         chat.refuse_unused_keys(conversations.messages, jinja)
         guard = guard_for(frozenset({*self.tokenizer.control_tokens, *own}))

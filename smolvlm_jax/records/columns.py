@@ -48,11 +48,20 @@ def renamed(record: Mapping, columns: Iterable[tuple[str, str]]) -> dict[str, An
     Args:
         record: as it was decoded.
         columns: pairs (our name, the record's); one that is called UNUSED is left out.
+
+    Raises:
+        InputError: two columns would get one name.
     """
     columns = tuple(columns)
     taken = {column for _, column in columns}
     out = {name: value for name, value in record.items() if name not in taken}
-    return out | {name: record[column] for name, column in columns if column in record and name != UNUSED}
+    for name, column in columns:
+        if name == UNUSED or column not in record:
+            continue
+        if not is_empty(out.get(name)):
+            raise InputError(f"columns give {column!r} the name {name!r}, which another column has: call that one {UNUSED}")
+        out[name] = record[column]
+    return out
 
 
 def left_over(record: Mapping, known: Collection[str], used: Collection[str]) -> tuple[str, ...]:

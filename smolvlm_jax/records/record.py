@@ -72,8 +72,10 @@ def record_from(
 
 
 def _id(value: Mapping, default: str | int) -> str | int:
-    found = id_of(value.get("id"))
-    found = id_of(value.get("custom_id")) if found is None else found
+    found, other = id_of(value.get("id")), id_of(value.get("custom_id"))
+    if found is not None and other is not None and found != other:
+        raise InputError(f"id is {found!r:.80} and custom_id is {other!r:.80}; a row has one of them")
+    found = other if found is None else found
     return default if found is None else found
 
 

@@ -172,6 +172,13 @@ def test_templates_that_know_strings_only(processor):
     assert processor.apply_chat_template([{"role": "user", "content": "hello"}], both) == "hello"
 
 
+def test_what_no_template_reads_is_refused(processor):
+    for arguments in ({"tools": [{"name": "x"}]}, {"documents": [{"title": "x"}]}, {"chat_template": "shrot"}):
+        with pytest.raises(PromptError, match="|".join(arguments) + "|shrot"):
+            processor.apply_chat_template([user(text("x"))], **arguments)
+    assert processor.apply_chat_template([user(text("x"))], tools=[], documents=None)
+
+
 def test_docling_template(processor):
     template = (
         "{%- for message in messages -%}{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' -}}"

@@ -114,15 +114,35 @@ def _items(folder: Path) -> Iterator[Form]:
     for name, video in _videos(folder, frames).items():
         for key in ("video", "url", "path") if name == "file" else ("video",):
             yield Form(f"video item, {key}, {name}", chat({"type": "video", key: video}, question), pictures=FRAMES)
-    yield Form(
-        "video_url item", chat({"type": "video_url", "video_url": {"url": str(folder / "clip.avi")}}, question), pictures=3
-    )
+    if (folder / "clip.avi").exists():
+        file, listed = {"type": "video", "path": str(folder / "clip.avi")}, {"type": "video", "video": frames}
+        for one, other in itertools.product((file, listed), repeat=2):
+            yield Form(f"videos {one} and {other}", chat(one, other, question), pictures=2 * FRAMES)
+        url = {"type": "video_url", "video_url": {"url": file["path"]}}
+        yield Form("video_url item", chat(url, question), pictures=FRAMES)
 
 
 def _videos(folder: Path, frames: list[str]) -> dict[str, Any]:
-    if not (folder / "clip.avi").exists():
-        return {}
-    return {"file": str(folder / "clip.avi"), "file URL": f"file://{folder}/clip.avi"}
+    pixels = [np.asarray(Image.open(folder / frame)) for frame in frames]
+    data = [(folder / frame).read_bytes() for frame in frames]
+    found: dict[str, Any] = {
+        "frames": frames,
+        "frames as bytes": data,
+        "frames as structs": [{"bytes": one, "path": frame} for one, frame in zip(data, frames, strict=True)],
+        "frames as base64": [base64.b64encode(one).decode() for one in data],
+        "frames as arrays": pixels,
+        "array": np.stack(pixels),
+    }
+    if (folder / "clip.avi").exists():
+        data = (folder / "clip.avi").read_bytes()
+        encoded = base64.b64encode(data).decode()
+        found |= {"file": str(folder / "clip.avi"), "bytes": data, "struct": {"bytes": data, "path": "x.avi"}}
+        found |= {
+            "data URL": f"data:video/x-msvideo;base64,{encoded}",
+            "base64": encoded,
+            "file URL": f"file://{folder}/clip.avi",
+        }
+    return found
 
 
 def _columns(folder: Path) -> Iterator[Form]:
