@@ -26,6 +26,7 @@ __all__ = ["CONFIG", "Adapter", "is_factor", "open_adapter"]
 
 CONFIG = "adapter_config.json"
 _FILES = {"adapter_model.safetensors": SafetensorsReader, "adapter_model.bin": BinReader}
+_DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's
 # Keys of the config that change what an adapter computes, and the values with which they change nothing.
 _UNSUPPORTED: Mapping[str, tuple] = {
     "fan_in_fan_out": (False, None),
@@ -205,7 +206,7 @@ def open_adapter(directory: Path) -> Adapter | None:
     if not present:
         raise CheckpointError(f"{directory} has {CONFIG}, but no {' or '.join(_FILES)}")
     path = checked_path(directory, CONFIG)
-    settings = read_json(path, what="the config of a PEFT adapter", unique_keys=True, limit=MAX_JSON)
+    settings = _DEFAULTS | read_json(path, what="the config of a PEFT adapter", unique_keys=True, limit=MAX_JSON)
     _check(path, settings)
     reader = _FILES[present[0]]([checked_path(directory, present[0])])
     return Adapter(
