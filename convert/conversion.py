@@ -98,7 +98,8 @@ def convert(
         notify: called with every line for the user.
 
     Raises:
-        CheckpointError, ConfigError, InputError: the destination is then as it was.
+        CheckpointError, ConfigError, InputError, ChangedError: the destination is then as it was. The last means that the
+            source changed while it was read.
     """
     with open_checkpoint(source, revision=revision, config_file=config, base=base) as opened:
         kind = to or ("orbax" if opened.kind == "hf" else "hf")

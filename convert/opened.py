@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import SmolVLMConfig
-from ..errors import CheckpointError, ConfigError, InputError, SmolVLMError, first_few
+from ..errors import ChangedError, CheckpointError, ConfigError, InputError, SmolVLMError, first_few
 from ..io import COMPANIONS, Identity, companion_files
 from ..locate import resolve_file
 from .adapters import Adapter, is_factor, open_adapter
@@ -91,7 +91,7 @@ class Checkpoint:
         """Around everything that is read.
 
         Raises:
-            CheckpointError: at the end, or in place of another error: a file is no longer the one that was opened, or was
+            ChangedError: at the end, or in place of another error: a file is no longer the one that was opened, or was
                 written to since.
         """
         try:
@@ -104,7 +104,7 @@ class Checkpoint:
     def _check_unchanged(self) -> None:
         for path, state in self.states.items():
             if _states([path]).get(path) != state:
-                raise CheckpointError(f"{path} changed while it was read: nothing of it is used. Try again when it is complete")
+                raise ChangedError(f"{path} changed while it was read: nothing of it is used. Try again when it is complete")
 
     def damage(self, progress: Callable[[int], object] = lambda count: None) -> list[str] | None:
         """Read everything, and compare it with the checksums of the manifest, or of a training run's step.

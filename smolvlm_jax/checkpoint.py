@@ -62,8 +62,9 @@ def load(
         jax arrays.
 
     Raises:
-        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape; the files changed while
-            they were read; with `check`, an array is not what was written.
+        CheckpointError: one message for all tensors that are missing, surplus or of the wrong shape; with `check`, an array
+            is not what was written.
+        ChangedError: the files changed while they were read.
         ConfigError: no model can be built from config.json.
     """
     try_kernels(attention)

@@ -10,9 +10,8 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from .errors import CheckpointError, SmolVLMError
 
@@ -54,20 +53,19 @@ COMPANIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Which file a path names, and in which state. Equal before and after reading: what was read is one file, unchanged."""
+class Identity(NamedTuple):
+    """What tells a file from another one, and from itself after it was written to."""
 
     device: int
     inode: int
     size: int
-    modified_ns: int
+    modified: int
 
     @classmethod
-    def of(cls, path: str | os.PathLike) -> "Identity":
-        """Of the file that a path names now, links followed. Raises OSError."""
-        found = os.stat(path)
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    def of(cls, file: str | os.PathLike | int) -> "Identity":
+        """Of a path, links followed, or of a descriptor. Raises OSError."""
+        info = os.stat(file)
+        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
 
 
 def say(message: str) -> None:

@@ -12,7 +12,7 @@ from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert import conversion, leaves
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.verify import verify
-from smolvlm_jax.errors import CheckpointError
+from smolvlm_jax.errors import ChangedError
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def disturbed(monkeypatch, path: Path, change) -> None:
 def test_nothing_is_made_of_a_source_that_changes(original, tmp_path, monkeypatch, name, change):
     source = Path(shutil.copytree(original, tmp_path / "source"))
     disturbed(monkeypatch, source / name, CHANGES[change])
-    with pytest.raises(CheckpointError, match=f"{name} changed while it was read|became shorter|cannot read"):
+    with pytest.raises(ChangedError, match=f"{name} changed while it was read|became shorter|cannot read"):
         convert(source, tmp_path / "out", to=("orbax", "hf")[len(change) % 2], quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -76,7 +76,7 @@ def test_load_and_verify_notice_it_too(original, tmp_path, monkeypatch):
     for attempt in (lambda: load(source), lambda: verify(source, original, quiet=True)):
         with monkeypatch.context() as patch:
             disturbed(patch, source / "config.json", os.utime)
-            with pytest.raises(CheckpointError, match=r"config\.json changed while it was read"):
+            with pytest.raises(ChangedError, match=r"config\.json changed while it was read"):
                 attempt()
 
 
@@ -93,7 +93,7 @@ def test_an_orbax_source_and_the_old_destination(original, tmp_path, monkeypatch
         return write(*args, **options)
 
     monkeypatch.setattr(conversion, "write_hf", disturb)
-    with pytest.raises(CheckpointError, match="changed while it was read"):
+    with pytest.raises(ChangedError, match="changed while it was read"):
         convert(tmp_path / "orbax", tmp_path / "out", to="hf", force=True, quiet=True)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["orbax", "out"]

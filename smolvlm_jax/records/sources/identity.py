@@ -3,52 +3,38 @@ job began with, so a file that changes ends the job before a row is made of what
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
-from typing import IO, NamedTuple
+from typing import IO
 
 from ...errors import ChangedError, InputError
+from ...io import Identity
 
-__all__ = ["Identity", "Inputs"]
+__all__ = ["Inputs", "check"]
 
 _BLOCK = 2**16
 _BLOCKS = 64
 _WHOLE = 2**26
 
 
-class Identity(NamedTuple):
-    """What tells a file from another one, and from itself after it was written to."""
+def check(known: Identity, file: str | int, name: str) -> None:
+    """Compare what was known of a file with what is at a path or a descriptor now.
 
-    device: int
-    inode: int
-    size: int
-    modified: int
-
-    @classmethod
-    def of(cls, file: str | int) -> "Identity":
-        """Of a path or a descriptor. Raises OSError."""
-        info = os.stat(file)
-        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-
-    def check(self, file: str | int, name: str) -> None:
-        """Compare with what is at a path or a descriptor now.
-
-        Raises:
-            ChangedError: it is not what it was; `name` is the file's in the message.
-        """
-        try:
-            now = Identity.of(file)
-        except OSError as error:
-            raise ChangedError(f"the input {name} cannot be read any more: {error.strerror}; {_ADVICE}") from error
-        if now == self:
-            return
-        if now.size != self.size:
-            what = f"it had {self.size} bytes when the job began, and now has {now.size}"
-        elif (now.device, now.inode) != (self.device, self.inode):
-            what = "another file has taken its place"
-        else:
-            what = "it was written to after the job had begun"
-        raise ChangedError(f"the input {name} has changed: {what}; {_ADVICE}")
+    Raises:
+        ChangedError: it is not what it was; `name` is the file's in the message.
+    """
+    try:
+        now = Identity.of(file)
+    except OSError as error:
+        raise ChangedError(f"the input {name} cannot be read any more: {error.strerror}; {_ADVICE}") from error
+    if now == known:
+        return
+    if now.size != known.size:
+        what = f"it had {known.size} bytes when the job began, and now has {now.size}"
+    elif (now.device, now.inode) != (known.device, known.inode):
+        what = "another file has taken its place"
+    else:
+        what = "it was written to after the job had begun"
+    raise ChangedError(f"the input {name} has changed: {what}; {_ADVICE}")
 
 
 _ADVICE = "finished rows are kept: put the file back and run the same command again, or start afresh with --force"
@@ -93,7 +79,7 @@ class Inputs:
     def check(self, number: int, file: IO[bytes] | None = None) -> None:
         """Make sure that an opened file, or else what stands at its path, is what it was. Raises ChangedError."""
         path = self.paths[number]
-        self._identities[number].check(path if file is None else file.fileno(), path)
+        check(self._identities[number], path if file is None else file.fileno(), path)
 
     def check_all(self) -> None:
         """`check` every path."""

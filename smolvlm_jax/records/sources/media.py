@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
+from ...io import Identity
 from ..kinds import PICTURES, VIDEOS, is_media
 from ..record import Record
 from .base import Row, Source, Unit
-from .identity import Identity
+from .identity import check
 from .plain import ending_of
 
 __all__ = ["MediaSource", "counted"]
@@ -102,7 +103,7 @@ class MediaSource(Source):
         identity = self._under_way.pop(payload, None)
         if identity is not None:
             path = os.path.join(self._folder, os.fsdecode(payload))
-            identity.check(path, repr(path))
+            check(identity, path, repr(path))
 
 
 def counted(endings: Counter[str]) -> str:
