@@ -27,8 +27,8 @@ _SIGNATURES = {
     b"\x00\x00\x01\xb3": "mpegvideo",
     b"YUV4MPEG2 ": "yuv4mpegpipe",
 }
-# Distances of the sync bytes of an MPEG transport stream, and where the first stands: plain, with times (m2ts), with parity.
-_TRANSPORT = ((188, 0), (192, 4), (204, 0))
+# Distances of the sync bytes of an MPEG transport stream: plain, with times (m2ts), with parity.
+_TRANSPORT = (188, 192, 204)
 
 
 def recognise(head: bytes) -> str:
@@ -47,13 +47,29 @@ def recognise(head: bytes) -> str:
     for signature, name in _SIGNATURES.items():
         if head.startswith(signature):
             return name
-    for size, first in _TRANSPORT:
-        sync = head[first::size]
-        if len(head) >= 2 * size and sync == b"\x47" * len(sync):
-            return "mpegts"
+    if head[:4] == b"\0\0\0\1" and head[4:5]:
+        # H.264 and HEVC without a container begin with a delimiter, a set of parameters or a message.
+        if not head[4] & 0x80 and head[4] & 0x1F in (6, 7, 9):
+            return "h264"
+        if head[4] >> 1 in (32, 33, 35, 39) and head[5:6] == b"\1":
+            return "hevc"
+    if head[:3] == b"\x12\0\x0a":
+        return "obu"
+    if _is_transport_stream(head):
+        return "mpegts"
     if head and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
         raise MediaError("it is text (a playlist?), not a video")
     raise MediaError(
         "it is no video of a kind that is read here: mp4/mov, Matroska/WebM, MPEG transport or program stream, AVI, FLV, Ogg, "
-        "GIF, ASF/WMV, MXF, IVF, Y4M"
+        "GIF, ASF/WMV, MXF, IVF, Y4M, H.264, HEVC or AV1 without a container"
     )
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Whether there is a sync byte in each packet. A recording may begin in the middle of a packet; then more are asked for."""
+    for size in _TRANSPORT:
+        for first in range(size):
+            sync = head[first::size]
+            if len(sync) >= (2 if first in (0, 4) else 8) and sync == b"\x47" * len(sync):
+                return True
+    return False

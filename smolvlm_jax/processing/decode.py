@@ -159,7 +159,9 @@ def _decord_or_pyav(path: str, limits: MediaLimits) -> tuple[str, VideoReader]:
     except LimitError:
         raise
     except Exception:
-        return "decord", _reader("decord", path, limits)
+        with contextlib.suppress(Exception):
+            return "decord", _reader("decord", path, limits)
+        raise
     with contextlib.suppress(Exception):
         if checked.plain:
             reader = _reader("decord", path, limits)

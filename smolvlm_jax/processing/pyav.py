@@ -6,6 +6,7 @@ Every frame that the decoder gives is compared with the times that were announce
 packets, or turn out wrong, the whole video is decoded once to count its frames, in the order in which they come.
 """
 
+import os
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
@@ -25,6 +26,10 @@ __all__ = ["Misread", "PyAVReader"]
 # Codecs whose key frames are not marked reliably, so that everything before a frame is decoded.
 _DECODE_THROUGH = {"gif"}
 _READ_BYTES = 1 << 16
+# Threads of one decoder: those of a big machine would be hundreds, each with its stack and heap.
+_THREADS = 4
+# What other versions of FFmpeg turn into the same RGB.
+_PLAIN_COLOURS = ("yuv420p", "yuvj420p")
 
 
 class Misread(MediaError):
@@ -44,8 +49,8 @@ class PyAVReader:
         total: number of frames that are presented.
         fps: frames a second on average; 0, infinite or NaN if it is not known.
         seconds: float64 (total,): when each frame is presented, counted from the first.
-        plain: another library may be trusted with it, if it finds the same times: every packet is a frame that is shown, and
-            nothing is mirrored. False without `vouch`.
+        plain: another library may be trusted with it, if it finds the same times: every packet is a frame that is shown,
+            nothing is mirrored, and the colours are ordinary. False without `vouch`.
 
     Raises:
         MediaError: there is no film in the file.
@@ -53,7 +58,10 @@ class PyAVReader:
     """
 
     def __init__(self, path: str, work: Work, *, serial: bool = False, vouch: bool = False):
+        from av.video.reformatter import VideoReformatter
+
         self._path, self._work, self._serial = path, work, serial
+        self._to_rgb = VideoReformatter()
         with open(path, "rb") as file:
             self._format = recognise(file.read(HEAD))
         self.plain = False
@@ -110,7 +118,7 @@ class PyAVReader:
             # PyAV asks for invented times where a file has none; times that are not known have to be known as such.
             container.flags &= ~int(av.container.Flags.gen_pts.value)  # type: ignore[call-overload]
             stream = _film(container)
-            stream.thread_type = "SLICE"
+            stream.thread_type, stream.codec_context.thread_count = "SLICE", min(_THREADS, os.cpu_count() or 1)
             self._work.frame(stream.width or 0, stream.height or 0)
             stream.codec_context.options = {"max_pixels": str(self._work.max_pixels)}
             yield container, stream
@@ -132,6 +140,14 @@ class PyAVReader:
         for frame in frames:
             self._work.frame(frame.width, frame.height)
             yield frame
+
+    def _pixels(self, frame: Any) -> np.ndarray:
+        """uint8 (h, w, 3) as it is to be seen."""
+        try:
+            rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1)
+        except TypeError:  # versions of PyAV that use one thread anyway
+            rgb = self._to_rgb.reformat(frame, format="rgb24")
+        return _turned(rgb.to_ndarray(), _display_matrix(frame))
 
     # ---- by the packets' times
 
@@ -165,7 +181,8 @@ class PyAVReader:
         self._frames = array("q", [time for time, _ in places])
         self._places = array("q", [place for _, place in places])  # which packet each frame is
         self.seconds = (np.array(self._frames, np.float64) - self._frames[0]) * self._base
-        self.plain = len(places) == len(times) and len(container.streams.video) == 1
+        alone = len(container.streams.video) == 1 and stream.codec_context.pix_fmt in _PLAIN_COLOURS
+        self.plain = alone and len(places) == len(times)
 
     def _chosen_frames(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, frame) of increasing indices, from stretches of packets that each begin with a key frame."""
@@ -190,8 +207,10 @@ class PyAVReader:
                     if count == len(due) or frame.pts != due[count]:
                         raise Misread("its frames do not come at the times that its packets have")
                     count += 1
+                    if frame.is_corrupt:  # how it looks depends on what was decoded before
+                        raise Misread("some of its frames are damaged")
                     if frame.pts in wants:
-                        yield wants[frame.pts], _pixels(frame)
+                        yield wants[frame.pts], self._pixels(frame)
                 if count < len(due):
                     raise Misread("some of its packets hold no frame")
 
@@ -244,7 +263,7 @@ class PyAVReader:
         left = len(wanted)
         for index, frame in enumerate(self._all_frames()):
             if index in wanted:
-                yield index, _pixels(frame)
+                yield index, self._pixels(frame)
                 left -= 1
             if not left:
                 return
@@ -286,10 +305,8 @@ def _hidden_vp9(packet: Any) -> bool:
 _HIDDEN = {"vp8": _hidden_vp8, "libvpx": _hidden_vp8, "vp9": _hidden_vp9, "libvpx-vp9": _hidden_vp9}
 
 
-def _pixels(frame: Any) -> np.ndarray:
-    """uint8 (h, w, 3) as it is to be seen: turned and mirrored as the display matrix says."""
-    pixels = frame.to_ndarray(format="rgb24")
-    matrix = _display_matrix(frame)
+def _turned(pixels: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+    """A frame, uint8 (h, w, 3), as it is to be seen: turned and mirrored as the display matrix says."""
     if matrix is None:
         return pixels
     a, b, c, d = matrix
