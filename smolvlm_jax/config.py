@@ -9,6 +9,7 @@ are equal however their files were spelled.
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +17,14 @@ from typing import Any, Self
 
 from .errors import ConfigError
 from .io import read_json, write_json
+from .text_families import MULTIPLIERS, RopeScaling, check_family, finite, require, split_rope
 
 __all__ = ["SmolVLMConfig", "SmolVLMTextConfig", "SmolVLMVisionConfig"]
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
+_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")  # those of layers.activation
 # Default of a field that `__post_init__` fills in: None where it is given, never where it is read.
 _DERIVED: Any = None
-
-
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise ConfigError(what)
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,27 @@ class _Config:
     def _require_positive(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            _require(ok, f"{type(self).__name__}.{name} must be a positive integer, got {value!r}")
+            require(_is_id(value) and value > 0, self._wants(name, "a positive integer below 2**31"))
+
+    def _require_numbers(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(finite(value) and value >= 0, self._wants(name, "a finite number, 0 or more"))
+
+    def _require_flags(self, *names: str) -> None:
+        for name in names:
+            require(isinstance(getattr(self, name), bool), self._wants(name, "true or false"))
+
+    def _require_activation(self, name: str) -> None:
+        require(getattr(self, name) in _ACTIVATIONS, self._wants(name, f"one of {', '.join(_ACTIVATIONS)}"))
+
+    def _wants(self, name: str, what: str) -> str:
+        text = repr(getattr(self, name))
+        return f"{type(self).__name__}.{name} must be {what}, got {text if len(text) <= 80 else text[:77] + '…'}"
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 @dataclass(frozen=True)
@@ -94,14 +111,16 @@ class SmolVLMVisionConfig(_Config):
     def __post_init__(self) -> None:
         self._require_positive("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         self._require_positive("num_channels", "image_size", "patch_size")
-        _require(
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"vision hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
         )
-        _require(
+        require(
             self.image_size >= self.patch_size,
             f"vision image_size {self.image_size} is smaller than patch_size {self.patch_size}: no patch fits",
         )
+        self._require_numbers("layer_norm_eps", "attention_dropout", "initializer_range")
+        self._require_activation("hidden_act")
 
     @property
     def head_dim(self) -> int:
@@ -130,7 +149,13 @@ class SmolVLMVisionConfig(_Config):
 
 @dataclass(frozen=True)
 class SmolVLMTextConfig(_Config):
-    """The Llama-style decoder. `num_key_value_heads` and `head_dim` left out are filled in, as in transformers."""
+    """The Llama-style decoder. `num_key_value_heads` and `head_dim` left out are filled in, as in transformers.
+
+    `model_type` names the family of decoders: "llama", or "granite", which is llama with multipliers.
+    `attention_multiplier` is what scores are multiplied by; None, as in llama, is 1 / √head_dim. `logits_scaling` is kept and
+    has no effect: transformers divides logits by it in GraniteForCausalLM, but not in the classes that smolvlm and idefics3
+    stand for.
+    """
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -144,14 +169,20 @@ class SmolVLMTextConfig(_Config):
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    embedding_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
     attention_bias: bool = False
     attention_dropout: float = 0.0
     mlp_bias: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
+    eos_token_id: int | tuple[int, ...] | None = 2
     # the model-level switch decides (transformers 5); this one is carried along for older readers
     tie_word_embeddings: bool = field(default=False, compare=False)
+    model_type: str = "llama"
 
     def __post_init__(self) -> None:
         self._require_positive("hidden_size", "num_attention_heads")
@@ -159,34 +190,73 @@ class SmolVLMTextConfig(_Config):
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in ("pad_token_id", "bos_token_id"):
+            value = getattr(self, name)
+            require(
+                value is None or _is_id(abs(value) if isinstance(value, int) else value), self._wants(name, "an id or null")
+            )
+        if isinstance(self.eos_token_id, (list, tuple)):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        ids = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        fits = all(map(_is_id, ids)) or self.eos_token_id is None
+        require(fits, self._wants("eos_token_id", "an id, a list of ids, or null"))
+        require(
+            self.rope_scaling is None or isinstance(self.rope_scaling, RopeScaling),
+            self._wants("rope_scaling", "a RopeScaling or None"),
+        )
+        self._check_multipliers()
+        self._require_numbers("rope_theta", "rms_norm_eps", "attention_dropout", "initializer_range")
+        self._require_flags("attention_bias", "mlp_bias", "tie_word_embeddings")
+        self._require_activation("hidden_act")
+        require(self.rope_theta > 0, self._wants("rope_theta", "greater than 0"))
         object.__setattr__(self, "rope_theta", float(self.rope_theta))
         self._require_positive("vocab_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "head_dim")
-        _require(
+        self._require_positive("max_position_embeddings")
+        require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"text num_attention_heads {self.num_attention_heads} is not a multiple of "
             f"num_key_value_heads {self.num_key_value_heads}",
         )
-        _require(self.head_dim % 2 == 0, f"text head_dim {self.head_dim} is odd: rotary embedding pairs its halves")
+        require(self.head_dim % 2 == 0, f"text head_dim {self.head_dim} is odd: rotary embedding pairs its halves")
         for name in ("attention_bias", "mlp_bias"):
-            _require(not getattr(self, name), f"text {name}=true is not supported: no SmolVLM checkpoint has such biases")
+            require(not getattr(self, name), f"text {name}=true is not supported: no SmolVLM checkpoint has such biases")
+
+    def _check_multipliers(self) -> None:
+        llama = self.model_type == "llama"
+        require(llama or self.model_type == "granite", self._wants("model_type", "'llama' or 'granite'"))
+        if self.attention_multiplier is None and not llama:
+            object.__setattr__(self, "attention_multiplier", 1.0)
+        names = [name for name in MULTIPLIERS if getattr(self, name) is not None]
+        self._require_numbers(*names)
+        require(self.logits_scaling > 0, self._wants("logits_scaling", "greater than 0"))
+        for name in names if llama else ():
+            neutral = name != "attention_multiplier" and getattr(self, name) == 1
+            require(neutral, self._wants(name, "left out of a llama decoder"))
+
+    @property
+    def query_multiplier(self) -> float:
+        """What queries are multiplied by, since attention divides scores by √head_dim: 1 in llama."""
+        own, wanted = self.head_dim**-0.5, self.attention_multiplier
+        return 1.0 if wanted is None or math.isclose(wanted, own, rel_tol=1e-12) else wanted / own
 
     @classmethod
     def _respelled(cls, data: dict[str, Any]) -> dict[str, Any]:
         """v5 has `rope_parameters`, v4 `rope_theta` and `rope_scaling`."""
-        parameters, scaling = (data.pop(key, None) or {} for key in ("rope_parameters", "rope_scaling"))
-        kind = parameters.get("rope_type", scaling.get("rope_type", scaling.get("type")))
-        _require(
-            kind in (None, "default"),
-            f"text rope_type {kind!r} is not supported: SmolVLM uses plain rotary embedding; "
-            "remove rope_scaling from config.json if the checkpoint was trained without it",
-        )
-        if parameters.get("rope_theta") is not None:
-            data["rope_theta"] = parameters["rope_theta"]
-        return data
+        family = check_family(data)
+        if family == "llama":
+            data = {key: value for key, value in data.items() if key not in MULTIPLIERS}
+        return split_rope({**data, "model_type": family})
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping of a config.json."""
-        return {"model_type": "llama", **super().to_dict(), "rope_scaling": None}
+        out = super().to_dict()
+        out["rope_scaling"] = self.rope_scaling and self.rope_scaling.to_dict()
+        if isinstance(self.eos_token_id, tuple):
+            out["eos_token_id"] = list(self.eos_token_id)
+        if self.model_type == "llama":
+            for name in MULTIPLIERS:
+                del out[name]
+        return out
 
 
 _DEFAULT_VISION, _DEFAULT_TEXT = SmolVLMVisionConfig(), SmolVLMTextConfig(rms_norm_eps=1e-5)
@@ -214,16 +284,17 @@ class SmolVLMConfig(_Config):
                 value = default
             elif isinstance(value, dict):
                 value = kind.from_dict(value)
-            _require(isinstance(value, kind), f"{name} must be a mapping or a {kind.__name__}, got {type(value).__name__}")
+            require(isinstance(value, kind), f"{name} must be a mapping or a {kind.__name__}, got {type(value).__name__}")
             object.__setattr__(self, name, value)
-        self._require_positive("scale_factor")
-        _require(
+        self._require_positive("scale_factor", "image_token_id")
+        self._require_flags("tie_word_embeddings", "use_cache")
+        require(
             self.model_type in ("smolvlm", "idefics3"),
             f"model_type {self.model_type!r} is not a SmolVLM: expected 'smolvlm' or 'idefics3'",
         )
         if self.dtype is not None:
             dtype = str(self.dtype).removeprefix("torch.")
-            _require(dtype in _DTYPES, f"dtype {self.dtype!r} is none of {', '.join(_DTYPES)}")
+            require(dtype in _DTYPES, f"dtype {self.dtype!r} is none of {', '.join(_DTYPES)}")
             object.__setattr__(self, "dtype", dtype)
 
     @property

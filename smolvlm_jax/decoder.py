@@ -21,6 +21,7 @@ from .layers import (
     dimensions,
     rotary_tables,
     run_layers,
+    scaled,
 )
 from .sharding import constrain
 
@@ -53,7 +54,7 @@ class TextAttention(Part):
         q = self.project("btd,dnh->bnth", "q_proj")(x)
         k = self.project("btd,dkh->bkth", "k_proj")(x)
         v = self.project("btd,dkh->bkth", "v_proj")(x)
-        q = constrain(apply_rotary(q, *rotary), "batch", "act_heads", None, None)
+        q = constrain(scaled(apply_rotary(q, *rotary), self.config.query_multiplier), "batch", "act_heads", None, None)
         k = constrain(apply_rotary(k, *rotary), "batch", "act_kv_heads", None, None)
         form, weighed = self.execution.attention, self.return_weights
         if cache is None:
@@ -89,8 +90,9 @@ class TextLayer(Part):
         norm = partial(RMSNorm, self.config.hidden_size, self.config.rms_norm_eps, self.execution.dtype)
         attend = TextAttention(self.config, self.execution, self.return_weights, name="self_attn")
         attended = attend(norm(name="input_layernorm")(x), **attending)
-        x = constrain(x + attended.output, "batch", None, None)
-        x = x + TextMLP(self.config, self.execution, name="mlp")(norm(name="post_attention_layernorm")(x))
+        share = self.config.residual_multiplier
+        x = constrain(x + scaled(attended.output, share), "batch", None, None)
+        x = x + scaled(TextMLP(self.config, self.execution, name="mlp")(norm(name="post_attention_layernorm")(x)), share)
         return attended._replace(output=constrain(x, "batch", None, None))
 
 
@@ -172,8 +174,10 @@ class SmolVLMTextModel(nn.Module):
         if position_ids is None:
             offset = 0 if cache is None else cache.index
             position_ids = (offset + jnp.arange(t))[None] if segment_ids is None else segment_positions(segment_ids)
-        rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta, self.execution.dtype)
-        x = constrain(inputs_embeds.astype(self.execution.dtype), "batch", None, None)
+        c, dtype = self.config, self.execution.dtype
+        rotary = rotary_tables(position_ids, c.head_dim, c.rope_theta, dtype, c.rope_scaling)
+        x = scaled(inputs_embeds.astype(dtype), c.embedding_multiplier)
+        x = constrain(x, "batch", None, None)
         run = partial(run_layers, self, TextLayer, x, return_weights=output_attentions, rotary=rotary)
         after = None
         if cache is None:

@@ -5,6 +5,7 @@ b batch, i image/tile, p patch, t query position, s key position, n query head, 
 key/value head, h head dim, d model width, f mlp width, v vocabulary, l layer, r low rank.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from .config import SmolVLMTextConfig, SmolVLMVisionConfig
 from .errors import ConfigError
 from .precision import matmul_precision
 from .sharding import Dimension, constrain, parameter
+from .text_families import RopeScaling
 
 # What letters of the alphabet stand for in parameters: the field of a config that says how many, and the logical axis.
 _LETTERS = {
@@ -296,7 +298,14 @@ class Embedding(nn.Module):
         return jnp.einsum("btd,vd->btv", x.astype(self.dtype), table, precision=matmul_precision(self.dtype))
 
 
-def rotary_tables(position_ids: jax.Array, head_dim: int, theta: float, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def scaled(x: jax.Array, multiplier: float) -> jax.Array:
+    """`x` times a constant of the program, rounded once to x's dtype; a multiplier of 1 is no part of the program."""
+    return x if multiplier == 1 else (x.astype(jnp.float32) * multiplier).astype(x.dtype)
+
+
+def rotary_tables(
+    position_ids: jax.Array, head_dim: int, theta: float, dtype: Any, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of the rotary angles for one forward pass; made once and shared by all layers.
 
     Angles are products of float32 positions and float32 frequencies theta^(-2j/h), whatever the model computes in: in
@@ -307,14 +316,29 @@ def rotary_tables(position_ids: jax.Array, head_dim: int, theta: float, dtype: A
         head_dim: h.
         theta: base of the frequencies.
         dtype: of the result.
+        scaling: how the frequencies were stretched.
 
     Returns:
         Cosine and sine, (b, 1, t, h/2) each.
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     inverse_frequency = 1.0 / (jnp.float32(theta) ** exponents)
+    if scaling is not None:
+        inverse_frequency = _stretched(inverse_frequency, scaling)
     angles = position_ids[:, None, :, None].astype(jnp.float32) * inverse_frequency
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def _stretched(frequency: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Frequencies, float32 (h/2,), as they are after `scaling`, with transformers' arithmetic."""
+    slow = frequency / scaling.factor
+    if scaling.rope_type == "linear":
+        return slow
+    low, high, context = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings
+    wave = 2 * math.pi / frequency
+    share = (context / wave - low) / (high - low)
+    between = (1 - share) * slow + share * frequency
+    return jnp.where(wave > context / low, slow, jnp.where(wave < context / high, frequency, between))
 
 
 def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
