@@ -1,6 +1,7 @@
 """How a prompt is continued: `Sampling`, `GenerationConfig` for `generate`, `SamplingParams` for requests to the engine."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -13,6 +14,8 @@ from .io import read_json, write_json
 
 __all__ = ["GenerationConfig", "Sampling", "SamplingParams"]
 
+_log = logging.getLogger(__name__)
+
 
 def _whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -20,6 +23,10 @@ def _whole(value: Any, least: int) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return _whole(value, 0) and value < 2**31
 
 
 # What each setting must be: a test, and the words of the message for a value that fails it.
@@ -34,6 +41,27 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda x: _whole(x, 0) and x < 2**32, "an integer from 0 to 2**32 - 1"),
     "ignore_eos": (lambda x: isinstance(x, bool), "true or false"),
     "repetition_window": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
+    "eos_token_id": (lambda x: all(map(_is_id, x if isinstance(x, (list, tuple)) else [x])), "a token id or a list of them"),
+    "pad_token_id": (lambda x: _is_id(x), "a token id"),
+}
+
+
+# Settings of a draw, without effect in greedy decoding.
+_DRAWING = ("temperature", "top_k", "top_p", "min_p")
+# Settings of transformers that change what is generated, and do not exist here, with their neutral values.
+_OTHERS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale", "encoder_repetition_penalty"), (1,)
+    ),
+    **dict.fromkeys(("typical_p", "top_h"), (1,)),
+    **dict.fromkeys(
+        ("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)
+    ),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "stop_strings"), ([],)),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "max_time"), ()),
+    **dict.fromkeys(("constraints", "force_words_ids", "watermarking_config", "dola_layers"), ()),
+    **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), (False,)),
 }
 
 
@@ -132,15 +160,30 @@ class GenerationConfig(Sampling):
             directory: of the checkpoint.
 
         Returns:
-            What the file says. Keys without a meaning here are ignored; an absent file gives the defaults.
+            What the file says; an absent file gives the defaults, and so do null and what has no effect, such as the
+            temperature of greedy decoding. A log line names settings that are not used though they look as if they should be.
 
         Raises:
-            ConfigError: the file cannot be read.
-            InputError: a value is out of range.
+            ConfigError: the file cannot be read, or a value that is used is out of range.
         """
-        data = read_json(Path(directory) / "generation_config.json", error=ConfigError, missing_ok=True)
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in data.items() if k in known and v is not None})
+        path = Path(directory) / "generation_config.json"
+        data = read_json(path, error=ConfigError, missing_ok=True)
+        given = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
+        unused = [key for key, neutral in _OTHERS.items() if data.get(key) is not None and data[key] not in neutral]
+        if given.get("top_k") == -1:  # as other libraries write "off"
+            given["top_k"] = 0
+        if not given.get("do_sample"):
+            for name in (name for name in _DRAWING if name in given and not _RULES[name][0](given[name])):
+                if not isinstance(given[name], Real) or isinstance(given[name], bool):
+                    continue  # no number at all is a mistake
+                if given.pop(name) != 0:
+                    unused.append(name)
+        if unused:
+            _log.warning("%s: without effect here: %s", path, ", ".join(f"{key}={data[key]!r:.80}" for key in sorted(unused)))
+        try:
+            return cls(**given)
+        except InputError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write `generation_config.json` into the directory, which is created if need be."""

@@ -23,6 +23,7 @@ except ImportError:  # not POSIX: without locks nobody can tell that a writer is
 __all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "Identity", "companion_files", "copy_companions", "create_json", "lock"]
 __all__ += [
     "parse_json",
+    "read_bytes",
     "read_json",
     "read_text",
     "remove_dead",
@@ -36,6 +37,9 @@ __all__ += ["unique_name", "whole_file", "write_json", "write_text"]
 
 HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
 MAX_TEXT = 100_000_000  # bytes; also the limit of the safetensors library for its headers
+# Of a JSON file: as objects of Python, a file of empty lists takes thirty times its size.
+_MAX_JSON = 32_000_000
+_MAX_DEPTH = 64
 # Files of a checkpoint beside its weights, apart from config.json, which is written anew with the weights.
 COMPANIONS = (
     "generation_config.json",
@@ -151,16 +155,26 @@ def sync_directory(directory: Path) -> None:
             os.close(handle)
 
 
-def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointError, limit: int = MAX_TEXT) -> str:
-    """A UTF-8 file's text, its line ends as they are. Raises `error` if it cannot be read or has more than `limit` bytes."""
+def read_bytes(path: str | os.PathLike, *, error: type[SmolVLMError] = CheckpointError, limit: int = MAX_TEXT) -> bytes:
+    """What a file holds. Raises `error` if it cannot be read, is no file (a pipe would block) or exceeds `limit` bytes."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise error(f"cannot read {path}: it is no regular file")
     try:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
-        if len(data) > limit:
-            raise error(f"cannot read {path}: it has more than {limit:,} bytes")
-        return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
+    except (OSError, ValueError) as fault:
         raise error(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}") from fault
+    if len(data) > limit:
+        raise error(f"cannot read {path}: it has more than {limit:,} bytes")
+    return data
+
+
+def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointError, limit: int = MAX_TEXT) -> str:
+    """The text of a UTF-8 file, with its line ends as they are. Raises `error` as `read_bytes` does."""
+    try:
+        return read_bytes(path, error=error, limit=limit).decode("utf-8")
+    except UnicodeDecodeError as fault:
+        raise error(f"cannot read {path}: {fault}") from fault
 
 
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -198,7 +212,7 @@ def read_json(
     error: type[SmolVLMError] = CheckpointError,
     missing_ok: bool = False,
     unique_keys: bool = False,
-    limit: int = MAX_TEXT,
+    limit: int = _MAX_JSON,
 ) -> dict[str, Any]:
     """The object in a JSON file that may come from elsewhere.
 
@@ -217,9 +231,22 @@ def read_json(
         return {}
     text = read_text(path, error, limit)
     try:
-        return parse_json(text, unique_keys)
+        value = parse_json(text, unique_keys)
+        if _depth_exceeds(value, _MAX_DEPTH):
+            raise ValueError("it is nested too deeply")
+        return value
     except ValueError as fault:
         raise error(f"{path} is not {what}: {fault}") from fault
+
+
+def _depth_exceeds(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [item for held in level for item in (held.values() if isinstance(held, dict) else held)]
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str | bytes) -> str:

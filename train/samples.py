@@ -87,8 +87,9 @@ def label_tokens(processor: SmolVLMProcessor, messages: Sequence[dict], ids: np.
     if len(ends) != len(messages):
         raise PromptError(f"{len(messages)} turns, but {len(ends)} tokens that end a turn: the template does not mark each end")
     tokenizer = processor.tokenizer
-    steering = {tokenizer.added_tokens[token] for token in tokenizer.control_tokens} | {processor.image_token_id}
-    words = ~np.isin(ids, list(steering - {end}))
+    steering = processor.steering_words() | processor.steering_words(video=True)
+    masked = {id for word, id in tokenizer.added_tokens.items() if word in steering} - {end}
+    words = ~np.isin(ids, list(masked))
     taken = [k for k, message in enumerate(messages) if learn == "all" or message["role"] == "assistant"]
     taken = [k for k in (taken[-1:] if learn == "last" else taken) if messages[k].get("weight", 1)]
     if not taken:

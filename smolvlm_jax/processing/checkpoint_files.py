@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..io import read_json, read_text, write_text
+from .file_values import whole
 from .images import SmolVLMImageProcessor
 from .media import checkpoint_directory
 from .tokenizer import SmolVLMTokenizer
+from .tokenizer_files import named_templates
 from .videos import SmolVLMVideoProcessor
 
 _TEMPLATE_FOLDER = "additional_chat_templates"
@@ -36,8 +38,12 @@ def load_parts(path: str | os.PathLike, overrides: Mapping[str, Any]) -> dict[st
     """
     directory = checkpoint_directory(path)
     given = {name: value for name, value in overrides.items() if name not in _IGNORED}
-    own = read_json(os.path.join(directory, "processor_config.json"), missing_ok=True)
-    image_seq_len = given.pop("image_seq_len", None) or own.get("image_seq_len", 169)
+    path = os.path.join(directory, "processor_config.json")
+    own = read_json(path, missing_ok=True)
+    image_seq_len = own.get("image_seq_len")
+    if image_seq_len is not None and not whole(image_seq_len, 1, 2**16):
+        raise CheckpointError(f"{path}: image_seq_len must be a positive whole number, got {image_seq_len!r:.80}")
+    image_seq_len = given.pop("image_seq_len", None) or image_seq_len or 169
     template = given.pop("chat_template", None) or find_template(directory, own)
     parts: dict[str, Any] = {"image_seq_len": image_seq_len, "chat_template": template}
     unknown = set(given)
@@ -51,9 +57,17 @@ def load_parts(path: str | os.PathLike, overrides: Mapping[str, Any]) -> dict[st
 
 def find_template(directory: str, own: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The chat template of a checkpoint with the processor_config.json `own`; a dictionary where it has several, or None."""
-    for config in (own, read_json(os.path.join(directory, "chat_template.json"), missing_ok=True)):
-        if config.get("chat_template"):
-            return config["chat_template"]
+    paths = [os.path.join(directory, name) for name in ("processor_config.json", "chat_template.json")]
+    for path, config in zip(paths, (own, read_json(paths[1], missing_ok=True)), strict=True):
+        found = config.get("chat_template")
+        if found and not isinstance(found, str):
+            found = named_templates(found)
+            if found is None:
+                raise CheckpointError(
+                    f"{path}: chat_template must be a text, or texts by name, got {config['chat_template']!r:.80}"
+                )
+        if found:
+            return found
     default = Path(directory, "chat_template.jinja")
     templates = {"default": read_text(default)} if default.exists() else {}
     templates.update({path.stem: read_text(path) for path in sorted(Path(directory, _TEMPLATE_FOLDER).glob("*.jinja"))})

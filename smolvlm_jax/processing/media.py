@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from ..errors import CheckpointError, InputError
 from ..io import read_json, write_json
+from .file_values import check_values
 from .limits import MediaLimits
 from .pixels import PixelRule
 
@@ -140,17 +141,25 @@ class MediaProcessor(PixelRule):
             **kwargs: arguments that override what the files say.
 
         Raises:
-            CheckpointError: there is no such directory, or a file is not valid JSON.
+            CheckpointError: there is no such directory, or a file is not valid JSON, or a value in it is not what it must be.
             InputError: a keyword is no argument.
         """
         path = os.fspath(pretrained_model_name_or_path)
-        if os.path.isfile(path):
-            config = read_json(path)
-            return cls.from_dict(config.get(cls.NESTED_KEY, config), **kwargs)
-        directory = checkpoint_directory(path)
-        nested = read_json(os.path.join(directory, "processor_config.json"), missing_ok=True).get(cls.NESTED_KEY)
-        found = (read_json(os.path.join(directory, name), missing_ok=True) for name in cls.FILES)
-        return cls.from_dict(nested if isinstance(nested, dict) else next(filter(None, found), {}), **kwargs)
+        files = (
+            [path]
+            if os.path.isfile(path)
+            else [os.path.join(checkpoint_directory(path), name) for name in ("processor_config.json", *cls.FILES)]
+        )
+        for file in files:
+            config = read_json(file, missing_ok=True)
+            nested = config.get(cls.NESTED_KEY)
+            if nested is not None and not isinstance(nested, dict):
+                raise CheckpointError(f"{file}: {cls.NESTED_KEY} must be an object, got {nested!r:.80}")
+            if nested is not None or (config and (file != files[0] or file == path)):
+                where = f"{file}: {cls.NESTED_KEY}" if nested is not None else file
+                check_values(config if nested is None else nested, cls.DEFAULTS, where)
+                return cls.from_dict(config if nested is None else nested, **kwargs)
+        return cls.from_dict({}, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> list[str]:
         """Write the arguments to this class's own file in `save_directory`, which is made if need be.

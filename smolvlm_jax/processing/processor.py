@@ -14,7 +14,8 @@ from .fetch import is_source
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
 from .prompts import MEDIA_TOKENS, MediaTokens, expand
-from .protect import encode_prompt, guard_for
+from .protect import Escaped, encode_prompt, guard_for
+from .steering import steering_words
 from .tokenizer import SmolVLMTokenizer, list_of_texts
 from .videos import SmolVLMVideoProcessor
 
@@ -23,10 +24,10 @@ _FALLBACK_SAMPLING = {"num_frames": 64, "fps": 1}
 
 
 class _Prompts(NamedTuple):
-    """Rendered conversations. `mark` is the character that keeps escaped words apart, where there are any."""
+    """Rendered conversations, and how escaped words are kept apart in them, where there are any."""
 
     texts: list[str]
-    mark: str | None
+    escaped: Escaped | None
     conversations: chat.Conversations
 
 
@@ -123,6 +124,23 @@ class SmolVLMProcessor:
         """Names of the arrays that a call returns."""
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
+    def steering_words(self, chat_template: str | None = None, *, video: bool = False) -> frozenset[str]:
+        """The words that steer the model in a user's text: those that the template writes, and those for media.
+
+        Other added tokens of the tokenizer, special or not, are words.
+
+        Args:
+            chat_template: as in `apply_chat_template`.
+            video: there is a video in the conversation, so that the default is the template that has videos.
+
+        Raises:
+            PromptError: the template is not valid.
+        """
+        jinja = template.choose_template(self.chat_template, chat_template, video=video)
+        media = (getattr(self, name) for name in MEDIA_TOKENS)
+        always = frozenset({*media, *self.tokenizer.special_tokens_map.values()})
+        return steering_words(jinja, frozenset(self.tokenizer.added_tokens), always)
+
     # ---- strings and pixels to arrays
 
     def __call__(
@@ -152,7 +170,9 @@ class SmolVLMProcessor:
         """
         return self._process(images, text, videos, sort_arguments(kwargs))
 
-    def _process(self, images: Any, text: Any, videos: Any, arguments: Arguments, mark: str | None = None) -> BatchFeature:
+    def _process(
+        self, images: Any, text: Any, videos: Any, arguments: Arguments, escaped: Escaped | None = None
+    ) -> BatchFeature:
         if images is None and text is None and videos is None:
             raise InputError("nothing to process; pass text, images or videos")
         if images is not None and videos is not None:
@@ -181,13 +201,13 @@ class SmolVLMProcessor:
                 token, blocks = self.video_token, self.media_tokens.videos(data["video_metadata"], self.default_fps)
             if not arguments.return_metadata:
                 del data["video_metadata"]
-        out = BatchFeature() if texts is None else self._tokenize(expand(texts, token, blocks), arguments.text, mark)
+        out = BatchFeature() if texts is None else self._tokenize(expand(texts, token, blocks), arguments.text, escaped)
         out.update(data)
         return out
 
-    def _tokenize(self, texts: list[str], options: dict[str, Any], mark: str | None) -> BatchFeature:
+    def _tokenize(self, texts: list[str], options: dict[str, Any], escaped: Escaped | None) -> BatchFeature:
         add_special_tokens = options.pop("add_special_tokens", True)
-        rows = [encode_prompt(self.tokenizer, t, mark=mark, add_special_tokens=add_special_tokens) for t in texts]
+        rows = [encode_prompt(self.tokenizer, t, escaped=escaped, add_special_tokens=add_special_tokens) for t in texts]
         batch = self.tokenizer.pad(rows, **options)
         for index, (row, text, kept) in enumerate(zip(rows, texts, batch["input_ids"], strict=True)):
             wanted, left = text.count(self.image_token), list(kept).count(self.image_token_id)
@@ -230,7 +250,8 @@ class SmolVLMProcessor:
             return_tensors: "np" for arrays, None for lists.
             return_dict: with tokenize, return what `__call__` returns instead of input_ids alone.
             processor_kwargs: keywords of `__call__`.
-            special_tokens_in_text: what to do with a text that holds `<image>`, `<end_of_utterance>` or the like. "error"
+            special_tokens_in_text: what to do with a text that holds a word that steers the model, such as `<image>` or
+                `<end_of_utterance>` (see `steering_words`). "error"
                 (the default) refuses it, "escape" has it read as plain characters (needs tokenize=True), "allow" lets it
                 steer the model.
             sanitize_control_tokens: transformers' name for special_tokens_in_text="escape".
@@ -251,7 +272,7 @@ class SmolVLMProcessor:
                 raise InputError(f"apply_chat_template does not support {name}=True")
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
         call = {"return_tensors": return_tensors, **(processor_kwargs or {}), **own}
-        texts, mark, conversations = self._prompts(
+        texts, escaped, conversations = self._prompts(
             conversation,
             chat_template,
             {"tools": tools, "documents": documents, **kwargs},
@@ -261,7 +282,7 @@ class SmolVLMProcessor:
             pages=_page_options(call),
         )
         if not tokenize:
-            if mark is not None:
+            if escaped is not None:
                 raise PromptError("special_tokens_in_text='escape' needs tokenize=True: a string has no escaped form")
             return texts if conversations.batched else texts[0]
         images, videos = (chat.collect_media(conversations.messages, kind) for kind in ("image", "video"))
@@ -275,7 +296,7 @@ class SmolVLMProcessor:
         if self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token):
             arguments.text.setdefault("add_special_tokens", False)
         clips = videos if any(videos) else None
-        out = self._process(given, texts, clips, arguments, mark)
+        out = self._process(given, texts, clips, arguments, escaped)
         return out if return_dict else out["input_ids"]
 
     def encode_chat(self, conversation: Any, *, add_generation_prompt: bool = True, **kwargs: Any) -> BatchFeature:
@@ -324,9 +345,9 @@ class SmolVLMProcessor:
             raise PromptError(f"neither the processor nor the chat template has a use for the argument {unused[0]!r}")
         if "{" not in jinja:
             raise PromptError(f"no chat template is called {jinja[:80]!r}, and as a template it would drop all messages")
-        own = (self.image_token, self.fake_image_token, self.global_image_token, self.video_token)
         chat.refuse_unused_keys(conversations.messages, jinja)
-        guard = guard_for(frozenset({*self.tokenizer.control_tokens, *own}))
+        words = self.steering_words(jinja)
+        guard = guard_for(words)
         guarded = guard.apply(conversations.messages, template.plain(variables), mode)
         mark = guarded.mark
         texts = template.render(
@@ -339,7 +360,7 @@ class SmolVLMProcessor:
         )
         if mark is not None and mode == "error":
             texts, mark = guard.unmark(texts, mark), None
-        return _Prompts(texts, mark, conversations)
+        return _Prompts(texts, None if mark is None else Escaped(mark, words), conversations)
 
     # ---- counting without decoding
 
@@ -397,7 +418,7 @@ class SmolVLMProcessor:
         plans = [self.image_processor.plan_picture(picture, **options) for picture in chain.from_iterable(samples)]
         blocks = [self.media_tokens.picture(plan.rows, plan.cols) for plan in plans]
         texts = expand(prompts.texts, self.image_token, blocks)
-        return [len(encode_prompt(self.tokenizer, t, mark=prompts.mark, add_special_tokens=False)) for t in texts]
+        return [len(encode_prompt(self.tokenizer, t, escaped=prompts.escaped, add_special_tokens=False)) for t in texts]
 
     # ---- back to text
 

@@ -1,7 +1,8 @@
 """Keeping what a user wrote apart from what steers the model.
 
 A text that says `<image>` must not become the place of a picture, nor `<end_of_utterance>` the end of a turn. Such words
-are refused, or escaped: broken by a mark before the template is rendered, and read as plain characters afterwards.
+are refused, or escaped: broken by a mark before the template is rendered, and read as plain characters afterwards. Which words
+they are is decided in steering.py; other added tokens of a tokenizer are words like any.
 """
 
 import functools
@@ -34,7 +35,7 @@ class Guard:
     """Finds the words that steer one model in the texts of a user, and refuses or marks them.
 
     Args:
-        words: the special tokens. Markers of rows and columns of tiles are added.
+        words: see steering.steering_words. Markers of rows and columns of tiles are added.
     """
 
     def __init__(self, words: Iterable[str]):
@@ -149,28 +150,48 @@ def _unused(value: Any) -> str:
     raise PromptError("the conversation uses every private-use character there is, so none is left to escape with")
 
 
-def encode_prompt(tokenizer: SmolVLMTokenizer, text: str, *, mark: str | None, add_special_tokens: bool) -> list[int]:
+class Escaped(NamedTuple):
+    """How escaped words are kept apart in rendered prompts.
+
+    Attributes:
+        mark: the character that breaks them.
+        words: the words that steer.
+    """
+
+    mark: str
+    words: frozenset[str]
+
+
+def encode_prompt(tokenizer: SmolVLMTokenizer, text: str, *, escaped: Escaped | None, add_special_tokens: bool) -> list[int]:
     """The ids of a rendered prompt, which may have marks in it.
 
-    A prompt without marks is encoded as usual. In one with marks, text between two special tokens of the template is read,
-    without its marks, by a tokenizer that recognises no special tokens: the ids are what the characters would get if the
-    word were no token.
+    A prompt without marks is encoded as usual. One with marks is encoded with them first, which finds the words that the
+    template wrote; the text between two of them is read, without its marks, by a tokenizer that has no such tokens. So the
+    ids are what the characters would get if the escaped words were no tokens, and other added tokens are found as ever.
 
     Raises:
         PromptError: the vocabulary has no other way to read the word.
     """
-    if mark is None or mark not in text:
+    if escaped is None or escaped.mark not in text:
         return tokenizer.encode(text, add_special_tokens)
-    tokens = sorted(tokenizer.added_tokens, key=len, reverse=True)
-    steering = {tokenizer.added_tokens[token] for token in tokenizer.control_tokens}
-    ids: list[int] = []
-    # The group keeps the special tokens: every second piece is one.
-    for piece in re.split(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})", text):
-        if piece in tokenizer.added_tokens:
-            ids.append(tokenizer.added_tokens[piece])
-        elif piece:
-            found = tokenizer.encode(piece.replace(mark, ""), add_special_tokens=False, split_special_tokens=True)
-            if not steering.isdisjoint(found):
-                raise PromptError("this tokenizer reads a special token even out of plain text, so the text cannot be escaped")
-            ids.extend(found)
-    return ids
+    mark, words = escaped
+    steering = {tokenizer.added_tokens[word] for word in words if word in tokenizer.added_tokens}
+
+    def plain(piece: str) -> list[int]:
+        found = tokenizer.encode_without(words, piece.replace(mark, ""))
+        if not steering.isdisjoint(found):
+            raise PromptError("this tokenizer reads a special token even out of plain text, so the text cannot be escaped")
+        return found
+
+    marked = tokenizer.encoding(text, add_special_tokens)
+    # What the tokenizer puts around every text is marked in this mask; tokens found in the text are not.
+    around = marked.special_tokens_mask
+    first = next((n for n, flag in enumerate(around) if not flag), len(around))
+    last = next((n for n in range(len(around), first, -1) if not around[n - 1]), first)
+    ids, at = marked.ids[:first], 0
+    for id, (start, stop) in zip(marked.ids[first:last], marked.offsets[first:last], strict=True):
+        if id in steering and mark not in text[start:stop]:
+            start, stop = tokenizer.with_spaces(id, text, start, stop)
+            ids += [*plain(text[at:start]), id]
+            at = stop
+    return [*ids, *plain(text[at:]), *marked.ids[last:]]

@@ -1,14 +1,15 @@
-"""From conversations to prompt strings: the chat template, run in a sandbox."""
+"""From conversations to prompt strings with a chat template."""
 
-import functools
-import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from ..errors import PromptError
+from . import rendering
 from .chat import Message
+from .rendering import variables_of
+
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "choose_template", "plain", "render", "variables_of"]
 
 # The template of the published checkpoints, extended by videos. It is used where a checkpoint has no template, and where a
 # conversation holds a video, which the published template would drop.
@@ -21,7 +22,6 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
-_MAX_PRODUCT = 10**7
 
 
 def choose_template(given: str | dict[str, str] | None, name: str | None, *, video: bool) -> str:
@@ -43,64 +43,6 @@ def choose_template(given: str | dict[str, str] | None, name: str | None, *, vid
     if named and "default" not in named:
         raise PromptError(f"no chat template is called 'default'; pass chat_template, one of {sorted(named)}")
     return (given if isinstance(given, str) else named.get("default")) or DEFAULT_CHAT_TEMPLATE
-
-
-@functools.lru_cache(maxsize=64)
-def compile_template(template: str) -> Any:
-    """The template, compiled in jinja2's immutable sandbox. Raises PromptError where it is not valid jinja."""
-    import jinja2
-    import jinja2.ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Environment(ImmutableSandboxedEnvironment):
-        """The sandbox, which also refuses a template that multiplies its way to a billion characters."""
-
-        intercepted_binops = frozenset(["*", "**"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**":
-                raise jinja2.exceptions.SecurityError("a chat template cannot raise to a power")
-            length = max((len(v) for v in (left, right) if hasattr(v, "__len__")), default=1)
-            count = max((v for v in (left, right) if isinstance(v, int)), default=1)
-            if length * count > _MAX_PRODUCT:
-                raise jinja2.exceptions.SecurityError("a chat template made too long a product")
-            return super().call_binop(context, operator, left, right)
-
-    class Generation(jinja2.ext.Extension):
-        """{% generation %} … {% endgeneration %} marks what the assistant says; it renders as its contents."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            return jinja2.nodes.Scope(body).set_lineno(line)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    def tojson(
-        value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
-    ) -> str:
-        # jinja's own filter escapes HTML
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template)
-    except jinja2.exceptions.TemplateError as error:
-        raise PromptError(f"the chat template is not valid: {error}") from error
-
-
-@functools.lru_cache(maxsize=64)
-def variables_of(template: str) -> frozenset[str]:
-    """The names that the template takes from outside."""
-    import jinja2.meta
-
-    return frozenset(jinja2.meta.find_undeclared_variables(compile_template(template).environment.parse(template)))
 
 
 def plain(value: Any) -> Any:
@@ -154,15 +96,14 @@ def render(
     """
     if continue_final_message and add_generation_prompt:
         raise PromptError("continue_final_message and add_generation_prompt exclude each other")
-    compiled = compile_template(template)
     variables = plain(variables)
     prompts = []
     for index, messages in enumerate(conversations):
         chat = _as_template_wants(template, plain(messages), strings[index])
         final = _mark_final(chat, index) if continue_final_message else None
         try:
-            text = compiled.render(messages=chat, add_generation_prompt=add_generation_prompt, **variables)
-        except Exception as error:  # a template is a program, and raises whatever its expressions raise
+            text = rendering.render(template, {**variables, "messages": chat, "add_generation_prompt": add_generation_prompt})
+        except PromptError as error:
             raise PromptError(f"the chat template fails on conversation {index}: {error}") from error
         prompts.append(_cut_final(text, final=final, index=index) if final is not None else text)
     return prompts

@@ -1,6 +1,7 @@
 """SmolVLMTokenizer: a tokenizer.json behind the names that code for transformers uses."""
 
 import functools
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -8,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
-from ..io import read_json, write_json, write_text
+from ..errors import CheckpointError, InputError
+from ..io import write_json, write_text
 from .batch import BatchFeature, check_return_tensors
 from .choices import as_name, one_of
 from .prompts import GRID_PATTERN, MEDIA_TOKENS
-from .tokenizer_files import read_backend
+from .tokenizer_files import NAMED_TOKENS, named_templates, read_backend, read_config
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _UNLIMITED = 10**30
 # A document checkpoint (docling) writes its markup with special tokens, which are text to the reader of its answers.
 _MARKUP_SIGN = "<doctag>"
@@ -50,25 +50,30 @@ class SmolVLMTokenizer:
     model_input_names = ("input_ids", "attention_mask")
 
     def __init__(self, backend: "Tokenizer", config: dict[str, Any] | None = None):
+        config = dict(config or {})
+        named = {**MEDIA_TOKENS, **{name: config.get(name) for name in NAMED_TOKENS}}
+        for key in ("extra_special_tokens", "model_specific_special_tokens"):
+            extra = config.get(key)
+            named.update(extra if isinstance(extra, dict) else {})
+        for name, token in config.items():
+            if name.endswith("_token") and name not in NAMED_TOKENS and _content(token) and isinstance(_content(token), str):
+                named[name] = token
+        for name, token in named.items():
+            if hasattr(type(self), name):
+                raise CheckpointError(f"tokenizer_config.json: extra_special_tokens cannot name a token {name!r}")
+            setattr(self, name, _content(token) or None)
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
-        self.config = self.init_kwargs = dict(config or {})
-        named = {**MEDIA_TOKENS, **{name: self.config.get(name) for name in _NAMED_TOKENS}}
-        for key in ("extra_special_tokens", "model_specific_special_tokens"):
-            extra = self.config.get(key)
-            named.update(extra if isinstance(extra, dict) else {})
-        for name, token in self.config.items():
-            if name.endswith("_token") and name not in _NAMED_TOKENS and _content(token):
-                named[name] = token
-        for name, token in named.items():
-            setattr(self, name, _content(token))
+        self.config = self.init_kwargs = config
         self.padding_side = self.config.get("padding_side") or "right"
         self.truncation_side = self.config.get("truncation_side") or "right"
         self.model_max_length = self.config.get("model_max_length") or _UNLIMITED
-        self.chat_template = self.config.get("chat_template")
+        template = self.config.get("chat_template")
+        self.chat_template = template if isinstance(template, str) else named_templates(template) or None
         self.added_tokens = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
         self.keep_markup = _MARKUP_SIGN in self.added_tokens
+        self._without: dict[frozenset[str], Tokenizer] = {}
 
     @classmethod
     def from_pretrained(
@@ -91,11 +96,7 @@ class SmolVLMTokenizer:
         directory = os.fspath(pretrained_model_name_or_path)
         if os.path.isfile(directory):
             directory = os.path.dirname(directory)
-        config = {
-            **read_json(os.path.join(directory, "special_tokens_map.json"), missing_ok=True),
-            **read_json(os.path.join(directory, "tokenizer_config.json"), missing_ok=True),
-            **kwargs,
-        }
+        config = read_config(directory, kwargs)
         return cls(read_backend(directory, config, pre_tokenizer=pre_tokenizer), config)
 
     @classmethod
@@ -112,7 +113,7 @@ class SmolVLMTokenizer:
         from tokenizers import Tokenizer
 
         sides = ("padding_side", "truncation_side", "model_max_length", "chat_template")
-        config = {name: getattr(tokenizer, name, None) for name in (*_NAMED_TOKENS, *MEDIA_TOKENS, *sides)}
+        config = {name: getattr(tokenizer, name, None) for name in (*NAMED_TOKENS, *MEDIA_TOKENS, *sides)}
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         return cls(backend, {name: value for name, value in config.items() if value is not None})
 
@@ -151,7 +152,7 @@ class SmolVLMTokenizer:
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """The named special tokens that are set, by the names of their attributes."""
-        return {name: getattr(self, name) for name in _NAMED_TOKENS if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in NAMED_TOKENS if getattr(self, name) is not None}
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -160,7 +161,7 @@ class SmolVLMTokenizer:
 
     @property
     def control_tokens(self) -> frozenset[str]:
-        """The tokens that steer the model: all added tokens but the markup of a document checkpoint."""
+        """The tokens that `decode` leaves out with keep_markup: all added tokens but the markup of a document checkpoint."""
         markup = _MARKUP_SIGN in self.added_tokens
         return frozenset(token for token in self.added_tokens if not markup or _NOT_MARKUP.search(token))
 
@@ -177,13 +178,32 @@ class SmolVLMTokenizer:
         Raises:
             InputError: the text is no string, or holds half of a surrogate pair.
         """
-        if not isinstance(text, str):
-            raise InputError(f"text is a {type(text).__name__}; it needs a string")
-        backend = self.plain_backend if split_special_tokens else self.backend
-        try:
-            return backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except Exception as error:  # lone surrogates
-            raise InputError(f"cannot tokenise the text: {error}") from error
+        return _encoding(self.plain_backend if split_special_tokens else self.backend, text, add_special_tokens).ids
+
+    def encoding(self, text: str, add_special_tokens: bool = True) -> "Encoding":
+        """As `encode`, with the offsets of each token."""
+        return _encoding(self.backend, text, add_special_tokens)
+
+    def encode_without(self, words: frozenset[str], text: str) -> list[int]:
+        """The ids of a text for a tokenizer that does not have the added tokens `words`, but all others."""
+        if words not in self._without:
+            from tokenizers import Tokenizer
+
+            description = json.loads(self.backend.to_str())
+            description["added_tokens"] = [token for token in description["added_tokens"] if token["content"] not in words]
+            self._without[words] = Tokenizer.from_str(json.dumps(description))
+        # By their names, since the other tokenizer numbers the tokens that are left anew.
+        other: Any = self._without[words]
+        return [self.convert_tokens_to_ids(other.id_to_token(id)) for id in _encoding(other, text, False).ids]
+
+    def with_spaces(self, id: int, text: str, start: int, stop: int) -> tuple[int, int]:
+        """Where an added token was found in a text, with the spaces that it takes along (lstrip, rstrip)."""
+        token = self.backend.get_added_tokens_decoder()[id]
+        if token.lstrip:
+            start = len(text[:start].rstrip())
+        if token.rstrip:
+            stop += len(text[stop:]) - len(text[stop:].lstrip())
+        return start, stop
 
     @functools.cached_property
     def plain_backend(self) -> "Tokenizer":
@@ -195,8 +215,8 @@ class SmolVLMTokenizer:
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        # The copy's setting is not pickled with it, so it is made again.
-        return {name: value for name, value in self.__dict__.items() if name != "plain_backend"}
+        # The copies are made again where they are needed: their settings are not pickled with them.
+        return {name: value for name, value in self.__dict__.items() if name != "plain_backend"} | {"_without": {}}
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of one text as strings."""
@@ -353,6 +373,15 @@ class SmolVLMTokenizer:
 
     def __repr__(self) -> str:
         return f"SmolVLMTokenizer(vocabulary {len(self)}, {self.special_tokens_map})"
+
+
+def _encoding(backend: "Tokenizer", text: Any, add_special_tokens: bool) -> "Encoding":
+    if not isinstance(text, str):
+        raise InputError(f"text is a {type(text).__name__}; it needs a string")
+    try:
+        return backend.encode(text, add_special_tokens=add_special_tokens)
+    except Exception as error:  # lone surrogates
+        raise InputError(f"cannot tokenise the text: {error}") from error
 
 
 def list_of_texts(text: Any) -> list[str]:

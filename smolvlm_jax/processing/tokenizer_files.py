@@ -1,15 +1,88 @@
-"""From the files of a checkpoint to a tokenizers.Tokenizer."""
+"""From the files of a checkpoint to a tokenizers.Tokenizer, with the added tokens that transformers finds in them."""
 
 import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, InputError
-from ..io import read_json
+from ..io import read_bytes, read_json
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
-_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+_LONGEST_TOKEN = 1000  # characters
+_MOST_BYTES = 64_000_000  # of tokenizer.json; the largest that is published has half of it
+CONFIG = "tokenizer_config.json"
+
+
+def read_config(directory: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What the small files of a tokenizer say.
+
+    As in transformers, special_tokens_map.json counts only beside a tokenizer_config.json without added_tokens_decoder, where
+    it overrides that file.
+
+    Args:
+        directory: of the checkpoint.
+        overrides: entries that override the files.
+
+    Raises:
+        CheckpointError: a file cannot be read, or an entry is not what it should be; the message names both.
+    """
+    path = os.path.join(directory, CONFIG)
+    config = _checked(read_json(path, missing_ok=True), path)
+    if "added_tokens_decoder" not in config:
+        path = os.path.join(directory, "special_tokens_map.json")
+        config |= _checked(read_json(path, missing_ok=True), path)
+    return {**config, **overrides}
+
+
+def _checked(config: dict[str, Any], path: str) -> dict[str, Any]:
+    def require(fits: bool, key: str, wants: str) -> None:
+        if not fits:
+            raise CheckpointError(f"{path}: {key} must be {wants}, got {config[key.partition('.')[0]]!r:.80}")
+
+    for key, value in config.items():
+        if value is None:
+            continue
+        if key in NAMED_TOKENS or (key.endswith("_token") and isinstance(value, dict)):
+            require(_is_token(value), key, "a token, a string or an object with its content")
+        elif key.endswith("_token"):
+            require(not isinstance(value, str) or len(value) <= _LONGEST_TOKEN, key, "a shorter string")
+        elif key in ("padding_side", "truncation_side"):
+            require(value in ("left", "right"), key, "'left' or 'right'")
+        elif key == "model_max_length":
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            require(number and value >= 1, key, "a number of tokens")
+        elif key == "chat_template":
+            texts = {"default": value} if isinstance(value, str) else named_templates(value)
+            require(texts is not None, key, "a text, or texts by name")
+        elif key == "added_tokens_decoder":
+            require(isinstance(value, dict), key, "an object")
+            for id, token in value.items():
+                number = id.isdecimal() and len(id) <= 10
+                require(number and isinstance(token, dict) and _is_token(token), f"{key}.{id[:20]}", "tokens by id")
+        elif key in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"):
+            tokens = value.values() if isinstance(value, dict) else value
+            require(isinstance(value, (dict, list)) and all(map(_is_token, tokens)), key, "a list of tokens, or tokens by name")
+    return config
+
+
+def named_templates(value: Any) -> dict[str, str] | None:
+    """Chat templates by name, from either form that a file may have; None for anything else."""
+    if isinstance(value, list) and all(isinstance(item, dict) and {"name", "template"} <= set(item) for item in value):
+        value = {item["name"]: item["template"] for item in value if isinstance(item["name"], str)}
+    if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
+        return value
+    return None
+
+
+def _is_token(value: Any) -> bool:
+    if isinstance(value, dict):
+        flags = all(isinstance(value.get(flag, False), bool) for flag in _FLAGS)
+        return flags and isinstance(value.get("content"), str) and _is_token(value["content"])
+    return isinstance(value, str) and len(value) <= _LONGEST_TOKEN
 
 
 def read_backend(directory: str, config: dict[str, Any], *, pre_tokenizer: str | None = None) -> "Tokenizer":
@@ -17,48 +90,85 @@ def read_backend(directory: str, config: dict[str, Any], *, pre_tokenizer: str |
 
     Args:
         directory: has tokenizer.json, or vocab.json and merges.txt.
-        config: what tokenizer_config.json says.
+        config: what `read_config` found.
         pre_tokenizer: see SmolVLMTokenizer.from_pretrained.
 
     Raises:
         CheckpointError: there is no tokenizer, or its files cannot be read.
         InputError: pre_tokenizer is neither None nor "transformers-5".
     """
-    from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
 
     path = os.path.join(directory, "tokenizer.json")
-    decoder = config.get("added_tokens_decoder", {})
-    listed = [(int(id), token) for id, token in sorted(decoder.items(), key=lambda item: int(item[0]))]
-    try:
-        backend = Tokenizer.from_file(path) if os.path.exists(path) else _from_vocab(directory, config, listed)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the backend raises a bare Exception for whatever is wrong with the file
-        raise CheckpointError(f"cannot read the tokenizer {path!r}: {error}") from error
+    if os.path.exists(path):
+        text = read_bytes(path, limit=_MOST_BYTES)
+        backend = _guarded(path, lambda: Tokenizer.from_buffer(text))
+    else:
+        backend = _from_vocab(directory, config)
     if pre_tokenizer == "transformers-5":
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif pre_tokenizer is not None:
         raise InputError(f"pre_tokenizer is {pre_tokenizer!r}; it is None or 'transformers-5'")
-    added = read_json(os.path.join(directory, "added_tokens.json"), missing_ok=True)
-    known = backend.get_vocab(with_added_tokens=True)
-    wanted = {token["content"]: token for _, token in listed}
-    for content in sorted(added, key=added.__getitem__):
-        wanted.setdefault(content, {})
-    missing = [content for content in wanted if content not in known]
-    backend.add_special_tokens([AddedToken(c, **{flag: wanted[c].get(flag, False) for flag in _FLAGS}) for c in missing])
+    for token in _added(directory, config):
+        backend.add_tokens([token])
+    named = [_as_added(token) for token in _named(config)]
+    backend.add_special_tokens(named)
     return backend
 
 
-def _from_vocab(directory: str, config: dict[str, Any], listed: list[tuple[int, dict[str, Any]]]) -> "Tokenizer":
+def _guarded(path: str, work: Callable[[], Any]) -> Any:
+    """The result of a call into the tokenizers library, which raises bare exceptions, and panics, at a faulty file."""
+    try:
+        return work()
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"cannot read the tokenizer {path!r}: {' '.join(str(error).split()):.300}") from error
+
+
+def _as_added(token: Any, **defaults: bool) -> "AddedToken":
+    from tokenizers import AddedToken
+
+    if isinstance(token, str):
+        return AddedToken(token, **{"special": True, "normalized": False, **defaults})
+    return AddedToken(token["content"], **{**defaults, **{flag: token[flag] for flag in _FLAGS if flag in token}})
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[Any]:
+    """Tokens that the configuration names: they are special."""
+    for key, value in config.items():
+        if key.endswith("_token") and isinstance(value, (str, dict)):
+            yield value
+        elif key in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens") and value:
+            yield from value.values() if isinstance(value, dict) else value
+
+
+def _added(directory: str, config: Mapping[str, Any]) -> Iterator["AddedToken"]:
+    """Tokens to add to the vocabulary, in the order of their ids."""
+    if "added_tokens_decoder" in config:
+        for id in sorted(config["added_tokens_decoder"] or {}, key=int):
+            yield _as_added(config["added_tokens_decoder"][id])
+        return
+    path = os.path.join(directory, "added_tokens.json")
+    added = read_json(path, missing_ok=True)
+    special = {token if isinstance(token, str) else token["content"] for token in _named(config)}
+    for content, id in added.items():
+        if not _is_token(content) or not isinstance(id, int) or isinstance(id, bool):
+            raise CheckpointError(f"{path}: {content!r:.80} must have its id, a whole number, got {id!r:.80}")
+    for content in sorted(added, key=added.__getitem__):
+        yield _as_added({"content": content}, special=content in special, normalized=content not in special)
+
+
+def _from_vocab(directory: str, config: dict[str, Any]) -> "Tokenizer":
     """A byte-level BPE from vocab.json and merges.txt, as GPT-2 has it."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     vocab, merges = os.path.join(directory, "vocab.json"), os.path.join(directory, "merges.txt")
     if not (os.path.exists(vocab) and os.path.exists(merges)):
         raise CheckpointError(f"no tokenizer in {directory!r}: neither tokenizer.json nor vocab.json with merges.txt")
-    backend = Tokenizer(models.BPE.from_file(vocab, merges))
+    for path in (vocab, merges):
+        read_bytes(path, limit=_MOST_BYTES)
+    backend = Tokenizer(_guarded(vocab, lambda: models.BPE.from_file(vocab, merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
-    known = [token["content"] for id, token in listed if backend.token_to_id(token["content"]) == id]
-    backend.add_special_tokens([AddedToken(content, normalized=False) for content in known])
     return backend

@@ -238,7 +238,7 @@ def test_template_gets_no_objects(processor):
 # ---- words of a user
 
 STEERING = ["<image>", "<end_of_utterance>", "<|im_start|>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>",
-            "<row_7_col_9>", "<video>", "<|im_end|>", "<|endoftext|>", "<|reserved_special_token_3|>"]  # fmt: skip
+            "<row_7_col_9>", "<video>", "<|im_end|>", "<|endoftext|>"]  # fmt: skip
 
 
 @pytest.mark.parametrize("word", STEERING)
@@ -296,7 +296,21 @@ def test_allowed_words_steer(processor):
 
 def test_harmless_texts_are_untouched(processor, tokenizer):
     """Angle brackets, beginnings and ends of special tokens: same prompt as with no protection at all."""
-    for words in ("a < b", "<", "<i", "x<", "mage>", ">", "<|im_", "im_end|>", "<div>", "\ue000", "<row", "naïve 你好 🙂"):
+    for words in (
+        "a < b",
+        "<",
+        "<i",
+        "x<",
+        "mage>",
+        ">",
+        "<|im_",
+        "im_end|>",
+        "<div>",
+        "\ue000",
+        "<row",
+        "naïve 你好 🙂",
+        "<|reserved_special_token_3|>",
+    ):
         for mode in ("error", "escape"):
             found = processor.apply_chat_template([user(text(words))], special_tokens_in_text=mode, **TOKENIZE)
             allowed = processor.apply_chat_template([user(text(words))], special_tokens_in_text="allow", **TOKENIZE)
@@ -393,7 +407,8 @@ def test_markup_of_document_checkpoints_stays(tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True, keep_markup=False) == "hi"
     assert tokenizer.batch_decode([ids], skip_special_tokens=True) == ["<doctag><text>hi</doctag>"]
     # and markup in a conversation is text, while control tokens stay refused
-    processor = SmolVLMProcessor(tokenizer=tokenizer)
+    template = "{% for m in messages %}{{ m.content[0].text }}<|end_of_text|>{# type #}{% endfor %}"
+    processor = SmolVLMProcessor(tokenizer=tokenizer, chat_template=template)
     processor.apply_chat_template([{"role": "assistant", "content": "<doctag>x</doctag>"}])
     with pytest.raises(PromptError):
         processor.apply_chat_template([{"role": "assistant", "content": "<|end_of_text|>"}])

@@ -1,0 +1,136 @@
+"""Where a chat template runs: harmless ones here, the others in a child process with limits on memory and time.
+
+A template that is not harmless by its form (sandbox.py) may still be honest: most use variables or macros. In the child it
+renders as here, a fraction of a millisecond later; if it asks for more than the limits, the child ends and the caller gets a
+PromptError.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ..child import AVAILABLE, Child, parent
+from ..errors import PromptError
+from . import sandbox
+
+__all__ = ["LimitError", "render", "serve", "variables_of"]
+
+# Limits of a child: address space in bytes; processor time of one answer in seconds, and on top of it a generous time by the
+# clock, which counts where the machine is busy or the template sleeps.
+_MEMORY = 3 * 2**29
+_SECONDS = 5.0
+_PATIENCE = 60.0
+# Characters of a prompt, beside four times what the template was given.
+_LONGEST_PROMPT = 10_000_000
+# Characters that a harmless template may write at most if it runs in this process.
+_HERE = 100_000_000
+
+
+class LimitError(PromptError):
+    """A template asked for more memory or time than it may have."""
+
+
+_lock = threading.Lock()
+_children: dict[int, Child] = {}  # by process id, since a fork must not use its parent's child
+
+
+@functools.lru_cache(maxsize=64)
+def variables_of(template: str) -> frozenset[str]:
+    """The names that a template takes from outside. Raises PromptError where it is not valid jinja."""
+    if _trusted(template, 0):
+        return sandbox.variables_of(template)
+    return frozenset(_ask("variables_of", template))
+
+
+def render(template: str, variables: Mapping[str, Any]) -> str:
+    """The text that a template makes.
+
+    Args:
+        template: jinja text.
+        variables: JSON values by name.
+
+    Raises:
+        PromptError: the template is not valid, fails, or exceeds a limit.
+    """
+    size = _size(variables)
+    if _trusted(template, size):
+        return sandbox.run(template, variables)
+    return _ask("run", template, dict(variables), _LONGEST_PROMPT + 4 * size)
+
+
+def _trusted(template: str, size: int) -> bool:
+    # An expression of ten characters writes all of the conversation once.
+    return (sandbox.harmless(template) and (size + 1000) * (len(template) // 10 + 1) <= _HERE) or not AVAILABLE
+
+
+def _size(value: Any) -> int:
+    """Roughly the characters in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _size(item) for key, item in value.items())
+    return 8 + (sum(map(_size, value)) if isinstance(value, list) else 0)
+
+
+def _ask(*request: Any) -> Any:
+    with _lock:
+        child = _children.get(os.getpid())
+        try:
+            if child is None or not child.alive():
+                child = _children[os.getpid()] = Child(__name__, quiet=True).begin(None)
+            child.send(request, _PATIENCE)
+            value, error = child.receive(_PATIENCE)
+        except BaseException as fault:  # an interrupt as well leaves an answer behind that nobody waits for
+            _children.pop(os.getpid(), None)
+            slow, gone = isinstance(fault, TimeoutError), isinstance(fault, (OSError, EOFError))
+            code = child.exit_code() if child is not None and gone and not slow else 0
+            if child is not None:
+                child.end()
+            if slow or code == -signal.SIGPROF:
+                raise LimitError(f"it takes more than {_SECONDS:.0f} seconds") from None
+            if gone:
+                raise LimitError(f"it takes more than {_MEMORY / 2**30:.1f} GiB of memory, or is nested too deeply") from None
+            raise
+    if error is not None:
+        raise PromptError(error)
+    return value
+
+
+@atexit.register
+def end_children() -> None:
+    """End this process's child."""
+    child = _children.pop(os.getpid(), None)
+    if child is not None:
+        child.end()
+
+
+def serve() -> None:
+    """In the child: answer requests with (value, None) or (None, error) until the parent is gone."""
+    import resource
+
+    channel = parent()
+    with contextlib.suppress(ValueError, OSError):  # a system without this limit, or with a lower one already
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    channel.receive()
+    channel.send(None)
+    for name, template, *rest in channel.messages():
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # its signal ends a process, whatever C code it is in
+        try:
+            if name == "variables_of":
+                answer: Any = sorted(sandbox.variables_of(template)), None
+            else:
+                variables, longest = rest
+                text = sandbox.run(template, variables)
+                answer = (text, None) if len(text) <= longest else (None, f"it makes a prompt of {len(text):,} characters")
+        except PromptError as error:
+            answer = None, str(error)
+        except MemoryError:
+            answer = None, f"it takes more than {_MEMORY / 2**30:.1f} GiB of memory"
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        channel.send(answer)
+        del answer, rest

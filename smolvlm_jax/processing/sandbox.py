@@ -1,0 +1,192 @@
+"""Chat templates as programs: jinja2's immutable sandbox, and which templates are harmless.
+
+A template comes with a checkpoint and is not trusted. The sandbox keeps it from the interpreter, not from memory and time: a
+text that is doubled in a loop fills any memory. `harmless` recognises templates whose work is proportional to what they
+render, as all published ones are; the others run in a child process with limits (rendering.py).
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ..errors import PromptError
+
+__all__ = ["compile_template", "harmless", "literals", "run", "variables_of"]
+
+_LONGEST = 1_000_000  # characters of a template
+# A harmless template may write its words, and all it is given, as often as it has room to say so.
+_SHORT = 4_000
+_MAX_PRODUCT = 10**7
+# What a loop of a harmless template may use beside the value of its own turn.
+_SMALL_NAMES = frozenset({"loop", "bos_token", "eos_token", "pad_token", "unk_token"})
+_LOOP_ATTRIBUTES = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length", "depth", "depth0"})
+_FILTERS = frozenset({"capitalize", "lower", "upper", "title", "trim", "length", "count", "string", "safe", "tojson"})
+_TESTS = frozenset({"string", "defined", "undefined", "none", "mapping", "iterable", "sequence", "number", "true", "false"})
+
+
+@functools.lru_cache
+def _environment() -> Any:
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        """The sandbox, which also refuses a template that multiplies its way to a billion characters."""
+
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**":
+                raise jinja2.exceptions.SecurityError("a chat template cannot raise to a power")
+            length = max((len(v) for v in (left, right) if hasattr(v, "__len__")), default=1)
+            count = max((v for v in (left, right) if isinstance(v, int)), default=1)
+            if length * count > _MAX_PRODUCT:
+                raise jinja2.exceptions.SecurityError("a chat template made too long a product")
+            return super().call_binop(context, operator, left, right)
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} … {% endgeneration %} marks what the assistant says; it renders as its contents."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
+    ) -> str:
+        # jinja's own filter escapes HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _parsed(template: str) -> Any:
+    try:
+        return _environment().parse(template)
+    except Exception as error:  # beside jinja's own errors a RecursionError
+        raise PromptError(f"the chat template is not valid: {_line(error)}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def harmless(template: str) -> bool:
+    """Whether rendering takes memory and time in proportion to the conversation.
+
+    Of such a template every loop goes over a part of what the loop around it goes over, and inside a loop nothing is read but
+    that loop's own part; it has no variables of its own, no macros, no calls, and no operators that multiply. Values can be
+    looked at and written, never accumulated.
+
+    Raises:
+        PromptError: it is not valid jinja, or too long.
+    """
+    if len(template) > _LONGEST:
+        raise PromptError(f"the chat template has {len(template):,} characters; at most {_LONGEST:,} are read")
+    return len(template) <= _SHORT and _harmless(_parsed(template), None)
+
+
+def _harmless(node: Any, own: frozenset[str] | None) -> bool:
+    """`own`: the names of the innermost loop's part, or None outside of loops."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.For):
+        if node.recursive or node.test or not _is_path(node.iter) or not _harmless(node.iter, own):
+            return False
+        names = frozenset(name.name for name in node.find_all(nodes.Name) if name.ctx == "store")
+        targets = node.target.items if isinstance(node.target, nodes.Tuple) else [node.target]
+        inside = frozenset(target.name for target in targets if isinstance(target, nodes.Name))
+        body = [*node.body, *node.else_]
+        return bool(inside) and inside <= names and all(_harmless(child, inside) for child in body)
+    if isinstance(node, nodes.Name):
+        return node.ctx == "load" and (own is None or node.name in own or node.name in _SMALL_NAMES)
+    if isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name) and node.node.name == "loop":
+        return node.attr in _LOOP_ATTRIBUTES
+    if isinstance(node, nodes.Filter):
+        plain = not (node.args or node.kwargs or node.dyn_args or node.dyn_kwargs)
+        return plain and node.name in _FILTERS and node.node is not None and _harmless(node.node, own)
+    if isinstance(node, nodes.Test):
+        plain = not (node.args or node.kwargs or node.dyn_args or node.dyn_kwargs)
+        return plain and node.name in _TESTS and _harmless(node.node, own)
+    kinds: tuple[type, ...] = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.If, nodes.CondExpr)
+    kinds += (nodes.Getattr, nodes.Getitem, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not)
+    kinds += (nodes.Concat, nodes.Add, nodes.List, nodes.Tuple)
+    return type(node) in kinds and all(_harmless(child, own) for child in node.iter_child_nodes())
+
+
+def _is_path(node: Any) -> bool:
+    """Whether an expression is a name, or a part of one found by constant keys."""
+    from jinja2 import nodes
+
+    while isinstance(node, nodes.Getattr) or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const)):
+        node = node.node
+    return isinstance(node, nodes.Name) and node.name not in _SMALL_NAMES
+
+
+@functools.lru_cache(maxsize=64)
+def compile_template(template: str) -> Any:
+    """The template, compiled in jinja2's immutable sandbox. Raises PromptError where it is not valid jinja."""
+    try:
+        return _environment().from_string(template)
+    except Exception as error:  # beside jinja's own errors, what Python's compiler says about the program it made
+        raise PromptError(f"the chat template is not valid: {_line(error)}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def variables_of(template: str) -> frozenset[str]:
+    """The names that the template takes from outside. Raises PromptError where it is not valid jinja."""
+    import jinja2.meta
+
+    tree = _parsed(template)
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(tree))
+    except Exception as error:
+        raise PromptError(f"the chat template is not valid: {_line(error)}") from error
+
+
+def run(template: str, variables: Mapping[str, Any]) -> str:
+    """The text that the template makes of `variables`, JSON values by name.
+
+    Raises:
+        PromptError: the template is not valid, or fails.
+    """
+    compiled = compile_template(template)
+    try:
+        return compiled.render(**variables)
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is a program, and raises whatever its expressions raise
+        raise PromptError(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:499] + "…"
+
+
+def literals(template: str) -> list[str]:
+    """The texts in a template that it may write: all but those that it compares with or looks up."""
+    from jinja2 import nodes
+
+    found: list[str] = []
+    waiting: list[Any] = [_parsed(template)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, nodes.TemplateData):
+            found.append(node.data)
+        elif isinstance(node, nodes.Const) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, nodes.Getitem):
+            waiting.append(node.node)
+        elif not isinstance(node, nodes.Compare):
+            waiting.extend(node.iter_child_nodes())
+    return found

@@ -1,0 +1,117 @@
+"""Chat templates that nobody vouches for: bounded memory and time, and the same text wherever they run."""
+
+import time
+
+import pytest
+
+from smolvlm_jax.errors import PromptError
+from smolvlm_jax.processing import rendering, sandbox
+from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE, render
+
+DOCLING = (
+    "{%- for message in messages -%}{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}"
+    "{%- elif part['type'] == 'image' -%}{{- '<image>' -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{- '<|end_of_text|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|start_of_role|>assistant' -}}"
+    "{%- if controls -%}{{- ' ' + controls | tojson() -}}{%- endif -%}{{- '<|end_of_role|>' -}}{%- endif -%}"
+)
+CHAT = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "é <b> 数"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+]
+# Each fills 6 GB, or runs for minutes, if it is let. {S} stands for a string that the template makes itself.
+DOUBLE = "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(40) %}{% set ns.s = STEP %}{% endfor %}{{ ns.s|length }}"
+HOSTILE = {
+    "doubling with ~": DOUBLE.replace("STEP", "ns.s ~ ns.s"),
+    "doubling with join": DOUBLE.replace("STEP", "[ns.s, ns.s]|join"),
+    "doubling with format": DOUBLE.replace("STEP", "'%s%s' % (ns.s, ns.s)"),
+    "doubling with replace": DOUBLE.replace("STEP", "ns.s.replace('x', 'xx')"),
+    "doubling a list": DOUBLE.replace("'xxxxxxxx'", "[1]").replace("STEP", "ns.s + ns.s"),
+    "doubling a number": DOUBLE.replace("'xxxxxxxx'", "3").replace("range(40)", "range(99)").replace("STEP", "ns.s * ns.s"),
+    "padding": "{{ ('x'|center(20000000000))|length }}",
+    "a format": "{{ '{:>20000000000}'.format(1)|length }}",
+    "an indent": "{{ [1]|tojson(indent=20000000000)|length }}",
+    "a folded constant": "{{ 'x' * 9 }}{{ 'x'|center(9000000000) }}",
+    "sets one after the other": "{% set a = 'xxxxxxxx' %}" + "{% set a = a ~ a %}" * 40 + "{{ a|length }}",
+    "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "loops that write": "{% for i in range(99999) %}{% for j in range(99999) %}xxxxxxxxxx{% endfor %}{% endfor %}",
+    "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "a macro without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "a long range": "{{ range(10**9)|list|length }}{% for i in range(1000000000) %}x{% endfor %}",
+    "nested brackets": "{{ " + "(" * 50000 + "1" + ")" * 50000 + " }}",
+    "nested blocks": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
+    "a long template": "x" * 2_000_000,
+}
+SLOW = {"loops in loops", "loops that write", "a macro that calls itself twice"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough) if n in SLOW else n for n in HOSTILE])
+def test_memory_and_time_are_bounded(name):
+    start = time.monotonic()
+    with pytest.raises(PromptError) as raised:
+        render(HOSTILE[name], [CHAT], strings=[set()])
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 700
+    assert time.monotonic() - start < 30  # 5 s of processor time, on a machine that does other things as well
+
+
+def test_a_limit_is_a_line_that_says_which(monkeypatch):
+    monkeypatch.setattr(rendering, "_PATIENCE", 0.3)
+    rendering.end_children()
+    with pytest.raises(PromptError, match="seconds"):
+        render(HOSTILE["loops in loops"], [CHAT], strings=[set()])
+
+
+HONEST = [
+    DEFAULT_CHAT_TEMPLATE,
+    DOCLING,
+    "{% for m in messages %}{{ loop.index }}{{ bos_token if loop.first }}{{ m.role|upper }}{{ eos_token }}{% endfor %}",
+    "{% if tools %}{% for tool in tools %}{{ tool|tojson }}{% endfor %}{% endif %}{{ 'a' if add_generation_prompt else 'b' }}",
+]
+OTHERS = [
+    "{% set x = messages[0] %}{{ x.role }}",
+    "{% macro say(m) %}{{ m.role }}:{% endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}",
+    "{% for m in messages %}{% for n in messages %}{{ n.role }}{% endfor %}{% endfor %}",
+    "{% for m in messages %}{{ messages }}{% endfor %}",
+    "{% for m in messages %}{{ m.role.upper() }}{% endfor %}",
+    "{% for m in messages[::-1] %}{{ m.role }}{% endfor %}",
+    "{{ messages|map(attribute='role')|join(', ') }}",
+    "{% generation %}x{% endgeneration %}{{ raise_exception and 1 }}",
+]
+
+
+def test_which_templates_run_here():
+    """Work in proportion to the conversation by form: no template of the other kind may be taken for one of these."""
+    assert all(map(sandbox.harmless, HONEST))
+    assert not any(map(sandbox.harmless, OTHERS))
+    assert not any(sandbox.harmless(template) for template in HOSTILE.values() if len(template) < 5000 and "((" not in template)
+
+
+@pytest.mark.parametrize("template", [*HONEST, *OTHERS])
+def test_both_places_render_the_same(template):
+    variables = {
+        "messages": CHAT,
+        "add_generation_prompt": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "tools": [{"a": "é"}],
+    }
+    here = sandbox.run(template, variables)
+    assert rendering._ask("run", template, variables, 10**6) == here
+    assert frozenset(rendering._ask("variables_of", template)) == sandbox.variables_of(template)
+
+
+def test_the_child_is_replaced_and_serves_on():
+    with pytest.raises(PromptError, match="memory"):
+        render(HOSTILE["doubling with ~"], [CHAT], strings=[set()])
+    assert render(OTHERS[0], [CHAT], strings=[set()]) == ["user"]
+    rendering.end_children()
+    assert render(OTHERS[0], [CHAT], strings=[set()]) == ["user"]
+
+
+def test_published_templates_start_no_child():
+    rendering.end_children()
+    for template in (DEFAULT_CHAT_TEMPLATE, DOCLING):
+        assert render(template, [CHAT], strings=[set()])
+    assert not rendering._children

@@ -1,0 +1,181 @@
+"""Added tokens of a checkpoint or a fine-tuner are words like others; only the template's and the media tokens steer."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smolvlm_jax.errors import PromptError
+from smolvlm_jax.processing import SmolVLMProcessor, SmolVLMTokenizer
+
+from .conftest import tri_img, write_own_checkpoint
+
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+STEERING = ["<image>", "<end_of_utterance>", "<|im_start|>", "<fake_token_around_image>", "<global-img>", "<row_1_col_2>"]
+WORDS = ["<loc_12>", "<tool_call>", "</tool_call>", "<|my_token|>", "<doctag>", "<obj>", "[SEP_X]", "kilogram", "<éé>", "<a b>"]
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def put(path, value):
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def with_tokens(directory, rng, place):
+    """The small checkpoint with ten more tokens of random flags, written in one of the places that files have for them."""
+    write_own_checkpoint(directory)
+    config = {**read(directory / "tokenizer_config.json"), "tokenizer_class": "PreTrainedTokenizerFast"}
+    size = len(read(directory / "tokenizer.json")["model"]["vocab"])
+    tokens = [{"content": word, **{flag: rng.random() < 0.4 for flag in FLAGS}} for word in rng.sample(WORDS, 6)]
+    if place == "tokenizer.json":
+        tokenizer = read(directory / "tokenizer.json")
+        tokenizer["added_tokens"] += [{"id": size + n, **token} for n, token in enumerate(tokens)]
+        put(directory / "tokenizer.json", tokenizer)
+    elif place == "added_tokens_decoder":
+        config["added_tokens_decoder"] = {str(size + n): token for n, token in enumerate(tokens)}
+    elif place == "added_tokens.json":
+        put(directory / "added_tokens.json", {token["content"]: size + n for n, token in enumerate(tokens)})
+        config["additional_special_tokens"] = [tokens[0]["content"]]
+    elif place == "special_tokens_map.json":
+        put(directory / "special_tokens_map.json", {"additional_special_tokens": [token["content"] for token in tokens]})
+    else:
+        config["extra_special_tokens"] = [token["content"] for token in tokens]
+    put(directory / "tokenizer_config.json", config)
+    return [token["content"] for token in tokens]
+
+
+def texts(rng, words, count):
+    """Random texts of tokens, pieces of tokens, spaces and letters."""
+    pieces = [
+        *words,
+        *words,
+        *STEERING,
+        "a",
+        "xx",
+        " ",
+        "  ",
+        "\n",
+        "<",
+        ">",
+        "<loc_",
+        "12>",
+        "é",
+        "_",
+        "1",
+        "kilo",
+        "<image",
+        "数",
+    ]
+    return ["".join(rng.choice(pieces) for _ in range(rng.randrange(1, 14))) for _ in range(count)]
+
+
+PLACES = ["tokenizer.json", "added_tokens_decoder", "added_tokens.json", "special_tokens_map.json", "extra_special_tokens"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("seed", range(3))
+def test_ids_are_those_of_transformers(place, seed, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
+    rng = random.Random(f"{place}{seed}")
+    words = with_tokens(tmp_path / "m", rng, place)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    ours = SmolVLMTokenizer.from_pretrained(tmp_path / "m")
+    assert len(ours) == len(theirs) and ours.get_vocab() == theirs.get_vocab()
+    for text in texts(rng, words, 60):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+        ids = ours.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids)
+        assert ours.decode(ids, skip_special_tokens=True, keep_markup=False) == theirs.decode(ids, skip_special_tokens=True)
+    # and again from what we write
+    ours.save_pretrained(tmp_path / "again")
+    again = SmolVLMTokenizer.from_pretrained(tmp_path / "again")
+    assert again.get_vocab() == ours.get_vocab()
+    assert all(again.encode(text) == ours.encode(text) for text in texts(rng, words, 20))
+
+
+@pytest.fixture(params=range(3))
+def extended(request, tmp_path):
+    """(processor, its words): the small checkpoint with more tokens, steering ones among the markup of random flags."""
+    rng = random.Random(request.param)
+    words = with_tokens(tmp_path / "m", rng, rng.choice(PLACES[:3]))
+    return SmolVLMProcessor.from_pretrained(tmp_path / "m"), words, rng
+
+
+def ids_of(processor, *content, **options):
+    options = {"tokenize": True, "return_tensors": "np", "add_generation_prompt": True, **options}
+    return processor.apply_chat_template([{"role": "user", "content": list(content)}], **options)[0].tolist()
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def test_added_tokens_are_words_in_every_mode(extended):
+    """Nothing of a text without steering words is changed or refused, and it is read as the reference reads it."""
+    processor, words, rng = extended
+    assert not processor.steering_words() & set(words)
+    assert set(STEERING[:3]) <= processor.steering_words()
+    for words_only in texts(rng, words, 60):
+        for word in [*STEERING, "<row_", "<image"]:
+            words_only = words_only.replace(word, "")
+        allowed = ids_of(processor, text(words_only), special_tokens_in_text="allow")
+        assert ids_of(processor, text(words_only), special_tokens_in_text="escape") == allowed
+        assert ids_of(processor, text(words_only), special_tokens_in_text="error") == allowed
+
+
+def test_escape_protects_what_steers_and_nothing_else(extended):
+    """Ids are those of a tokenizer that has all added tokens but those that steer."""
+    processor, words, rng = extended
+    tokenizer, steering = processor.tokenizer, processor.steering_words()
+    picture = {"type": "image", "image": Image.fromarray(tri_img(20, 30))}
+    plain = ids_of(processor, picture, text(""), special_tokens_in_text="escape")
+    start = max(n for n, id in enumerate(plain) if id == tokenizer.fake_image_token_id) + 1
+    stop = len(plain) - plain[::-1].index(tokenizer.eos_token_id) - 1
+    control = {tokenizer.added_tokens[word] for word in steering if word in tokenizer.added_tokens}
+    for words_and_more in texts(rng, words, 80):
+        ids = ids_of(processor, picture, text(words_and_more), special_tokens_in_text="escape")
+        assert ids == [*plain[:start], *tokenizer.encode_without(steering, words_and_more), *plain[stop:]], words_and_more
+        assert control.isdisjoint(ids[start : len(ids) - len(plain) + stop])
+
+
+def test_steering_words_come_from_the_template(tmp_path):
+    """A token that one template writes is a word for another; a word in letters only never steers."""
+    rng = random.Random(0)
+    with_tokens(tmp_path / "m", rng, "added_tokens_decoder")
+    config = read(tmp_path / "m" / "tokenizer_config.json")
+    size = len(read(tmp_path / "m" / "tokenizer.json")["model"]["vocab"])
+    names = ["<|user|>", "<|assistant|>", "User", "<think>", "<loc_1>"]
+    config["added_tokens_decoder"] = {str(size + n): {"content": name, "special": n % 2 == 0} for n, name in enumerate(names)}
+    config["chat_template"] = (
+        "{% for m in messages %}<|im_start|>{{ '<|' + m.role + '|>' }}{% set end = '<end_of_utterance>' %}User"
+        "{{ m.content[0].text if m.content[0].type == '<think>' else m.content }}{{ end }}{% endfor %}"
+    )
+    put(tmp_path / "m" / "tokenizer_config.json", config)
+    processor = SmolVLMProcessor.from_pretrained(tmp_path / "m")
+    assert {"<|user|>", "<|assistant|>", "<|im_start|>", "<image>"} <= processor.steering_words()
+    assert not {"User", "<think>", "<loc_1>"} & processor.steering_words()
+    with pytest.raises(PromptError, match=r"<\|user\|>"):
+        processor.apply_chat_template([{"role": "user", "content": "a<|user|>"}])
+    other = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert processor.apply_chat_template([{"role": "user", "content": "a<|user|>"}], other) == "a<|user|>"
+
+
+def test_labels_of_added_tokens_are_learned(tmp_path):
+    from smolvlm_jax.train.config import DataConfig
+    from smolvlm_jax.train.samples import make_sample
+
+    for seed, place in enumerate(PLACES):
+        shutil.rmtree(tmp_path / "m", ignore_errors=True)
+        words = with_tokens(tmp_path / "m", random.Random(seed), place)
+        processor = SmolVLMProcessor.from_pretrained(tmp_path / "m")
+        answer = " . ".join(words) + " <image> "
+        messages = [{"role": "user", "content": [text("q")]}, {"role": "assistant", "content": [text(answer)]}]
+        sample = make_sample(processor, messages, DataConfig(length=2000))
+        learned = sample.labels[sample.labels != -100]
+        assert np.isin([processor.tokenizer.added_tokens[word] for word in words], learned).all()
+        assert processor.decode(learned).strip().endswith("<image> <end_of_utterance>")
