@@ -37,9 +37,8 @@ __all__ += ["unique_name", "whole_file", "write_json", "write_text"]
 
 HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
 MAX_TEXT = 100_000_000  # bytes; also the limit of the safetensors library for its headers
-# Of a JSON file: as objects of Python, a file of empty lists takes thirty times its size.
-_MAX_JSON = 32_000_000
-_MAX_DEPTH = 64
+# Of a JSON file, in bytes, values and levels: as objects of Python, a file of empty lists takes thirty times its size.
+_MAX_JSON, _MAX_VALUES, _MAX_DEPTH = 8_000_000, 500_000, 64
 # Files of a checkpoint beside its weights, apart from config.json, which is written anew with the weights.
 COMPANIONS = (
     "generation_config.json",
@@ -232,21 +231,24 @@ def read_json(
     text = read_text(path, error, limit)
     try:
         value = parse_json(text, unique_keys)
-        if _depth_exceeds(value, _MAX_DEPTH):
-            raise ValueError("it is nested too deeply")
+        _check_extent(value)
         return value
     except ValueError as fault:
         raise error(f"{path} is not {what}: {fault}") from fault
 
 
-def _depth_exceeds(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most):
+def _check_extent(value: Any) -> None:
+    """Raise ValueError for a JSON value that would be slow to walk through."""
+    level, count = [value], 0
+    for _ in range(_MAX_DEPTH):
+        count += sum(map(len, level))
+        if count > _MAX_VALUES:
+            raise ValueError(f"it holds more than {_MAX_VALUES:,} values")
         level = [item for held in level for item in (held.values() if isinstance(held, dict) else held)]
         level = [item for item in level if isinstance(item, (dict, list))]
         if not level:
-            return False
-    return True
+            return
+    raise ValueError("it is nested too deeply")
 
 
 def write_text(path: str | os.PathLike, text: str | bytes) -> str:

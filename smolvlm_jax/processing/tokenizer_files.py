@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _LONGEST_TOKEN = 1000  # characters
-_MOST_BYTES = 64_000_000  # of tokenizer.json; the largest that is published has half of it
+_MOST_BYTES = 40_000_000  # of tokenizer.json; the largest that are published have 34 MB
 CONFIG = "tokenizer_config.json"
 
 
@@ -49,7 +49,7 @@ def _checked(config: dict[str, Any], path: str) -> dict[str, Any]:
         if key in NAMED_TOKENS or (key.endswith("_token") and isinstance(value, dict)):
             require(_is_token(value), key, "a token, a string or an object with its content")
         elif key.endswith("_token"):
-            require(not isinstance(value, str) or len(value) <= _LONGEST_TOKEN, key, "a shorter string")
+            require(not isinstance(value, str) or _is_token(value), key, "a token")
         elif key in ("padding_side", "truncation_side"):
             require(value in ("left", "right"), key, "'left' or 'right'")
         elif key == "model_max_length":
@@ -82,7 +82,7 @@ def _is_token(value: Any) -> bool:
     if isinstance(value, dict):
         flags = all(isinstance(value.get(flag, False), bool) for flag in _FLAGS)
         return flags and isinstance(value.get("content"), str) and _is_token(value["content"])
-    return isinstance(value, str) and len(value) <= _LONGEST_TOKEN
+    return isinstance(value, str) and len(value) <= _LONGEST_TOKEN and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def read_backend(directory: str, config: dict[str, Any], *, pre_tokenizer: str | None = None) -> "Tokenizer":
