@@ -69,7 +69,7 @@ class _Config:
     def _require_positive(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            require(_is_id(value) and value > 0, self._wants(name, "a positive integer below 2**31"))
+            require(_is_id(value, 2**53) and value > 0, self._wants(name, "a positive integer below 2**53"))
 
     def _require_numbers(self, *names: str) -> None:
         for name in names:
@@ -88,8 +88,8 @@ class _Config:
         return f"{type(self).__name__}.{name} must be {what}, got {text if len(text) <= 80 else text[:77] + '…'}"
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+def _is_id(value: Any, end: int = 2**31) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
 
 
 @dataclass(frozen=True)
