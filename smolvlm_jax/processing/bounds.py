@@ -38,7 +38,7 @@ def check_length(processor: SmolVLMProcessor, conversation: list[dict[str, Any]]
     if has_video(messages):
         return
     pictures = len(collect_media(messages, "image")[0])
-    if pictures * _most_tiles(processor) * processor.image_seq_len > longest:
+    if pictures * _most_tokens(processor) + least > longest:
         options: dict[str, Any] = {"add_generation_prompt": True, "special_tokens_in_text": "escape"}
         (tokens,) = processor.count_prompt_tokens(conversation, **options)
         if tokens > longest:
@@ -64,5 +64,8 @@ def _longest_token(tokenizer: SmolVLMTokenizer) -> int:
     return max(map(len, backend.get_vocab()))
 
 
-def _most_tiles(processor: SmolVLMProcessor) -> int:
-    return processor.image_processor.plan(_LARGE, _LARGE).num_tiles
+@functools.lru_cache(maxsize=8)
+def _most_tokens(processor: SmolVLMProcessor) -> int:
+    """Tokens of a picture with as many tiles as any has, markers included."""
+    plan = processor.image_processor.plan(_LARGE, _LARGE)
+    return len(processor.tokenizer.encode(processor.media_tokens.picture(plan.rows, plan.cols), add_special_tokens=False))

@@ -269,14 +269,14 @@ def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
                 image.seek(number)
             _check_size(whole, image, limits)
             yield image
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise MediaError(
             f"cannot decode {describe_source(whole)}: no picture of a kind that is read; {_formats_in_words()}"
         ) from error
     except Exception as error:  # a damaged file raises whatever its plug-in happens to raise
-        raise MediaError(f"cannot decode the picture {describe_source(whole)}: {error or type(error).__name__}") from error
+        raise MediaError(f"cannot decode the picture {describe_source(whole)}: {str(error) or type(error).__name__}") from error
 
 
 def _check_size(source: Any, image: Image.Image, limits: MediaLimits) -> None:
