@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, MediaError
 from .assemble import PIXEL_FORMATS, flat_uint8, video_layout
 from .batch import BatchFeature, check_return_tensors
 from .choices import one_of
 from .decode import decode_video
-from .fetch import is_source, load_image
+from .fetch import is_source, load_image, loaded
 from .geometry import MAX_IMAGE_SIZE, longest_edge_size, normalize_size, tile_edge
 from .layout import flatten_videos, metadata_of_videos
 from .media import MediaProcessor
@@ -210,10 +210,10 @@ class SmolVLMVideoProcessor(MediaProcessor):
                 video, choose if sampled else None, keep=self._tile, backend=self.backend, limits=self.limits
             )
             return _stack(where, kept), found
-        if isinstance(video, (list, tuple)) and any(is_source(frame) for frame in video):
-            if sampled:
+        if isinstance(video, (list, tuple)):
+            if sampled and any(map(is_source, video)):
                 raise InputError(f"{where}: cannot sample from a list of frame files; pass do_sample_frames=False")
-            video = [load_image(frame, self.limits) if is_source(frame) else frame for frame in video]
+            video = [self._opened(where, frame, len(video)) for frame in video]
         frames = _frames(where, video, input_data_format)
         total = len(frames)
         metadata = to_metadata(VideoMetadata(total) if metadata is None else metadata)
@@ -228,6 +228,14 @@ class SmolVLMVideoProcessor(MediaProcessor):
             raise InputError(f"{where}: {len(frames)} frames, but metadata.frames_indices names {len(metadata.frames_indices)}")
         metadata.height, metadata.width = frames[0].shape[:2]
         return _stack(where, [self._tile(frame) for frame in frames]), metadata
+
+    def _opened(self, where: str, frame: Any, count: int) -> Any:
+        """One of `count` frames of a list, decoded if it is a file or a Pillow image that is not decoded yet."""
+        if is_source(frame):
+            if count > self.limits.max_frames:
+                raise MediaError(f"{where}: {count} frames are above the limit of {self.limits.max_frames}")
+            return load_image(frame, self.limits)
+        return loaded(frame, self.limits) if isinstance(frame, Image.Image) else frame
 
     def _tile(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (T, T, 3): the long edge to `size`, then to the square, by Pillow, rounded to uint8 after each."""

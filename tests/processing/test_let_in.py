@@ -60,8 +60,9 @@ def test_no_picture_starts_a_program(content, tmp_path, programs):
         for read in (load_image, image_size, images):
             with pytest.raises(MediaError, match="decode"):
                 read(source)
-    with pytest.raises(MediaError, match=r"format (EPS|IPTC).*PNG, JPEG"):
-        images(Image.open(path))
+    for read in (images, lambda picture: SmolVLMVideoProcessor()([picture])):
+        with pytest.raises(MediaError, match=r"format (EPS|IPTC).*PNG, JPEG"):
+            read(Image.open(path))
 
 
 def test_formats_of_pictures():
@@ -183,6 +184,8 @@ def test_lists_of_frames_in_a_conversation(processor, tmp_path):
         found.append(processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="np"))
     assert found[0]["pixel_values"].shape[1] == 3
     assert all(np.array_equal(found[0]["pixel_values"], other["pixel_values"]) for other in found[1:])
+    with pytest.raises(MediaError, match=r"3 frames.*limit of 2"):
+        processor.video_processor([[paths]], limits=MediaLimits(max_frames=2))
 
 
 # ---- addresses

@@ -234,6 +234,9 @@ CLIPS = [
     Clip(name="plain.y4m", codec="rawvideo", format="yuv4mpegpipe"),
     Clip(name="pieces.mp4", **_H264, container={"movflags": "frag_keyframe+empty_moov"}),
     Clip(name="index-first.mp4", **_H264, container={"movflags": "faststart"}),
+    Clip(name="plain.h264", **_H264),
+    Clip(name="cut.ts", **_H264, after=lambda b: b[12 * 188 + 50 :], shown=tuple(range(11, 40))),
+    Clip(name="broken-off.mkv", codec="libx264", gop=1, after=lambda b: b[: len(b) // 2], shown=tuple(range(21))),
     # edit lists
     Clip(name="trimmed-start.mp4", **_H264, after=edited((5, 40)), shown=tuple(range(5, 40))),
     Clip(name="trimmed-end.mp4", **_H264, after=edited((0, 20)), shown=tuple(range(20))),
