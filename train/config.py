@@ -40,6 +40,7 @@ class DataSource:
         limit: use only its first so many records.
         split: which of its splits, where it has several.
         name: which of its configurations, for a dataset of the Hub that has several.
+        columns: pairs (our name of a column, its name in the data); "unused" is our name for one that is not to be read.
     """
 
     path: str
@@ -47,9 +48,11 @@ class DataSource:
     limit: int | None = None
     split: str = "train"
     name: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         _positive(f"source {self.path}: ", self, "weight", "limit")
+        _columns(f"source {self.path}: ", self.columns)
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class EvaluationConfig:
         batch_size: rows generated together.
         max_new_tokens: room for an answer.
         show: samples on the page of examples.
+        columns: as `DataSource.columns`.
     """
 
     path: str
@@ -164,9 +168,11 @@ class EvaluationConfig:
     batch_size: int = 16
     max_new_tokens: int = 64
     show: int = 50
+    columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         _positive("evaluation.", self, "samples", "batch_size", "max_new_tokens")
+        _columns("evaluation.", self.columns)
 
 
 @dataclass(frozen=True)
@@ -285,6 +291,16 @@ class TrainConfig:
     def warmup(self) -> int:
         """Steps of the warm-up."""
         return self.warmup_steps if self.warmup_fraction is None else max(1, round(self.warmup_fraction * self.steps))
+
+
+def _columns(where: str, columns: tuple[tuple[str, str], ...]) -> None:
+    if not columns:
+        return
+    from ..records.columns import LEARNED  # late: the command line starts without numpy
+
+    for name, column in columns:
+        if name not in LEARNED or not column:
+            raise ConfigError(f"{where}columns gives {column!r} the name {name!r}; names are {', '.join(LEARNED)}")
 
 
 def _positive(where: str, config: Any, *names: str) -> None:

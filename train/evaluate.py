@@ -61,9 +61,9 @@ def held_out(config: EvaluationConfig) -> list[Task]:
         InputError: names the first record that cannot be used. None is left out: that would change what is measured.
     """
     if config.split is None:
-        records = open_records(config.path, ("validation", "test"))
+        records = open_records(DataSource(config.path, columns=config.columns), ("validation", "test"))
     else:
-        records = open_records(DataSource(config.path, split=config.split))
+        records = open_records(DataSource(config.path, split=config.split, columns=config.columns))
     out = []
     for index in range(min(config.samples, len(records))):
         element = records[index]

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import InputError, import_extra
 from ..io import say
+from ..records.columns import renamed
 from ..records.conversations import Conversation, read_conversation
 from ..records.sources import LINES
 from ..records.sources.identity import Inputs
@@ -66,7 +67,12 @@ class Records(ABC):
         rows: how many there are.
         limit: use only the first so many.
         path: what to name where there are none.
+
+    Attributes:
+        columns: pairs (our name of a column, its name in the data).
     """
+
+    columns: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, rows: int, limit: int | None, path: str | os.PathLike):
         self._length = rows if limit is None else min(limit, rows)
@@ -80,7 +86,13 @@ class Records(ABC):
         index = int(index)
         if not 0 <= index < self._length:
             raise IndexError(index)
-        return self._row(index)
+        record, folder, place = self._row(index)
+        if self.columns and isinstance(record, Mapping):
+            try:
+                record = renamed(record, self.columns)
+            except InputError as error:
+                record = error
+        return record, folder, place
 
     @abstractmethod
     def _row(self, index: int) -> Element: ...
@@ -154,7 +166,7 @@ class DatasetRecords(Records):
 
     def _row(self, index: int) -> Element:
         row = self._features.decode_example(self._rows[index].to_pylist()[0])
-        return _plain(row), self._folder, f"{self._name}:{index + 1}"
+        return {name: _plain(value) for name, value in row.items()}, self._folder, f"{self._name}:{index + 1}"
 
 
 def _without_media(feature):
@@ -169,7 +181,7 @@ def _without_media(feature):
 
 
 def _plain(value):
-    """Arrow gives every struct every key: keys without a value are removed again."""
+    """Arrow gives every struct every key: keys without a value are removed again, but for those of the record."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):
@@ -189,14 +201,20 @@ def open_records(source: DataSource | str, splits: Sequence[str] = ()) -> Record
         ChangedError: a file changes while it is opened.
     """
     source = DataSource(source) if isinstance(source, str) else source
+    records = _open(source, splits or (source.split,))
+    records.columns = source.columns
+    return records
+
+
+def _open(source: DataSource, splits: Sequence[str]) -> Records:
     path = Path(source.path)
     if path.is_file():
         return _open_file(path, source)
     if path.is_dir():
-        return _open_directory(path, source, splits or (source.split,))
+        return _open_directory(path, source, splits)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.path) or ending_of(source.path) in (*_LINES, *_FORMATS):
         raise InputError(f"no training data at {path}: no such file or directory")
-    return _open_named(source, splits or (source.split,))
+    return _open_named(source, splits)
 
 
 def _open_file(path: Path, source: DataSource) -> Records:

@@ -17,7 +17,7 @@ from ..processing.parts import is_empty
 from ..processing.pixels import is_array
 from .kinds import PICTURES, VIDEOS
 
-__all__ = ["ANSWERS", "ASKS", "CHATS", "MEDIA", "UNUSED", "left_over", "renamed"]
+__all__ = ["ANSWERS", "ASKS", "CHATS", "LEARNED", "MEDIA", "UNUSED", "left_over", "renamed"]
 
 # Pictures and videos beside a conversation, in the order in which they enter it.
 MEDIA = ("image", "images", "video", "videos")
@@ -27,6 +27,8 @@ ASKS = ("prompt", "question")
 ANSWERS = ("answer", "completion")
 # Our name, in a renaming, for a column that is not to be read.
 UNUSED = "unused"
+# All that training reads.
+LEARNED = (*CHATS, *ASKS, *ANSWERS, *MEDIA, "system", "body", UNUSED)
 
 # Columns of other trainers' layouts that say what the model should see or do, and that nothing here reads.
 _REFUSED = frozenset({"tools", "functions", "chosen", "rejected", "audio", "audios"})

@@ -90,8 +90,13 @@ def _read(name: str, value: Any) -> Messages:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{name} is not valid JSON: {error}") from error
-    if name not in CHATS and not isinstance(value, (list, tuple)):
+    if name not in CHATS and not isinstance(value, (list, tuple, Mapping)):
         raise InputError(f"{name} is a {type(value).__name__}; it needs a string")
+    if isinstance(value, Mapping) and all(isinstance(part, (list, tuple)) for part in value.values()):
+        # a list of structs as older versions of `datasets` store it
+        if len({len(part) for part in value.values()}) != 1:
+            raise InputError(f"{name} has lists of different lengths: {', '.join(map(str, value))}")
+        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, Mapping) for item in value):
         shape = "{'user', 'assistant'}" if name == "texts" else "{'role', 'content'}"
         raise InputError(f"{name} needs a list of at least one {shape}")

@@ -215,6 +215,8 @@ def _layouts() -> Iterator[Form]:
         yield Form(
             f"{ask}, with the job's own {reply}", {ask: asked, reply: answer, **picture}, pictures=1, doors=("batch", "ray")
         )
+    structs = {"role": ["system", "user"], "content": [system, asked]}
+    yield Form("messages as a struct of lists", {"messages": structs}, words=(system, asked))
     repeated = {"prompt": asked, "messages": [turn("user", asked)]}
     yield Form("a prompt that messages repeat", repeated)
     body = {"model": "m", "messages": [turn("user", asked)], "max_tokens": 3, "user": "u", "n": 1, "logprobs": False}

@@ -17,7 +17,7 @@ from train_helpers import write_records
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.errors import CheckpointError, ConfigError, InputError, PromptError
 from smolvlm_jax.processing import SmolVLMProcessor
-from smolvlm_jax.train.config import IGNORE, DataConfig, DataSource
+from smolvlm_jax.train.config import IGNORE, DataConfig, DataSource, from_dict
 from smolvlm_jax.train.packing import BatchShape, make_batch, plan_rows
 from smolvlm_jax.train.pipeline import TrainingData
 from smolvlm_jax.train.records import messages_of as messages_of_element
@@ -273,6 +273,17 @@ def test_splits_that_do_not_exist_are_refused(folder):
     for path in (folder / "train.jsonl", folder):
         with pytest.raises(InputError, match="neither splits nor configurations"):
             open_records(DataSource(str(path), split="test"))
+
+
+def test_columns_under_other_names(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"frage": "7?", "answer": "7", "mask": "m.png"}) + "\n")
+    columns = (("question", "frage"), ("unused", "mask"))
+    records = open_records(DataSource(str(tmp_path / "a.jsonl"), columns=columns))
+    (question, answer) = messages_of_element(records[0])
+    assert (question["content"][0]["text"], answer["content"][0]["text"]) == ("7?", "7")
+    assert from_dict({"path": "x", "columns": {"question": "frage"}}, DataSource).columns == columns[:1]
+    with pytest.raises(ConfigError, match="questoin"):
+        DataSource("x", columns=(("questoin", "frage"),))
 
 
 def test_lines_compressed_with_zstandard(folder, tmp_path):
