@@ -139,7 +139,7 @@ class SmolVLMProcessor:
         jinja = template.choose_template(self.chat_template, chat_template, video=video)
         media = (getattr(self, name) for name in MEDIA_TOKENS)
         always = frozenset({*media, *self.tokenizer.special_tokens_map.values()})
-        return steering_words(jinja, frozenset(self.tokenizer.added_tokens), always)
+        return steering_words(jinja, self.tokenizer.added_words, always)
 
     # ---- strings and pixels to arrays
 

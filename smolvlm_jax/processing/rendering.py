@@ -23,7 +23,7 @@ __all__ = ["LimitError", "render", "serve", "variables_of"]
 # Limits of a child: address space in bytes; processor time of one answer in seconds, and on top of it a generous time by the
 # clock, which counts where the machine is busy or the template sleeps.
 _MEMORY = 3 * 2**29
-_SECONDS = 5.0
+_SECONDS = 3.0
 _PATIENCE = 60.0
 # Characters of a prompt, beside four times what the template was given.
 _LONGEST_PROMPT = 10_000_000
@@ -70,11 +70,18 @@ def _trusted(template: str, size: int) -> bool:
 
 def _size(value: Any) -> int:
     """Roughly the characters in a JSON value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(len(key) + _size(item) for key, item in value.items())
-    return 8 + (sum(map(_size, value)) if isinstance(value, list) else 0)
+    size, waiting = 0, [value]
+    while waiting:
+        found = waiting.pop()
+        if type(found) is str:
+            size += len(found)
+        elif type(found) is dict:
+            size += sum(map(len, found))
+            waiting += found.values()
+        elif type(found) is list:
+            waiting += found
+        size += 8
+    return size
 
 
 def _ask(*request: Any) -> Any:

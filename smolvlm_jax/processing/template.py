@@ -47,13 +47,16 @@ def choose_template(given: str | dict[str, str] | None, name: str | None, *, vid
 
 def plain(value: Any) -> Any:
     """`value` reduced to JSON types, so that a template gets no object with methods to call."""
-    if value is None or type(value) in (str, int, float, bool):
+    kind = type(value)
+    if value is None or kind is str or kind is int or kind is float or kind is bool:
         return value
-    for kind in (str, bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Mapping):
+    if kind is list:
+        return [plain(item) for item in value]
+    if kind is dict or isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
+    for basic in (str, bool, int, float):
+        if isinstance(value, basic):
+            return basic(value)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return f"<{type(value).__name__}>"

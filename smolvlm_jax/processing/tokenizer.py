@@ -44,6 +44,7 @@ class SmolVLMTokenizer:
         model_max_length: in tokens; 10³⁰ where the configuration does not say.
         chat_template: the configuration's template, or None.
         added_tokens: ids of all added tokens, by their strings.
+        added_words: the strings alone.
         keep_markup: the default of `decode`'s keep_markup.
     """
 
@@ -72,6 +73,7 @@ class SmolVLMTokenizer:
         template = self.config.get("chat_template")
         self.chat_template = template if isinstance(template, str) else named_templates(template) or None
         self.added_tokens = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
+        self.added_words = frozenset(self.added_tokens)
         self.keep_markup = _MARKUP_SIGN in self.added_tokens
         self._without: dict[frozenset[str], Tokenizer] = {}
 
