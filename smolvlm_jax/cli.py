@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 
 from . import __version__
-from .arguments import add_command, add_machine, add_model, add_sampling, given
+from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given
 from .batch.cli import add_parser as add_batch
 from .convert.cli import add_parsers as add_converter
 from .errors import SmolVLMError
 from .generation_config import SamplingParams
+from .media_options import PictureOptions
 from .train.cli import add_parser as add_train
 
 __all__ = ["main"]
@@ -37,6 +38,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     add_model(command)
     add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
+    add_pictures(command)
     add_machine(command)
 
 
@@ -57,13 +59,14 @@ def _text_pieces(processor, tokens: Iterator[int]) -> Iterator[str]:
 def _generate(options: argparse.Namespace) -> int:
     from .checkpoint import load, resolve
     from .generation import stream
-    from .processing import SmolVLMProcessor
+    from .processing.options import call_options, open_processor
 
-    directory = resolve(options.model)
-    processor = SmolVLMProcessor.from_pretrained(directory)
+    directory, pictures = resolve(options.model), PictureOptions(**given(options, PictureOptions))
+    processor = open_processor(directory, pictures)
     prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
     content = [{"type": "image", "path": path} for path in options.image]
-    inputs = processor.encode_chat([{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}])
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    inputs = processor.encode_chat(messages, **call_options(pictures))
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
     model, params = load(directory, dtype=options.dtype, attention=options.attention)
     steps = stream(model, params, **inputs, **sampling)
