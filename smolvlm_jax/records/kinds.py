@@ -8,7 +8,8 @@ __all__ = ["HEIF", "PICTURES", "VIDEOS", "is_media"]
 # Read where pillow-heif is installed (the extra `heif`).
 HEIF = (".heic", ".heif", ".hif")
 PICTURES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif", ".tga",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif",
     *(HEIF if importlib.util.find_spec("pillow_heif") else ()),
 )  # fmt: skip
 VIDEOS = (
