@@ -10,23 +10,19 @@ import functools
 import importlib
 import importlib.util
 import io
-import logging
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, TypeGuard
 
-import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import InputError, MediaError
-from . import http
+from . import http, notices
 from .limits import MediaLimits, describe_source
 from .orientation import orientation_of, upright
-from .pixels import channel_axis, flatten_alpha, has_alpha, is_array, reduce_16bit
-
-_log = logging.getLogger(__name__)
+from .pixels import channel_axis, flatten_alpha, is_array, reduce_16bit
 
 # What pictures of data sets are, HEIF where pillow-heif is installed. None of these plug-ins opens another format or starts a
 # program, as others of Pillow do (EPS starts Ghostscript, and IPTC opens whatever it contains). A format without a signature
@@ -170,7 +166,7 @@ def load_image(
     limits = limits or MediaLimits()
     with _opened(source, limits) as image:
         if not isinstance(source, Page):
-            _notice_pages(source, image)
+            notices.pages(source, image)
         image.load()
         _check_size(
             getattr(source, "source", source), image, limits
@@ -178,9 +174,11 @@ def load_image(
         turned = upright(image)
         if full_16bit:
             turned = reduce_16bit(turned)
+        else:
+            notices.depth(source, turned)
         if background is not None:
             return flatten_alpha(turned, background)
-        _notice_alpha(source, turned)
+        notices.alpha(source, turned)
         return turned if turned.mode == "RGB" else turned.convert("RGB")
 
 
@@ -271,6 +269,9 @@ def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
             yield image
     except (MediaError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        why = f"more pixels than Pillow opens ({error}); set PIL.Image.MAX_IMAGE_PIXELS too if that is meant"
+        raise MediaError(f"the picture {describe_source(whole)} has {why}") from error
     except UnidentifiedImageError as error:
         raise MediaError(
             f"cannot decode {describe_source(whole)}: no picture of a kind that is read; {_formats_in_words()}"
@@ -326,32 +327,3 @@ def _page_numbers(image: Any, limits: MediaLimits) -> list[int]:
                 numbers.append(number)
     image.seek(place)
     return numbers
-
-
-def _notice_pages(source: Any, image: Any) -> None:
-    if image.format == "TIFF" and image.tag_v2.next and not _said("pages"):
-        _say("pages", f"{describe_source(source)} has more than one page, of which the first is read; pages='all' reads all")
-
-
-def _notice_alpha(source: Any, image: Image.Image) -> None:
-    if has_alpha(image) and not _said("alpha"):
-        alpha = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
-        if np.asarray(alpha.getchannel("A")).min(initial=255) < 255:
-            _say(
-                "alpha",
-                f"{describe_source(source)} has transparent parts, which are read in the colour that the file has under them; "
-                "background='white' lays them over white",
-            )
-
-
-_notices: set[str] = set()
-
-
-def _said(kind: str) -> bool:
-    return kind in _notices
-
-
-def _say(kind: str, text: str) -> None:
-    """A notice, once in a process: what the reference does without a word."""
-    _notices.add(kind)
-    _log.warning("%s (this is said once)", text)

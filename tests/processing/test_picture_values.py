@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from smolvlm_jax.errors import InputError, MediaError
-from smolvlm_jax.processing import SmolVLMImageProcessor, fetch
+from smolvlm_jax.processing import SmolVLMImageProcessor
+from smolvlm_jax.processing import notices as said
 from smolvlm_jax.processing.fetch import image_size, load_image
 
 from .conftest import tri_img
@@ -38,7 +39,7 @@ def images():
 
 @pytest.fixture
 def notices(monkeypatch, caplog):
-    monkeypatch.setattr(fetch, "_notices", set())
+    monkeypatch.setattr(said, "_said", set())
     return lambda: [record.getMessage() for record in caplog.records]
 
 
@@ -124,7 +125,19 @@ def test_transparency(tmp_path, notices):
             images(picture, background=wrong)
 
 
-def test_opaque_pictures_give_no_notice(notices):
+def test_animations_and_depth_are_announced(notices):
+    frames = [Image.fromarray(np.roll(tri_img(9, 9), n, 0)) for n in range(2)]
+    for kind in ("GIF", "PNG", "WEBP"):
+        said._said.clear()
+        assert load_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).size == (9, 9)
+        assert "animated" in notices()[-1]
+    load_image(encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"))
+    assert "full_16bit=True" in notices()[-1] and len(notices()) == 4
+
+
+def test_plain_pictures_give_no_notice(notices):
+    for kind in ("GIF", "PNG", "WEBP", "TIFF", "JPEG"):
+        load_image(encoded(Image.fromarray(tri_img(9, 9)), kind))
     load_image(encoded(Image.fromarray(tri_img(9, 9)).convert("RGBA"), "PNG"))
-    load_image(encoded(Image.fromarray(tri_img(9, 9)), "TIFF"))
+    load_image(encoded(Image.fromarray(tri_img(9, 9)[..., 0].astype(np.uint16)), "PNG"))
     assert notices() == []
