@@ -9,7 +9,7 @@ from typing import Any
 
 from ..arguments import add_command, add_machine, add_quiet, given, parse_mesh
 from ..errors import InputError
-from ..io import say
+from ..terminal import say, show
 
 __all__ = ["add_parsers"]
 
@@ -35,7 +35,7 @@ def run_convert(args: argparse.Namespace) -> int:
 
     done = convert(**{**given(args, convert), "mesh": mesh})
     if not args.quiet:
-        print(f"{done.destination}: {done.tensors} tensors, {done.nbytes / 1e9:.3f} GB, as {done.kind}")
+        show(f"{done.destination}: {done.tensors} tensors, {done.nbytes / 1e9:.3f} GB, as {done.kind}")
     return 0
 
 
@@ -52,9 +52,9 @@ def run_verify(args: argparse.Namespace) -> int:
             except OSError as error:
                 raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     if args.json == "-":
-        print(json.dumps(report.to_dict(), indent=2))
+        print(json.dumps(report.to_dict(), indent=2), flush=True)
     elif not args.quiet:
-        print(to_text(report), end="")
+        print(to_text(report), end="", flush=True)
     return 0 if report.same else 1
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..directories import check_free_space, temporary_directory, whole_directory
 from ..errors import InputError
-from ..io import say
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, logical_axes
+from ..terminal import say
 from .chunks import abstract_mesh
 from .hosts import barrier, process_count, process_index
 from .leaves import total_bytes

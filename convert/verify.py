@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..io import say
+from ..terminal import say
 from .chunks import chunk_regions
 from .leaves import Leaf, own, total_bytes
 from .opened import Checkpoint, open_checkpoint

@@ -1,10 +1,10 @@
 """The command line: `smolvlm-jax generate | batch | convert | verify | train`. Imports nothing heavy before a command runs.
 
-A user's mistake is one line on stderr and exit code 2; `--traceback` shows where it came from.
+A user's mistake is one line on stderr and exit code 2, trouble of the machine one line and exit code 1; `--traceback` shows
+where it came from.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 
@@ -12,9 +12,10 @@ from . import __version__
 from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given
 from .batch.cli import add_parser as add_batch
 from .convert.cli import add_parsers as add_converter
-from .errors import SmolVLMError
+from .errors import SmolVLMError, device_errors
 from .generation_config import SamplingParams
 from .media_options import PictureOptions
+from .terminal import say, standard_streams
 from .train.cli import add_parser as add_train
 
 __all__ = ["main"]
@@ -68,30 +69,30 @@ def _generate(options: argparse.Namespace) -> int:
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
     inputs = processor.encode_chat(messages, **call_options(pictures))
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
-    model, params = load(directory, dtype=options.dtype, attention=options.attention)
-    steps = stream(model, params, **inputs, **sampling)
-    for piece in _text_pieces(processor, (int(step[0]) for step in steps)):
-        print(piece, end="", flush=True)
-    print()
+    with device_errors("--max-new-tokens, or take --dtype bfloat16"):
+        model, params = load(directory, dtype=options.dtype, attention=options.attention)
+        steps = stream(model, params, **inputs, **sampling)
+        for piece in _text_pieces(processor, (int(step[0]) for step in steps)):
+            print(piece, end="", flush=True)
+    print(flush=True)
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except SmolVLMError as error:
-        if options.traceback:
-            raise
-        print(f"smolvlm-jax: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
-    except BrokenPipeError:
-        # The reader of our output has closed it (`| head`). Closing stdout must not raise again at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        return 130
+    with standard_streams():
+        options = _parser().parse_args(arguments)
+        try:
+            return options.run(options)
+        except BrokenPipeError:  # the reader of our output has closed it (`| head`)
+            return 141
+        except KeyboardInterrupt:
+            return 130
+        except (SmolVLMError, OSError, MemoryError) as error:
+            if options.traceback:
+                raise
+            say(f"out of memory: {error}" if isinstance(error, MemoryError) else str(error))
+            return getattr(error, "exit_code", 1)
 
 
 if __name__ == "__main__":

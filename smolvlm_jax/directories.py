@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CheckpointError
-from .io import lock, say, sync_directory
+from .io import lock, sync_directory
+from .terminal import say
 
 __all__ = ["check_free_space", "temporary_directory", "whole_directory"]
 

@@ -5,12 +5,20 @@ moves over from transformers keeps its `except` clauses.
 """
 
 import importlib
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 
 class SmolVLMError(Exception):
-    """Base class: whatever this library raises on purpose is one of these."""
+    """Base class: whatever this library raises on purpose is one of these.
+
+    Attributes:
+        exit_code: of the command line. 2 is a mistake, which the same command would make again.
+    """
+
+    exit_code: ClassVar[int] = 2
 
 
 class ConfigError(SmolVLMError, ValueError):
@@ -19,12 +27,6 @@ class ConfigError(SmolVLMError, ValueError):
 
 class CheckpointError(SmolVLMError, ValueError):
     """A checkpoint that is absent, incomplete, or disagrees with its config."""
-
-
-class ChangedError(SmolVLMError):
-    """A file that is no longer what it was when work on it began. Once it is back, the same command may be run again."""
-
-    exit_code = 1
 
 
 class InputError(SmolVLMError, ValueError):
@@ -37,6 +39,17 @@ class MediaError(InputError, OSError):
 
 class PromptError(InputError):
     """A conversation or template that cannot be turned into a prompt."""
+
+
+class JobError(SmolVLMError, RuntimeError):
+    """What ends a job though nobody made a mistake: a device without memory, workers that do not start, an output or an input
+    that another process changed. What is finished is kept, and the same command may be run again."""
+
+    exit_code = 1
+
+
+class ChangedError(JobError):
+    """A file that is no longer what it was when work on it began. Once it is back, the same command may be run again."""
 
 
 class MissingExtraError(SmolVLMError, ImportError):
@@ -74,3 +87,24 @@ def first_few(items: Iterable[str], limit: int = 10) -> list[str]:
     found = list(items)
     more = len(found) - limit
     return found if more <= 0 else [*found[:limit], f"… and {more:,} more"]
+
+
+@contextmanager
+def device_errors(lower: str) -> Iterator[None]:
+    """Within the block, what jax says of a device that fails, is full or is not there becomes a JobError of one line.
+
+    Args:
+        lower: what needs less of the device's memory, for the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        jax = sys.modules.get("jax")
+        text = str(error).strip()
+        absent = text.startswith("Unable to initialize backend")
+        if jax is None or not (absent or isinstance(error, jax.errors.JaxRuntimeError)):
+            raise
+        first = (text.splitlines() or [type(error).__name__])[0][:300]
+        if "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
+            raise JobError(f"the device is out of memory: lower {lower} ({first})") from error
+        raise JobError(f"the device failed: {first}") from error

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,20 +19,9 @@ try:
 except ImportError:  # not POSIX: without locks nobody can tell that a writer is dead, so its files are not removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "Identity", "companion_files", "copy_companions", "create_json", "lock"]
-__all__ += [
-    "parse_json",
-    "read_bytes",
-    "read_json",
-    "read_text",
-    "remove_dead",
-    "render_page",
-    "say",
-    "sync_directory",
-    "to_json",
-    "try_lock",
-]
-__all__ += ["unique_name", "whole_file", "write_json", "write_text"]
+__all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "Identity", "companion_files", "copy_companions", "create_json", "errors_name"]
+__all__ += ["lock", "parse_json", "read_bytes", "read_json", "read_text", "remove_dead", "render_page", "sync_directory"]
+__all__ += ["to_json", "try_lock", "unique_name", "wait_for_lock", "whole_file", "write_json", "write_text"]
 
 HOST = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname()) or "host"
 MAX_TEXT = 100_000_000  # bytes; also the limit of the safetensors library for its headers
@@ -71,11 +59,6 @@ class Identity(NamedTuple):
         return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
 
 
-def say(message: str) -> None:
-    """Print a line for the person at the terminal."""
-    print(f"smolvlm-jax: {message}", file=sys.stderr)
-
-
 def unique_name() -> str:
     """HOST.PID-RANDOM: no two writers share one, on whatever machine or in whatever container they run."""
     return f"{HOST}.{os.getpid()}-{secrets.token_hex(4)}"
@@ -90,7 +73,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{unique_name()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with errors_name(path), open(temporary, "wb") as file:
             try_lock(file)
             yield file
             file.flush()
@@ -99,6 +82,17 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Within the block, an OSError that names no file, as those of an open file do not, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def lock(file: IO | int) -> bool:
@@ -119,6 +113,19 @@ def lock(file: IO | int) -> bool:
             return False
         raise
     return True
+
+
+def wait_for_lock(file: IO, *, shared: bool) -> None:
+    """Wait until no lock of another process excludes this one, and lock an open file until it is closed or its process ends.
+    Where there are no locks nothing happens.
+
+    Args:
+        file: a lock that is not shared may need it open for writing.
+        shared: several processes may hold the lock at a time, if all of them share it.
+    """
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 def try_lock(file: IO) -> bool:
@@ -303,13 +310,18 @@ def create_json(path: Path, value: Any) -> bool:
         False if the file exists.
     """
     draft = path.with_name(f".{path.name}.{unique_name()}.tmp")
-    write_json(draft, value)
     try:
-        os.link(draft, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a mounted bucket has no hard links; who calls this writes the same file as the others
-        os.replace(draft, path)
+        with errors_name(path), open(draft, "wb") as file:
+            try_lock(file)
+            file.write(to_json(value, indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                return False
+            except OSError:  # a mounted bucket has no hard links; who calls this writes the same file as the others
+                os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     sync_directory(path.parent)

@@ -1,15 +1,21 @@
 """The command line, as a user meets it."""
 
 import argparse
+import io
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 
 from smolvlm_jax.cli import _parser, main
+from smolvlm_jax.errors import JobError, MediaError
+from smolvlm_jax.terminal import on_terminal, say
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = ROOT / "examples" / "number.png"
@@ -54,7 +60,6 @@ def test_sampling_flags(capsys):
         (["--model", "gigantic", "What?"], ["gigantic", "tiny"]),
         (["--model", ".", "What?"], ["tokenizer.json"]),
         (["--max-new-tokens", "0", "What?"], ["max_new_tokens"]),
-        (["--max-new-tokens", "5000", "What?"], ["prompt too long", "1024"]),
         (["--temperature", "0", "--do-sample", "What?"], ["temperature"]),
         (["word " * 3000], ["prompt too long"]),
         (["Is <image> a word?"], ["<image>"]),
@@ -133,3 +138,71 @@ def test_picture_modes(tmp_path, capsys):
         picture.convert(mode).save(path)
         assert main(["generate", "--image", str(path), "What number is written here?"]) == 0
         assert capsys.readouterr().out == "4207\n", mode
+
+
+def test_the_limit_may_be_the_whole_context(capsys):
+    assert main(["generate", "--max-new-tokens", "5000", "--image", str(NUMBER), "What number is written here?"]) == 0
+    assert capsys.readouterr().out == "4207\n"
+
+
+@pytest.mark.parametrize("stream", [None, io.TextIOWrapper(io.BytesIO())])
+def test_a_standard_error_that_is_not_there(monkeypatch, capsys, stream):
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert main(["generate", "--model", "gigantic", "What?"]) == 2
+    assert sys.stderr is stream
+    say("Nobody reads this.")
+    assert not on_terminal()
+    assert capsys.readouterr().out == ""
+
+
+STREAMS = ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("streams", STREAMS)
+def test_commands_whose_result_is_a_file_need_no_stream(tmp_path, streams):
+    """The other commands: what they say is lost, what they do is not, and the exit code tells."""
+    run = lambda *words: subprocess.run(["sh", "-c", f"{shlex.join([sys.executable, '-m', 'smolvlm_jax', *words])} {streams}"])
+    assert run("convert", "tiny", str(tmp_path / "orbax")).returncode == 0
+    assert run("verify", "tiny", str(tmp_path / "orbax"), "--json", str(tmp_path / "same.json")).returncode == (
+        full := "full" in streams
+    )
+    assert json.loads((tmp_path / "same.json").read_text())["same"]
+    assert run("convert", "tiny", str(tmp_path / "orbax")).returncode == 2
+    assert run("generate", "What?").returncode == full
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left on device", "/data/x"), 1, "No space left on device: '/data/x'"),
+        (MemoryError("Unable to allocate 8 GiB"), 1, "out of memory: Unable to allocate 8 GiB"),
+        (JobError("the device is gone"), 1, "the device is gone"),
+        (MediaError("no picture"), 2, "no picture"),
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+)
+def test_trouble_is_one_line_and_tells_whose_it_is(monkeypatch, capsys, error, code, words):
+    def fails(options):
+        raise error
+
+    monkeypatch.setattr("smolvlm_jax.cli._generate", fails)
+    assert main(["generate", "What?"]) == code
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == bool(words)
+    if words:
+        with pytest.raises(type(error)):
+            main(["--traceback", "generate", "What?"])
+
+
+def test_the_device_is_out_of_memory(monkeypatch, capsys):
+    def fails(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile trying to allocate")
+
+    monkeypatch.setattr("smolvlm_jax.generation.stream", fails)
+    assert main(["generate", "What?"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "out of memory: lower --max-new-tokens" in said

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..io import lock, say
+from ..io import lock
+from ..terminal import say
 
 __all__ = ["only_run"]
 

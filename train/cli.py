@@ -3,6 +3,7 @@
 import argparse
 
 from ..arguments import add_command, add_quiet
+from ..terminal import show
 
 __all__ = ["add_parser"]
 
@@ -16,7 +17,7 @@ def run_train(args: argparse.Namespace) -> int:
 
         from .config import to_dict
 
-        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="", flush=True)
         return 0
     from .malloc import keep_freed_memory
 
@@ -29,9 +30,9 @@ def run_train(args: argparse.Namespace) -> int:
     result = run(config, progress=False if args.quiet else None)
     if not args.quiet and jax.process_index() == 0:
         shown = ", ".join(f"{name} {text}" for name, text in figures(result.metrics).items())
-        print(f"{result.directory}: step {result.metrics.get('step')}, {shown}")
+        show(f"{result.directory}: step {result.metrics.get('step')}, {shown}")
         if result.model is not None:
-            print(f"{result.model}: Hugging Face format")
+            show(f"{result.model}: Hugging Face format")
     return 0
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
-from ..io import say, whole_file
+from ..io import whole_file
+from ..terminal import say
 
 __all__ = ["draw_curves"]
 

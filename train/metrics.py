@@ -2,12 +2,12 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import import_extra
+from ..terminal import on_terminal
 
 __all__ = ["Log", "figures", "read_metrics"]
 
@@ -30,7 +30,7 @@ class Log:
         from tqdm import tqdm
 
         self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8") if main else None
-        show = main and (sys.stderr.isatty() if progress is None else progress)
+        show = main and (on_terminal() if progress is None else progress)
         self._bar = tqdm(total=steps, initial=first, unit="step", disable=not show, dynamic_ncols=True)
         self._board = _tensorboard(directory / "tensorboard") if main and "tensorboard" in loggers else None
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, import_extra
-from ..io import say
+from ..terminal import say
 from .config import DataConfig, require_same
 from .packing import BatchShape, make_batch, plan_rows
 from .records import open_records

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, import_extra
-from ..io import say
 from ..records.columns import renamed
 from ..records.conversations import Conversation, read_conversation
 from ..records.sources import LINES
 from ..records.sources.identity import Inputs
 from ..records.sources.jsonl import JsonlSource, Opened, from_offset, open_lines
 from ..records.sources.plain import ending_of
+from ..terminal import say
 from .config import DataSource
 from .splits import choose_files
 

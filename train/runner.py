@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
 from ..errors import ConfigError
-from ..io import read_json, say, write_json
+from ..io import read_json, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
 from ..sharding import make_mesh
+from ..terminal import say
 from .claim import only_run
 from .config import MeshConfig, TrainConfig, require_same, to_dict
 from .curves import draw_curves

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..convert.file_sums import damaged_files
 from ..errors import CheckpointError
-from ..io import read_json, say
+from ..io import read_json
+from ..terminal import say
 
 __all__ = ["rename_aside", "set_aside"]
 

@@ -4,9 +4,9 @@ import argparse
 import json
 
 from ..arguments import add_command, add_machine, add_model, add_pictures, add_quiet, add_sampling, given
-from ..errors import SmolVLMError
+from ..errors import JobError, SmolVLMError
 from ..generation_config import SamplingParams
-from ..io import say
+from ..terminal import say, show
 from .config import BatchConfig, PictureOptions
 
 __all__ = ["add_parser"]
@@ -27,11 +27,10 @@ def run(options: argparse.Namespace) -> int:
     except SmolVLMError:
         raise
     except OSError as error:
-        say(f"{error}; what is finished is kept: run the same command again")
-        return 1
+        raise JobError(f"{error}; what is finished is kept: run the same command again") from error
     if "signal" in summary:
         return 128 + summary["signal"]
-    print(json.dumps(summary, indent=2))
+    show(json.dumps(summary, indent=2))
     failed = summary["error_share"] > options.max_error_rate
     if failed and not options.quiet:
         say(f"{summary['errors']} of {summary['records']} records have an error, above --max-error-rate")

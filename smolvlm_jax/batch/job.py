@@ -20,8 +20,8 @@ from typing import Any
 from ..engine.counters import Counters
 from ..engine.requests import Request, Result
 from ..errors import InputError
-from ..io import say
 from ..records.sources import Source, Unit
+from ..terminal import say
 from .parts import Part, clean_up
 from .pool import WorkerPool
 from .progress import Tally

@@ -1,6 +1,5 @@
 """Figures of a running job: a progress line on a terminal, and the summary."""
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -8,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..engine.counters import Counters
+from ..terminal import on_terminal
 
 __all__ = ["Tally"]
 
@@ -39,7 +39,7 @@ class Tally:
         self.errors: list[dict[str, Any]] = []
         self._share, self._reused, self._shown = 0.0, 0.0, 0.0
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and on_terminal():
             from tqdm import tqdm
 
             form = "{percentage:5.1f}%|{bar}| [{elapsed}<{remaining}{postfix}]"

@@ -11,9 +11,10 @@ from ..config import SmolVLMConfig
 from ..engine.loading import is_docling, load_engine
 from ..errors import InputError
 from ..generation_config import GenerationConfig
-from ..io import say, write_json
+from ..io import write_json
 from ..locate import resolve
 from ..records.sources import Source, counted, open_source
+from ..terminal import say
 from .config import BatchConfig
 from .hosts import shard_of
 from .job import BatchJob, Shard
