@@ -105,20 +105,24 @@ def _checked(model, config: GenerationConfig, input_ids, attention_mask) -> tupl
         raise InputError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}")
     if not mask.any(axis=1).all():
         raise InputError(f"row {int(np.argmin(mask.any(axis=1)))} of the batch is empty")
-    longest = int(mask.sum(axis=1).max())
-    limit = text.max_position_embeddings
-    if longest + config.max_new_tokens > limit:
-        raise InputError(
-            f"prompt too long: {longest} tokens and {config.max_new_tokens} new ones do not fit the model's {limit} positions"
-        )
+    longest, positions = int(mask.sum(axis=1).max()), text.max_position_embeddings
+    if longest >= positions:
+        raise InputError(f"prompt too long: {longest} tokens leave no room for an answer in the model's {positions} positions")
     return ids.astype(np.int32), mask.astype(np.int32)
 
 
-def _row_settings(seed: int | Sequence[int], rows: int) -> RowSettings:
-    """An int gives row r stream r of its random numbers; a sequence gives each row the first stream of a seed of its own."""
+def _row_settings(seed: int | Sequence[int], limits: np.ndarray) -> RowSettings:
+    """An int gives row r stream r of its random numbers; a sequence gives each row the first stream of a seed of its own.
+
+    Args:
+        seed: as in `generate`.
+        limits: (b,), on each row's new tokens; they are no part of the program where all are the same.
+    """
+    rows = len(limits)
+    limit = None if (limits == limits[0]).all() else jnp.asarray(limits, jnp.int32)
     if isinstance(seed, int):
-        return RowSettings(jnp.full(rows, seed % 2**32, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32))
-    return RowSettings(jnp.asarray(seed, jnp.uint32), jnp.zeros(rows, jnp.uint32))
+        return RowSettings(jnp.full(rows, seed % 2**32, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32), limit=limit)
+    return RowSettings(jnp.asarray(seed, jnp.uint32), jnp.zeros(rows, jnp.uint32), limit=limit)
 
 
 def _start(
@@ -139,6 +143,9 @@ def _start(
     """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
     config = (generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
     given, mask = _checked(model, config, input_ids, attention_mask)
+    room = model.config.text_config.max_position_embeddings - mask.sum(axis=1)
+    limits = np.minimum(room, min(config.max_new_tokens, room.max()))
+    config = config.replace(max_new_tokens=int(limits.max()))
     tiles = None
     if pixel_values is not None:
         tiles = flat_tiles(model.config, np.asarray(pixel_values), pixel_attention_mask, num_tiles)
@@ -153,7 +160,7 @@ def _start(
         inputs |= padded_tiles(tiles, bucket(int(tiles.count), 1))
     if image_hidden_states is not None:
         inputs["image_hidden_states"] = image_hidden_states
-    settings = _row_settings(seed, len(ids))
+    settings = _row_settings(seed, limits)
     if mesh is not None:
         put = lambda x: jax.device_put(x, batch_sharding(mesh, np.shape(x)))
         inputs, settings = {name: put(x) for name, x in inputs.items()}, jax.tree.map(put, settings)
@@ -183,7 +190,7 @@ def _takes_prompts(
 
 @_takes_prompts(_start)
 def generate(run: _Run) -> np.ndarray:
-    """Continue prompts until every row has drawn a stop token, or max_new_tokens are drawn.
+    """Continue prompts until every row has drawn a stop token, max_new_tokens are drawn, or the model's positions are used up.
 
     Rows do not influence each other.
 
@@ -204,8 +211,8 @@ def generate(run: _Run) -> np.ndarray:
         token.
 
     Raises:
-        InputError: for settings out of range, pictures and image tokens that disagree in number, and prompts longer than the
-            model's positions.
+        InputError: for settings out of range, pictures and image tokens that disagree in number, and prompts that leave none of
+            the model's positions.
     """
     run.decode(run.config.max_new_tokens)
     tokens, drawn, columns = jax.device_get((run.decoded.tokens, run.decoded.state.rows.drawn, run.decoded.columns))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,28 +18,37 @@ __all__ = ["GenerationConfig", "Sampling", "SamplingParams"]
 _log = logging.getLogger(__name__)
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+# The device reads settings as float32 and int32. Scores are divided and multiplied by these, and stay finite.
+_SMALLEST, _LARGEST = 1e-15, 1e15
+_INT32 = 2**31 - 1
+_MOST_STOPS = 256  # each is looked for after every token
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _whole(value: Any, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and value <= most and not value < least
 
 
 def _is_id(value: Any) -> bool:
-    return _whole(value, 0) and value < 2**31
+    return _whole(value, 0, _INT32)
 
 
 # What each setting must be: a test, and the words of the message for a value that fails it.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": (lambda x: _whole(x, 1), "a positive integer"),
     "do_sample": (lambda x: isinstance(x, bool), "true or false"),
-    "temperature": (lambda x: _number(x) and x > 0, "a number greater than 0 (use do_sample=False for greedy decoding)"),
-    "top_k": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
-    "top_p": (lambda x: _number(x) and 0 < x <= 1, "a number in (0, 1]"),
-    "min_p": (lambda x: _number(x) and 0 <= x <= 1, "a number in [0, 1]"),
-    "repetition_penalty": (lambda x: _number(x) and x > 0, "a number greater than 0"),
-    "seed": (lambda x: _whole(x, 0) and x < 2**32, "an integer from 0 to 2**32 - 1"),
+    "temperature": (
+        lambda x: _number(x, _SMALLEST, _LARGEST),
+        f"a number from {_SMALLEST:g} to {_LARGEST:g} (use do_sample=False for greedy decoding)",
+    ),
+    "top_k": (lambda x: _whole(x, 0, _INT32), "0 (off) or a positive integer below 2**31"),
+    "top_p": (lambda x: _number(x, 0, 1) and x > 0, "a number in (0, 1]"),
+    "min_p": (lambda x: _number(x, 0, 1), "a number in [0, 1]"),
+    "repetition_penalty": (lambda x: _number(x, _SMALLEST, _LARGEST), f"a number from {_SMALLEST:g} to {_LARGEST:g}"),
+    "seed": (lambda x: _whole(x, 0, 2**32 - 1), "an integer from 0 to 2**32 - 1"),
     "ignore_eos": (lambda x: isinstance(x, bool), "true or false"),
     "repetition_window": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
     "eos_token_id": (lambda x: all(map(_is_id, x if isinstance(x, (list, tuple)) else [x])), "a token id or a list of them"),
@@ -66,14 +76,17 @@ _OTHERS: dict[str, tuple[Any, ...]] = {
 
 
 def _check(settings: Any) -> None:
-    """Raise InputError for the first field that breaks its rule. None is allowed where it is the field's default."""
+    """Raise InputError for the first field that breaks its rule. None is allowed where it is the field's default, and a top_k
+    of -1, as clients of other servers send it, is 0."""
+    if settings.top_k == -1:
+        object.__setattr__(settings, "top_k", 0)
     for field in fields(settings):
         value = getattr(settings, field.name)
         if field.name not in _RULES or (value is None and field.default is None):
             continue
         fits, wants = _RULES[field.name]
         if not fits(value):
-            raise InputError(f"{field.name} must be {wants}, got {value!r}")
+            raise InputError(f"{field.name} must be {wants}, got {value!r:.80}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +131,7 @@ class GenerationConfig(Sampling):
     """Sampling and stopping of `generate` and `stream`, with the names and defaults of transformers.
 
     Attributes:
-        max_new_tokens: the limit on new tokens.
+        max_new_tokens: the limit on new tokens. Where the prompt leaves less room, that is the limit.
         eos_token_id: one id, several, or None for no stop token; stored as a tuple.
         pad_token_id: what rows that have ended are filled with.
     """
@@ -198,7 +211,7 @@ class SamplingParams:
     """How one request to the engine is continued.
 
     Attributes:
-        max_new_tokens: the limit on new tokens.
+        max_new_tokens: the limit on new tokens. Where the prompt leaves less room, that is the limit.
         do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `Sampling`. Those left out are what the
             checkpoint's `generation_config.json` says, as in `generate`.
         seed: the same seed draws the same tokens whatever other requests are answered at the time, below 2**32. They are
@@ -225,9 +238,10 @@ class SamplingParams:
     repetition_window: int = 256
 
     def __post_init__(self):
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise InputError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
-        object.__setattr__(self, "stop", tuple(self.stop))
+        stops = self.stop
+        if not isinstance(stops, list | tuple) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
+            raise InputError(f"stop must be a list of at most {_MOST_STOPS} non-empty strings, got {stops!r:.80}")
+        object.__setattr__(self, "stop", tuple(stops))
         _check(self)
 
     def sampling(self, defaults: Sampling | None) -> Sampling:

@@ -4,7 +4,7 @@ A filtered score is -inf. Settings are numbers, or arrays (b, 1) with a value fo
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
     return jnp.where(scores < kth, -jnp.inf, scores)
 
 
-def top_p(scores: jax.Array, p, ascending: jax.Array | None = None) -> jax.Array:
+def top_p(scores: jax.Array, p: float) -> jax.Array:
     """Keep the smallest set of best tokens whose probability reaches p.
 
     The token that crosses p stays, so that at least one always does. Of tokens with equal scores the later ones are kept
@@ -39,15 +39,17 @@ def top_p(scores: jax.Array, p, ascending: jax.Array | None = None) -> jax.Array
 
     Args:
         scores: (b, v).
-        p: a number, or (b, 1).
-        ascending: the scores of each row, sorted, if the caller has them.
+        p: a number.
 
     Returns:
         Scores, -inf where they are dropped.
     """
-    if ascending is None:
-        ascending = jnp.sort(scores, axis=-1)
-    drop = jnp.minimum(_leading(jax.nn.softmax(ascending, axis=-1), 1 - p), scores.shape[-1] - 1)
+    return _without_tail(scores, 1 - p, jnp.sort(scores, axis=-1))
+
+
+def _without_tail(scores: jax.Array, tail, ascending: jax.Array) -> jax.Array:
+    """`top_p` with the probability that is dropped, a number or (b, 1), and the scores of each row sorted."""
+    drop = jnp.minimum(_leading(jax.nn.softmax(ascending, axis=-1), tail), scores.shape[-1] - 1)
     edge = jnp.take_along_axis(ascending, drop, axis=-1)
     equal = scores == edge
     first = _leading(equal.astype(jnp.int32), drop - (scores < edge).sum(-1, keepdims=True))
@@ -85,23 +87,30 @@ def row_keys(seed: jax.Array, stream: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowSampling:
-    """`Sampling` with a value for each row, (b,): `do_sample` bool, `top_k` int32, the others float32."""
+    """`Sampling` with a value for each row, (b,): `do_sample` bool, `top_k` int32, the others float32.
+
+    `tail` is 1 - top_p, taken before it is rounded to float32, as it is of a number.
+    """
 
     do_sample: jax.Array
     temperature: jax.Array
     top_k: jax.Array
-    top_p: jax.Array
+    tail: jax.Array
     min_p: jax.Array
     repetition_penalty: jax.Array
 
     @classmethod
     def of(cls, rows: Sequence[Sampling]) -> "RowSampling":
         """The settings of b rows as numpy arrays."""
-        dtypes = {bool: np.bool_, int: np.int32, float: np.float32}
-        columns: dict[str, Any] = {}
-        for field in fields(Sampling):
-            columns[field.name] = np.asarray([getattr(row, field.name) for row in rows], dtypes[type(field.default)])
-        return cls(**columns)
+        column: Any = lambda value_of, dtype: np.asarray([value_of(row) for row in rows], dtype)
+        return cls(
+            do_sample=column(lambda row: row.do_sample, np.bool_),
+            temperature=column(lambda row: row.temperature, np.float32),
+            top_k=column(lambda row: row.top_k, np.int32),
+            tail=column(lambda row: 1 - row.top_p, np.float32),
+            min_p=column(lambda row: row.min_p, np.float32),
+            repetition_penalty=column(lambda row: row.repetition_penalty, np.float32),
+        )
 
 
 def choose(
@@ -162,9 +171,9 @@ def _filtered(scores: jax.Array, settings: Sampling | RowSampling) -> jax.Array:
         scores = top_k(scores, settings.top_k) if settings.top_k else scores
         scores = top_p(scores, settings.top_p) if settings.top_p < 1 else scores
         return min_p(scores, settings.min_p) if settings.min_p > 0 else scores
-    k, p, least = (_column(values) for values in (settings.top_k, settings.top_p, settings.min_p))
+    k, tail, least = (_column(values) for values in (settings.top_k, settings.tail, settings.min_p))
     ascending = jnp.sort(scores, axis=-1)  # for top-k, which has no `jax.lax.top_k` with a k for each row, and for top-p
     kth = jnp.take_along_axis(ascending, scores.shape[-1] - jnp.clip(k, 1, scores.shape[-1]), axis=-1)
     scores, ascending = (jnp.where((k > 0) & (x < kth), -jnp.inf, x) for x in (scores, ascending))
-    scores = jnp.where(p < 1, top_p(scores, p, ascending), scores)
+    scores = jnp.where(tail > 0, _without_tail(scores, tail, ascending), scores)
     return jnp.where(least > 0, min_p(scores, least), scores)

@@ -1,6 +1,7 @@
 """Decoding: against recorded answers, and the equivalences cached = uncached, batched = alone, streamed = generated."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -12,7 +13,8 @@ from smolvlm_jax import GenerationConfig, generate, stream
 from smolvlm_jax.cache import KVCache
 from smolvlm_jax.errors import InputError
 from smolvlm_jax.generation import _decode, _prefill, bucket
-from smolvlm_jax.sampling import choose, min_p, repetition_penalty, row_keys, top_k, top_p
+from smolvlm_jax.generation_config import Sampling
+from smolvlm_jax.sampling import RowSampling, choose, min_p, repetition_penalty, row_keys, top_k, top_p
 
 
 def new_tokens(tiny, **options):
@@ -275,6 +277,51 @@ def test_drawn_frequencies_follow_the_probabilities():
     assert set(np.unique(cut)) == {0, 1}
 
 
+SETTINGS = [
+    {"temperature": 0.7},
+    {"temperature": 1.8, "top_k": 0, "top_p": 0.9},
+    {"temperature": 3.3, "top_k": 0, "top_p": 1 - 1e-12},
+    {"top_k": 0, "top_p": 1e-300},
+    {"temperature": 1.1, "min_p": 0.07, "repetition_penalty": 1.3},
+    {"temperature": 1e-15, "repetition_penalty": 1e15},
+    {"temperature": 1e15, "repetition_penalty": 1e-15, "top_p": 0.5},
+    {"top_k": 2**31 - 1, "min_p": 1e-300},
+]
+
+
+def test_settings_of_each_row_draw_as_one_setting_for_all():
+    """To the last bit, which decides where a cut goes through scores that are nearly equal."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((400, 130)) * rng.uniform(0.5, 8, (400, 1)), jnp.float32)
+    seen, drawn = jnp.asarray(rng.random(logits.shape) < 0.3), jnp.asarray(np.arange(400) % 7)
+    number = np.arange(400, dtype=np.uint32)
+    draw = lambda settings, logits: choose(logits, settings, seen=seen, keys=lambda: row_keys(number, number), drawn=drawn)
+    each = jax.jit(draw)
+    for given in SETTINGS:
+        settings = Sampling(do_sample=True, **given)
+        one = jax.jit(functools.partial(draw, settings))(logits)
+        assert np.array_equal(one, each(RowSampling.of([settings] * 400), logits)), given
+        assert (np.asarray(one) >= 0).all() and (np.asarray(one) < 130).all()
+
+
+def test_the_limit_is_what_the_prompt_leaves(tiny_a):
+    """A row of a batch has as many new tokens as it has alone, and the last position of the model is used."""
+    ids = np.random.default_rng(1).integers(10, 100, (2, 509))
+    mask = np.arange(509) >= np.array([[0], [6]])
+    options = dict(max_new_tokens=10**30, eos_token_id=None, pad_token_id=2)
+    both = generate(tiny_a.model, tiny_a.params, ids, mask, **options)[:, 509:]
+    assert both.shape == (2, 9) and (both[0, 3:] == 2).all()
+    for row, new in enumerate((3, 9)):
+        own = ids[row : row + 1, mask[row]]
+        alone = generate(tiny_a.model, tiny_a.params, own, np.ones_like(own), **options)[0, own.shape[1] :]
+        assert alone.tolist() == both[row, :new].tolist() and len(alone) == new
+        steps = stream(tiny_a.model, tiny_a.params, own, np.ones_like(own), **options)
+        assert [int(step[0]) for step in steps] == alone.tolist()
+    full = np.full((1, 512), 40)
+    with pytest.raises(InputError, match="prompt too long: 512 tokens"):
+        generate(tiny_a.model, tiny_a.params, full, np.ones_like(full))
+
+
 def test_repetition_penalty_counts_the_prompt_but_not_the_padding(tiny_a):
     """Left padding must not make the pad token a token seen before."""
     options = dict(repetition_penalty=1.7, pad_token_id=2)
@@ -306,7 +353,6 @@ def test_generation_config_files(tmp_path):
         ({"temperature": 0.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"tempreature": 1.0}, "tempreature"),
-        ({"max_new_tokens": 500}, "prompt too long"),
         ({"input_ids": np.array([[1, 999]])}, "input_ids"),
         ({"input_ids": np.array([1, 2])}, "shape"),
         ({"attention_mask": np.ones((1, 3))}, "attention_mask"),

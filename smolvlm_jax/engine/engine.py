@@ -7,6 +7,7 @@ at once into a pool of features on the device, identical ones once. The host rea
 
 import collections
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,7 +86,7 @@ class Engine:
         self.programs = Programs(model, params, self.config, mesh)
         self.stats = Counters()
         self._arrive = Reception(model, processor, self.config)
-        self._busy = False
+        self._busy = threading.Lock()
         self._idle_since: float | None = None
         self._reset()
 
@@ -132,20 +133,20 @@ class Engine:
             requests: read lazily in a thread, at most `config.lookahead` and `config.lookahead_bytes` ahead of the device.
 
         Yields:
-            Results in the order in which they end. What is wrong with one request becomes its result's `error`. Leaving early
-            drops what is under way.
+            Results in the order in which they end. What is wrong with one request, or raised while it is read,
+            becomes its result's `error`. Leaving early drops what is under way.
 
         Raises:
             InputError: another call has not ended.
             BaseException: what the iterable raises.
         """
-        if self._busy:
+        if not self._busy.acquire(blocking=False):
             raise InputError("this engine is already answering: one generate() at a time")
-        self._busy = True
         begin = self._clock()
         self._idle_since = begin
         feed = Feed(requests, self._arrive, self.config.lookahead, self.config.lookahead_bytes // 2)
         waiting: deque[RequestState] = deque()
+        ended = False
         try:
             while True:
                 yield from self._receive(feed, waiting)
@@ -156,13 +157,14 @@ class Engine:
                 if not self._under_way and self._idle_since is None:
                     self._idle_since = self._clock()
                 if not (dispatched or waiting or self._under_way) and feed.exhausted:
+                    ended = True
                     return
         finally:
             feed.close()
             self.stats.seconds += self._clock() - begin
-            if waiting or self._under_way or any(ring.live() for ring in self._rings):
+            if not ended:  # also after a failure of the device, which may have taken donated arrays along
                 self._reset()
-            self._busy = False
+            self._busy.release()
 
     def _reset(self) -> None:
         """Empty slots and places; what is on the device is forgotten."""

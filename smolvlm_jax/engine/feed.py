@@ -3,10 +3,11 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from ..errors import InputError, SmolVLMError
+from ..errors import InputError, describe
 from ..generation_config import GenerationConfig
 from ..model import SmolVLMForConditionalGeneration
 from ..pictures import check_counts
@@ -28,40 +29,53 @@ class Reception:
         self._sampling, self._stop_tokens = defaults.sampling, frozenset(defaults.stop_tokens)
 
     def __call__(self, request: Request) -> RequestState:
-        params, prepared, error = request.params, request.prepared, request.error
+        """Whatever is wrong with the request, or with reading it, is its error."""
+        prepared = Prepared.of(np.zeros((0,), np.int32))
         try:
-            if request.messages is not None:
-                prepared = prepare(self._processor, request.messages, longest=self._shapes.ring_lengths[-1] - 1)
-            if prepared is not None:
-                self._check(prepared, params.max_new_tokens)
-        except SmolVLMError as failure:
-            error = str(failure)
-        decode = lambda ids: self._processor.decode(ids, skip_special_tokens=not self._shapes.keep_special_tokens)
-        return RequestState(
-            request,
-            prepared or Prepared.of(np.zeros((0,), np.int32)),
-            params.sampling(self._sampling),
-            Ending(params, self._stop_tokens, decode),
-            error,
-        )
+            if request.error is None:
+                prepared = self._arrays(request)
+                self._check(prepared)
+            return self._state(request, prepared)
+        except Exception as failure:
+            key = request.id if isinstance(request, Request) else None
+            return self._state(Request(key, error=describe(failure)), prepared)
 
-    def _check(self, prepared: Prepared, new: int) -> None:
-        """Raise InputError if this prompt with so many new tokens can never be answered."""
-        ids, tiles = prepared.input_ids, prepared.tiles
-        vocabulary, longest = self._config.text_config.vocab_size, self._shapes.ring_lengths[-1]
-        shape = self._config.vision_config.tile_shape
-        if len(ids) + new > longest:
-            raise InputError(
-                f"prompt too long: {len(ids)} tokens and a limit of {new} new ones need {len(ids) + new} positions, and there "
-                f"are {longest}"
-            )
-        if ids.ndim != 1 or not len(ids) or ids.min() < 0 or ids.max() >= vocabulary:
+    def _state(self, request: Request, prepared: Prepared) -> RequestState:
+        decode = lambda ids: self._processor.decode(ids, skip_special_tokens=not self._shapes.keep_special_tokens)
+        if request.error is None:
+            # What the prompt leaves is the limit. It is at least one token, as `_check` has found.
+            limit = min(request.params.max_new_tokens, self._shapes.ring_lengths[-1] - len(prepared.input_ids))
+            request = replace(request, params=replace(request.params, max_new_tokens=limit))
+        sampling = request.params.sampling(self._sampling)
+        ending = Ending(request.params, self._stop_tokens, decode)
+        return RequestState(request, prepared, sampling, ending, request.error)
+
+    def _arrays(self, request: Request) -> Prepared:
+        """What the request asks, as arrays of the right kinds."""
+        prepared = request.prepared
+        if request.messages is not None:
+            prepared = prepare(self._processor, request.messages, longest=self._shapes.ring_lengths[-1] - 1)
+        if not isinstance(prepared, Prepared):
+            raise InputError(f"prepared is a {type(prepared).__name__}; it needs a Prepared")
+        ids, tiles, digests = np.asarray(prepared.input_ids), np.asarray(prepared.tiles), prepared.digests
+        vocabulary, shape = self._config.text_config.vocab_size, self._config.vision_config.tile_shape
+        if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocabulary:
             raise InputError(f"input_ids must be a row of at least one token in [0, {vocabulary})")
-        if len(tiles) and tiles.shape[1:] != shape:
-            raise InputError(f"tiles have shape {tiles.shape[1:]}, the model reads {shape}")
-        if len(tiles) != len(prepared.digests):
-            raise InputError(f"{len(tiles)} tiles have {len(prepared.digests)} digests")
-        check_counts(self._config, ids, tiles)
+        if len(tiles) and (tiles.shape[1:] != shape or tiles.dtype != np.uint8):
+            raise InputError(f"tiles are {tiles.dtype} of shape {tiles.shape[1:]}, the model reads uint8 of {shape}")
+        if len(tiles) != len(digests) or not all(isinstance(digest, bytes) for digest in digests):
+            raise InputError(f"{len(tiles)} tiles have {len(digests)} digests; each needs one")
+        return Prepared(ids, tiles, digests)
+
+    def _check(self, prepared: Prepared) -> None:
+        """Raise InputError if this prompt can never be answered."""
+        length, longest = len(prepared.input_ids), self._shapes.ring_lengths[-1]
+        if length >= longest:
+            raise InputError(
+                f"prompt too long: {length} tokens and an answer of at least one need {length + 1} positions, and there are "
+                f"{longest}"
+            )
+        check_counts(self._config, prepared.input_ids, prepared.tiles)
 
 
 class Feed:

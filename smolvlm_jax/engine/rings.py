@@ -26,7 +26,7 @@ class RequestState:
     """A request from its arrival to its result.
 
     Attributes:
-        request: as it was asked.
+        request: as it was asked, with the limit on new tokens that its prompt leaves room for.
         prepared: its arrays; empty where there is an error.
         sampling: how its tokens are drawn, with the checkpoint's defaults.
         ending: its answer, and whether that has ended.

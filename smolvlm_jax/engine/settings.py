@@ -14,7 +14,8 @@ __all__ = ["EngineConfig", "EngineShapes"]
 
 # Powers of four, and what a split picture wants: up to 17 tiles, 1,200 to 1,500 tokens, and an answer.
 _RINGS = (256, 1024, 2048, 4096)
-_MOST_SLOTS = 256
+_MOST_SLOTS = 256  # by default
+_ANY_SLOTS = 2**16  # the host keeps a list of them
 _CPU_CACHE_BYTES = 2 * 10**9
 _FREE_MEMORY_SHARE = 0.6
 # Default of a field that `resolve` fills in: None in what a user gives, never in what `resolve` returns.
@@ -27,7 +28,7 @@ class EngineConfig:
 
     Attributes:
         ring_lengths: columns of each KV cache ring, ascending; a request goes to the shortest one that holds its prompt and
-            its limit on new tokens. Default: 256, 1,024, 2,048, 4,096 and the model's limit.
+            its limit on new tokens, as far as the longest one has room. Default: 256, 1,024, 2,048, 4,096, the model's limit.
         slots: rows of each ring, multiples of the mesh's data shards. Default: what the memory holds, at most 256 a shard, on
             CPU 32.
         cache_bytes: of all rings together, from which `slots` follows. Default: 2 GB on CPU, 60 % of what is free elsewhere.
@@ -66,7 +67,7 @@ class EngineConfig:
         most = text.max_position_embeddings
         lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*_RINGS, most) if n < most] + [most])))
         if lengths[0] < 2 or lengths[-1] > most:
-            raise InputError(f"ring_lengths must lie between 2 and the model's {most} positions, got {lengths}")
+            raise InputError(f"ring_lengths must lie between 2 and the model's {most} positions, got {lengths!r:.80}")
         slots = self.slots
         if slots is None:
             heads = text.num_hidden_layers * text.num_key_value_heads
@@ -74,14 +75,16 @@ class EngineConfig:
             share = (self.cache_bytes or _cache_bytes(mesh)) // len(lengths)
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
             slots = tuple(max(min(share // (column * n), cap) // lanes * lanes, lanes) for n in lengths)
-        if len(slots) != len(lengths) or any(n < 1 or n % lanes for n in slots):
-            raise InputError(f"slots needs one multiple of {lanes} for each of the rings {lengths}, got {slots}")
+        if len(slots) != len(lengths) or any(not lanes <= n <= _ANY_SLOTS or n % lanes for n in slots):
+            raise InputError(
+                f"slots needs one multiple of {lanes}, at most {_ANY_SLOTS}, for each of the rings {lengths}, got {slots!r:.80}"
+            )
         tiles = self.encoder_tiles or (4 if cpu else 16)
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")
-        for name in ("chunk", "lookahead", "lookahead_bytes"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        for name, least in (("chunk", 1), ("lookahead", 1), ("lookahead_bytes", 1), ("prefill_tokens", 1), ("run_ahead", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
         chosen = {
             "ring_lengths": lengths,
             "slots": tuple(slots),

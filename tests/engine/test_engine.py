@@ -234,29 +234,60 @@ def test_endless_repetition_ends(tiny, engine):
     assert longer.finish_reason == "length" and longer.token_ids[: result.new_tokens] == result.token_ids
 
 
+class Raises:
+    """Raises something of its own whatever is asked of it."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("odd")
+
+
 def test_what_is_wrong_with_a_request_is_its_result(tiny, engine):
     good = prepare(tiny[2], user(pictures(1, 5)[0]))
-    long = Prepared(np.full(250, 40, np.int32), good.tiles[:0], ())
+    prompt = lambda length, kind=np.int32: Prepared(np.full(length, 40, kind), good.tiles[:0], ())
     few = SamplingParams(4)
     requests = [
-        Request("long", prepared=long, params=SamplingParams(7)),
+        Request("long", prepared=prompt(256), params=SamplingParams(1)),
         Request("no tiles", prepared=dataclasses.replace(good, tiles=good.tiles[:-1], digests=good.digests[:-1]), params=few),
         Request("no such id", prepared=Prepared(np.array([1, 10**6], np.int32), good.tiles[:0], ()), params=few),
         Request("no file", [{"role": "user", "content": [{"type": "image", "path": "no/such.png"}]}]),
         Request("fine", prepared=good, params=SamplingParams(8)),
-        Request("fits", prepared=long, params=SamplingParams(6)),
+        Request("fits", prepared=prompt(250), params=SamplingParams(6)),
+        Request("whole context", prepared=prompt(100), params=SamplingParams(10**30, ignore_eos=True, repetition_window=0)),
+        Request("no whole numbers", prepared=prompt(5, np.float32), params=few),
+        Request("no numbers", prepared=Prepared(None, None, None), params=few),
+        Request("no arrays", prepared=b"arrays", params=few),
+        Request("tiles of floats", prepared=dataclasses.replace(good, tiles=good.tiles / 255), params=few),
+        Request("no digests", prepared=dataclasses.replace(good, digests=tuple(map(str, good.digests))), params=few),
+        Request("no parameters", prepared=good, params={"max_new_tokens": 4}),
+        Request("no messages", messages=7),
+        Request("no text", messages=[{"role": "user", "content": [Raises()]}]),
+        Request("odd", messages=[Raises()]),
+        {"id": "no request"},
     ]
     results = {r.id: r for r in engine.generate(requests)}
     assert len(results) == len(requests)
     for name, words in [
-        ("long", "250 tokens and a limit of 7 new ones need 257"),
+        ("long", "prompt too long: 256 tokens and an answer of at least one need 257 positions, and there are 256"),
         ("no tiles", "image tokens"),
         ("no such id", "input_ids"),
         ("no file", "no/such.png"),
+        ("no whole numbers", "input_ids"),
+        ("no numbers", "input_ids"),
+        ("no arrays", "bytes"),
+        ("tiles of floats", "uint8"),
+        ("no digests", "digests"),
+        ("no parameters", ""),
+        ("no messages", ""),
+        ("no text", "item"),
+        ("odd", ""),
+        (None, "dict"),
     ]:
         result = results[name]
         assert words in result.error and result.text is None and result.finish_reason == "error", result
     assert results["fine"].error is None and results["fits"].error is None
+    whole = results["whole context"]
+    assert (whole.new_tokens, whole.finish_reason) == (156, "length")
+    assert list(whole.token_ids) == alone(tiny, Request(0, prepared=prompt(100), params=SamplingParams(156, ignore_eos=True)))
 
 
 def test_a_request_with_an_error_comes_back_in_its_turn(tiny, engine):
@@ -349,9 +380,19 @@ def test_settings_that_contradict_the_model_are_refused(tiny):
         {"top_p": 1.5},
         {"seed": 2**32},
         {"do_sample": 1},
+        {"stop": {"a": 1}},
+        {"stop": ["x"] * 10**4},
+        {"stop": 7},
+        *({"temperature": value} for value in (1e-60, 1e300, 10**400, float("inf"), float("nan"), True, "1")),
+        *({"repetition_penalty": value} for value in (1e-300, 1e300, float("nan"), -1)),
+        *({"top_k": value} for value in (-2, 2**31, 1.5, True)),
+        *({"top_p": value} for value in (0, True, float("nan"))),
+        *({"min_p": value} for value in (-0.1, 1.1, float("nan"), "0")),
+        *({"max_new_tokens": value} for value in (-1, 1.5, True, None)),
     ]:
         with pytest.raises(InputError):
             SamplingParams(**wrong)
+    assert SamplingParams(top_k=-1).top_k == 0
     with pytest.raises(InputError):
         Request(1)
 
