@@ -2,12 +2,24 @@
 
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 
 from ..errors import InputError
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 
 __all__ = ["BatchConfig", "PictureOptions"]
+
+# Of numbers, which nan is never within. The upper ends are far beyond any use, and within what the system can count.
+_RANGES = {
+    "max_error_rate": (0, 1),
+    "record_timeout": (1e-3, 1e6),
+    "record_memory": (2**20, 2**60),
+    "workers": (0, 1024),
+    "shard_size": (1, 10**9),
+    "num_shards": (1, 10**9),
+    "shard_index": (0, 10**9),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +82,11 @@ class BatchConfig:
     def __post_init__(self):
         from ..records.record import FIELDS  # late: the command line starts without numpy
 
-        if not 0 <= self.max_error_rate <= 1:
-            raise InputError(f"--max-error-rate is a share from 0 to 1, got {self.max_error_rate}")
-        if (self.workers or 0) < 0 or self.record_timeout <= 0:
-            raise InputError("--workers and --record-timeout cannot be negative, nor the time limit 0")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and value <= most and not value < least):
+                flag = f"--{name.replace('_', '-')} ({name})"
+                raise InputError(f"{flag} must be a number from {least:g} to {most:g}, got {value!r:.80}")
         for name, column in self.columns:
             if name not in FIELDS or not column:
                 raise InputError(f"--column {name}={column} is not NAME=COLUMN with a name of {', '.join(FIELDS)}")

@@ -22,6 +22,7 @@ from ..engine.requests import Request, Result
 from ..errors import InputError
 from ..records.sources import Source, Unit
 from ..terminal import say
+from .manifest import Manifest
 from .parts import Part, clean_up
 from .pool import WorkerPool
 from .progress import Tally
@@ -29,7 +30,7 @@ from .sinks import Sink
 
 __all__ = ["BatchJob", "Shard"]
 
-_FLUSH_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _SHOWN_COLUMNS = 100
 EMPTY = "the answer is empty, and no stop token ended it"
 
@@ -65,6 +66,7 @@ class BatchJob:
         make_engine: Called once the first record is prepared; makes an Engine, or an object with its generate(), stats,
             summary() and processor.
         quiet: Show no progress.
+        manifest: Of the job; None if nothing else uses the folder.
     """
 
     def __init__(
@@ -76,15 +78,16 @@ class BatchJob:
         pool: WorkerPool,
         make_engine: Callable[[], Any],
         quiet: bool = False,
+        manifest: Manifest | None = None,
     ):
         self._source, self._folder, self._sink, self._shard = source, Path(folder), sink, shard
-        self._pool, self._make_engine = pool, make_engine
+        self._pool, self._make_engine, self._manifest = pool, make_engine, manifest
         self._engine: Any = None
         self._open: dict[int, Part] = {}
         self._payloads: dict[tuple[int, int], Any] = {}  # of the records that are being prepared
         self._lock = threading.Lock()  # guards _open, which a unit that is read, a part that is whole and park() change or read
         self._stopping, self._all_read = threading.Event(), False
-        self._flushed = time.monotonic()
+        self._checked = time.monotonic()
         self._began = 0.0
         self._found, self._finished = 0, 0  # parts that earlier runs and this one finished
         self._quiet = quiet
@@ -120,6 +123,7 @@ class BatchJob:
                         self._answered(result)
                         self._finish_parts()
             self._finish_parts()
+            self._check()
         finally:
             if self._open:
                 self.park()
@@ -147,6 +151,11 @@ class BatchJob:
         stats = self._engine.stats
         return replace(stats, seconds=stats.seconds or time.perf_counter() - self._began)
 
+    def _check(self) -> None:
+        """Raise JobError if another job has taken the folder over."""
+        if self._manifest is not None:
+            self._manifest.check()
+
     # ---- records to requests
 
     def _requests(self) -> Iterator[Request]:
@@ -167,7 +176,8 @@ class BatchJob:
                 return
             if unit.index % self._shard.count != self._shard.index:
                 continue
-            part = Part.open(self._folder, unit.index, self._sink)
+            self._check()
+            part = Part.open(self._folder, unit.index, self._sink, self._manifest.key if self._manifest else "")
             if part is None:
                 self._count_finished(unit)
                 continue
@@ -175,16 +185,17 @@ class BatchJob:
             part.row_share = share / self._shard.size
             with self._lock:
                 self._open[unit.index] = part
-            for answer in part.taken_over:
-                self.tally.add(answer, part.row_share, reused=True)
-            part.taken_over.clear()
-            count, done = 0, set(part.done)
+            count = 0
             for row in unit.rows():
                 count += 1
-                if row.position not in done:
+                answer = part.taken_over.pop(row.position, None)
+                if answer is None:
                     self._payloads[unit.index, row.position] = row.payload
                     yield (unit.index, row.position), row.payload
+                else:
+                    self.tally.add(answer, part.row_share, reused=True)
             with self._lock:
+                part.forget(part.taken_over)  # what is left there is of no record
                 exact = share / max(count, 1)
                 self.tally.advance((exact - part.row_share) * len(part.done))
                 part.row_share, part.expected = exact, count
@@ -225,11 +236,9 @@ class BatchJob:
             added, share = part.add(position, row), part.row_share
         if added:
             self.tally.add(row, share)
-        now = time.monotonic()
-        if now - self._flushed > _FLUSH_SECONDS:
-            self._flushed = now
-            for part in self._parts():
-                part.flush()
+        if time.monotonic() - self._checked > _CHECK_SECONDS:
+            self._check()
+            self._checked = time.monotonic()
 
     def _parts(self) -> list[Part]:
         with self._lock:
@@ -241,5 +250,6 @@ class BatchJob:
             if part.expected is not None and len(part.done) >= part.expected:
                 with self._lock:  # park() leaves a part alone that is being finished
                     del self._open[part.index]
-                part.finish()
+                with contextlib.nullcontext() if self._manifest is None else self._manifest.held():
+                    part.finish()
                 self._finished += 1

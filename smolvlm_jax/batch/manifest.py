@@ -2,22 +2,21 @@
 
 import hashlib
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import InputError
-from ..io import create_json, read_json, sync_directory
+from ..errors import InputError, JobError
+from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
 
-__all__ = ["MANIFEST", "agree", "differences", "model_digest"]
+__all__ = ["MANIFEST", "Manifest", "differences", "model_digest"]
 
 MANIFEST = "_manifest.json"
 FORMAT = 1
-_CLAIM = "_replacing"
 _SMALL = 64 * 2**20
-_CLAIM_SECONDS = 60
+_DAMAGED = f"its {MANIFEST} is empty or damaged"
 
 
 def model_digest(directory: str | os.PathLike) -> str:
@@ -51,53 +50,107 @@ def differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> lis
     return found
 
 
-def agree(folder: Path, facts: dict[str, Any], force: bool, notify: Callable[[str], None]) -> None:
-    """Make sure that everything in `folder` belongs to a job with these facts, and write them if the folder is new.
+class Manifest:
+    """The facts that a job's rows depend on, and the file that says whose rows a directory holds.
+
+    Another job may replace the file at any time, with --force. Rows get their final names only while it is `held`.
 
     Args:
-        folder: Of the output; made if need be.
-        facts: What rows depend on, as JSON.
-        force: Move the output of another job into a directory `_replaced-…` and start afresh.
-        notify: Called with a line when something is moved.
+        folder: Of the output.
+        facts: As JSON.
 
-    Raises:
-        InputError: if the folder holds the output of another job; it names every difference.
+    Attributes:
+        key: A digest of the facts, by which a job knows its own working files.
     """
-    facts = {"format": FORMAT, "smolvlm_jax": __version__, **facts}
-    path, claim = folder / MANIFEST, folder / _CLAIM
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + _CLAIM_SECONDS
-    while True:
-        if claim.exists():  # another process with --force is moving files
-            if time.monotonic() > deadline:
-                raise InputError(f"{claim} is older than {_CLAIM_SECONDS} seconds: if no other job is starting, remove it")
-            time.sleep(0.1)
-            continue
-        old = read_json(path, missing_ok=True)
-        found = differences(old, facts) if old else []
-        if not old and (strangers := _outputs(folder)) and not path.exists():
-            found = [f"there is no {MANIFEST}, but there is {strangers[0].name}"]
-        if old and not found:
-            return
-        if not found:
-            if create_json(path, facts):
+
+    def __init__(self, folder: Path, facts: dict[str, Any]):
+        self.path = folder / MANIFEST
+        self.facts = {"format": FORMAT, "smolvlm_jax": __version__, **facts}
+        self.key = hashlib.blake2b(to_json(self.facts, sort_keys=True), digest_size=6).hexdigest()
+        self._ours: bytes | None = None  # content that was found to say the same
+
+    def agree(self, force: bool, notify: Callable[[str], None]) -> None:
+        """Make sure that everything in the directory, which is made if need be, belongs to a job with these facts.
+
+        Args:
+            force: Move the output of another job into a directory `_replaced-…` and start afresh.
+            notify: Called with a line when something is moved.
+
+        Raises:
+            InputError: the directory holds the output of another job, each difference to which is named, or cannot be one.
+        """
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"OUTPUT is a directory, and {folder} cannot be one: {error.strerror}") from error
+        while True:
+            data, strangers = self._read(), _outputs(folder)
+            if data is None and not strangers:
+                if create_json(self.path, self.facts):
+                    return
+                continue  # another process has just created one: compare with it
+            absent = [f"there is no {MANIFEST}, but there is {path.name}" for path in strangers[:1]]
+            changes = absent if data is None else self._changes(data)
+            if not changes:
                 return
-            continue  # another process has just created one: compare with it
-        if not force:
-            raise InputError(
-                f"{folder} holds the output of another job: {'; '.join(found)}. Choose another directory, or have the old "
-                "output moved aside with --force"
-            )
+            if not force and (strangers or changes != [_DAMAGED]):
+                raise InputError(
+                    f"{folder} holds the output of another job: {'; '.join(changes)}. Choose another directory, or have the "
+                    "old output moved aside with --force"
+                )
+            if data is None:
+                create_json(self.path, {})  # the manifest is what processes lock
+            else:
+                self._replace(data, notify)
+
+    def check(self) -> None:
+        """Raise JobError if the directory belongs to another job by now."""
+        data = self._read()
+        if data is not None and not self._changes(data):
+            return
+        found = {} if data is None else _object(data)
+        why = differences(self.facts, found)[0] if found else "it is gone or empty"
+        raise JobError(
+            f"{self.path} was replaced while this job ran ({why}): the directory belongs to another job now, where no row of "
+            "this one counts; what --force moves aside is kept beside it in _replaced-…"
+        )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block no other job takes the directory over. Raises JobError if one has."""
+        self.check()
+        with open(self.path, "rb") as file:
+            wait_for_lock(file, shared=True)
+            self.check()
+            yield
+
+    def _read(self) -> bytes | None:
         try:
-            claim.mkdir()
-        except FileExistsError:
-            continue
-        try:
-            if read_json(path, missing_ok=True) == old:
-                notify(f"moved the other job's output to {_set_aside(folder)}")
-                create_json(path, facts)
-        finally:
-            claim.rmdir()
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            if self.path.is_symlink():
+                raise InputError(f"{self.path} is a link to a file that does not exist: remove it") from None
+            return None
+
+    def _changes(self, data: bytes) -> list[str]:
+        """How our facts differ from those in the file."""
+        if data == self._ours:
+            return []
+        found = _object(data)
+        changes = differences(found, self.facts) if found else [_DAMAGED]
+        if not changes:
+            self._ours = data
+        return changes
+
+    def _replace(self, old: bytes, notify: Callable[[str], None]) -> None:
+        """Move the other job's output aside, unless another process does so."""
+        with suppress(FileNotFoundError), open(self.path, "r+b") as file:
+            # A job that is giving a part its name holds the lock. It ends with its process, whatever ends that.
+            wait_for_lock(file, shared=False)
+            if self._read() == old:
+                notify(f"moved the other job's output to {_set_aside(self.path.parent)}")
+                create_json(self.path, self.facts)
 
 
 def _outputs(folder: Path) -> list[Path]:
@@ -106,16 +159,26 @@ def _outputs(folder: Path) -> list[Path]:
 
 
 def _set_aside(folder: Path) -> Path:
+    """Move a job's files into a directory of their own, the manifest last: a process that is killed before leaves the directory
+    to the old job, and the next one goes on with it."""
     number = 1
-    while (aside := folder / f"_replaced-{number}").exists():
+    while (folder / f"_replaced-{number}" / MANIFEST).exists():
         number += 1
-    aside.mkdir()
-    for path in _outputs(folder):
-        path.rename(aside / path.name)
-    if (folder / MANIFEST).exists():
-        (folder / MANIFEST).rename(aside / MANIFEST)
+    aside = folder / f"_replaced-{number}"
+    aside.mkdir(exist_ok=True)
+    for path in [*_outputs(folder), folder / MANIFEST]:
+        with suppress(FileNotFoundError):  # its owner may have finished and removed it
+            path.rename(aside / path.name)
     sync_directory(folder)
     return aside
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """What a manifest says; {} if that is nothing."""
+    try:
+        return parse_json(data)
+    except ValueError:
+        return {}
 
 
 def _short(value: Any) -> str:

@@ -1,20 +1,22 @@
 """The rows of a part in progress, in a working file that belongs to this process alone.
 
-Rows are appended in the order in which they finish. A process that begins a part first copies the finished rows from working
-files that earlier runs left; an incomplete last line is ignored. Two processes on one part do no harm: each has its own file,
-both compute the same rows, and the one that finishes first names the part.
+Rows are appended in the order in which they finish, and a row counts once the operating system has all of its bytes. A process
+that begins a part first copies the finished rows from working files that earlier runs of the same job left; what is not a whole
+row there is ignored. Two processes on one part do no harm: each has its own file, both compute the same rows, and the one that
+finishes first names the part.
 """
 
+import errno
 import json
 import os
 import threading
-from collections.abc import Iterator, KeysView
+from collections.abc import Iterable, Iterator, KeysView
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..io import remove_dead, to_json, try_lock, unique_name
-from .sinks import Sink
+from ..io import errors_name, remove_dead, to_json, try_lock, unique_name
+from .sinks import COLUMNS, Sink
 
 __all__ = ["Part", "clean_up", "part_name"]
 
@@ -30,12 +32,13 @@ class Part:
         folder: Of the output.
         index: Number of the unit.
         sink: Writes the part when it is complete.
+        key: Of the job. Working files of other jobs are left alone.
 
     Attributes:
         path: Of the complete part.
         row_share: The share of the job that one of its rows is, an estimate until all rows have been read.
         expected: Number of its rows; None until all have been read.
-        taken_over: Rows of earlier runs that were copied.
+        taken_over: Rows of earlier runs that were copied, by their positions.
     """
 
     @staticmethod
@@ -44,29 +47,34 @@ class Part:
         return folder / f"{part_name(index)}{sink.ending}"
 
     @classmethod
-    def open(cls, folder: Path, index: int, sink: Sink) -> "Part | None":
+    def open(cls, folder: Path, index: int, sink: Sink, key: str = "") -> "Part | None":
         """The part, to be worked on; None if it is complete already."""
-        return None if cls.path_of(folder, index, sink).exists() else cls(folder, index, sink)
+        return None if cls.path_of(folder, index, sink).exists() else cls(folder, index, sink, key)
 
-    def __init__(self, folder: Path, index: int, sink: Sink):
+    def __init__(self, folder: Path, index: int, sink: Sink, key: str = ""):
         self.index, self._folder, self._sink = index, folder, sink
         self.path = self.path_of(folder, index, sink)
         self.row_share = 0.0
         self.expected: int | None = None
         self._offsets: dict[int, int] = {}
+        self._end = 0
         self._lock = threading.Lock()
-        self._own = folder / f".{part_name(index)}.{unique_name()}.rows"
-        others = [path for path in folder.glob(f".{part_name(index)}.*.rows") if path != self._own]
-        self._file = open(self._own, "w+b")  # noqa: SIM115 (open as long as the part is)
+        prefix = f".{part_name(index)}.{key}." if key else f".{part_name(index)}."
+        self._own = folder / f"{prefix}{unique_name()}.rows"
+        others = [path for path in folder.glob(f"{prefix}*.rows") if path != self._own]
+        self._file = open(self._own, "w+b", buffering=0)  # noqa: SIM115 (open as long as the part is)
         try_lock(self._file)
         remove_dead(folder.glob(f".{self.path.name}.*.tmp"))
-        self.taken_over: list[dict[str, Any]] = []
-        for other in others:
-            self._take_over(other)
-        if others:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            remove_dead(others)
+        self.taken_over: dict[int, dict[str, Any]] = {}
+        try:
+            for other in others:
+                self._take_over(other)
+            if others:
+                os.fsync(self._file.fileno())
+        except BaseException:
+            self.discard()
+            raise
+        remove_dead(others)
 
     @property
     def done(self) -> KeysView[int]:
@@ -74,60 +82,96 @@ class Part:
         return self._offsets.keys()
 
     def add(self, position: int, row: dict[str, Any]) -> bool:
-        """Append a row. False, and nothing is done, if the position has one already or the part is closed."""
+        """Append a row. False, and nothing is done, if the position has one already or the part is closed.
+
+        Raises:
+            OSError: the row could not be written, and does not count.
+        """
+        line = to_json([position, row])
         with self._lock:
             if position in self._offsets or self._file.closed:
                 return False
-            self._offsets[position] = self._file.tell()
-            self._file.write(to_json([position, row]))
+            self._write(line)
+            self._offsets[position] = self._end
+            self._end += len(line)
             return True
 
-    def flush(self) -> None:
-        """Pass appended rows to the operating system, which keeps them if this process is killed."""
+    def forget(self, positions: Iterable[int]) -> None:
+        """Drop rows: of positions that the unit does not have."""
         with self._lock:
-            if not self._file.closed:
-                self._file.flush()
+            for position in positions:
+                del self._offsets[position]
 
     def finish(self) -> None:
         """Write the part, whose rows are all here, in the order of its input, and remove the working files."""
         with self._lock:
-            self._file.flush()
             try:
                 self._sink.write(self.path, self._rows())
             except OSError:
                 # Another process may have finished the part and removed our working file.
                 if not self.path.exists():
                     raise
-            self._file.close()
+            finally:
+                self._file.close()
         self._own.unlink(missing_ok=True)
         remove_dead(list(self._folder.glob(f".{part_name(self.index)}.*.*")), foreign=True)
 
     def close(self) -> None:
-        """Write finished rows to the disk and stop, for another run to continue."""
+        """Write finished rows to the disk and stop, for another run to continue. What the disk refuses is computed again."""
         with self._lock:
             if not self._file.closed:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                with suppress(OSError):
+                    os.fsync(self._file.fileno())
                 self._file.close()
 
+    def discard(self) -> None:
+        """Stop, and leave nothing behind."""
+        with self._lock:
+            self._file.close()
+        self._own.unlink(missing_ok=True)
+
+    def _write(self, line: bytes) -> None:
+        """Write behind the last row, all or nothing: a disk that fills up takes a part of what it is given."""
+        try:
+            with errors_name(self._own):
+                self._file.seek(self._end)
+                left = memoryview(line)
+                while left:
+                    left = left[self._file.write(left) :]
+                self._file.flush()
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise
+
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for position in sorted(self._offsets):
-            self._file.seek(self._offsets[position])
-            yield json.loads(self._file.readline())[1]
+        with open(os.dup(self._file.fileno()), "rb") as file:  # buffered, as our own is not
+            for position in sorted(self._offsets):
+                file.seek(self._offsets[position])
+                found = _row(file.readline())
+                if found is None or found[0] != position:
+                    raise OSError(errno.EIO, "the file was changed by another program", str(self._own))
+                yield found[1]
 
     def _take_over(self, path: Path) -> None:
         with suppress(FileNotFoundError), open(path, "rb") as file:  # its owner may have finished and removed it
             for line in file:
-                try:
-                    position, row = json.loads(line)
-                    whole = line.endswith(b"\n") and isinstance(position, int) and "finish_reason" in row
-                except (ValueError, TypeError):
-                    continue
-                if whole and self.add(position, row):
-                    self.taken_over.append(row)
+                if (found := _row(line)) is not None and self.add(*found):
+                    self.taken_over[found[0]] = found[1]
+
+
+def _row(line: bytes) -> tuple[int, dict[str, Any]] | None:
+    """(position, row) of a line of a working file; None if it is not the whole of one."""
+    try:
+        position, row = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    whole = line.endswith(b"\n") and type(position) is int and isinstance(row, dict) and tuple(row) == COLUMNS
+    return (position, row) if whole else None
 
 
 def clean_up(folder: Path, sink: Sink) -> None:
-    """Remove working files that ended processes left of parts that are complete by now."""
+    """Remove working files that ended processes left of parts that are complete by now, and drafts of small files."""
     names = (path for path in folder.iterdir() if path.name.startswith(".part-"))
     remove_dead([path for path in names if (folder / f"{path.name.split('.')[1]}{sink.ending}").exists()], foreign=True)
+    remove_dead(folder.glob("._*.tmp"))

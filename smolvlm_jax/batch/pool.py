@@ -14,12 +14,13 @@ from typing import Any
 from ..child import AVAILABLE, Child
 from ..engine.requests import Request
 from ..engine.room import Room
-from ..errors import InputError, SmolVLMError
+from ..errors import InputError, JobError
 from .workers import NO_MEMORY, OUT_OF_MEMORY, Preparer, Setup
 
 __all__ = ["WorkerPool", "default_workers"]
 
 _ATTEMPTS = 2
+_STARTS = 3
 _POLL_SECONDS = 0.2
 # Of payloads that wait for a worker, and of what workers have prepared and nobody has taken. One thing may be larger.
 AHEAD_BYTES = 2**26
@@ -151,18 +152,31 @@ class WorkerPool:
         return key, Request(self._setup.parse(payload).id, error=message)
 
     def _start(self) -> Child:
-        child = Child("smolvlm_jax.batch.workers")
-        self._children.add(child)
-        if self._closed.is_set():  # close() may have looked before this one was there
-            child.kill()
-        try:
-            trouble = child.begin(self._setup).started
-        except (EOFError, OSError) as error:
-            trouble = error
-        if trouble is not None:
+        """A new worker. One that ends while it starts is replaced, since that is the machine's doing and no record's."""
+        ended = ""
+        for _ in range(_STARTS):
+            child = Child("smolvlm_jax.batch.workers")
+            self._children.add(child)
+            if self._closed.is_set():  # close() may have looked before this one was there
+                child.kill()
+            try:
+                trouble = child.begin(self._setup).started
+            except TimeoutError as error:
+                trouble = str(error)
+            except (EOFError, OSError):
+                ended = _ending(child)
+                self._children.discard(child)
+                if self._closed.is_set():
+                    break
+                continue
+            if trouble is None:
+                return child
             self._end(child)
-            raise SmolVLMError(f"a worker process did not start: {trouble}")
-        return child
+            raise JobError(f"a worker process did not start: {trouble}")
+        raise JobError(
+            f"worker processes ended while they started, {_STARTS} times in a row (the last with {ended}). If the machine is "
+            "short of memory, lower --workers; what is finished is kept"
+        )
 
     def _end(self, child: Child) -> None:
         child.end()
@@ -192,7 +206,10 @@ def _ask(child: Child, payload: Any, seconds: float) -> tuple[Request | None, st
     except TimeoutError:
         return None, f"took its worker more than {seconds:g} seconds"
     except (EOFError, OSError):
-        code = child.exit_code()
-        if code == OUT_OF_MEMORY:
-            return None, NO_MEMORY
-        return None, f"ended its worker with {'signal' if code < 0 else 'exit code'} {abs(code)}"
+        ended = _ending(child)
+        return None, NO_MEMORY if child.exit_code() == OUT_OF_MEMORY else f"ended its worker with {ended}"
+
+
+def _ending(child: Child) -> str:
+    code = child.exit_code()
+    return f"{'signal' if code < 0 else 'exit code'} {abs(code)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import SmolVLMConfig
 from ..engine.loading import is_docling, load_engine
-from ..errors import InputError
+from ..errors import device_errors
 from ..generation_config import GenerationConfig
 from ..io import write_json
 from ..locate import resolve
@@ -18,7 +18,7 @@ from ..terminal import say
 from .config import BatchConfig
 from .hosts import shard_of
 from .job import BatchJob, Shard
-from .manifest import agree, model_digest
+from .manifest import Manifest, model_digest
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
 from .sinks import open_sink
@@ -43,6 +43,8 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
 
     Raises:
         SmolVLMError: for what is wrong with the configuration, the input, the model, or an output that another job wrote.
+        JobError: a SmolVLMError too: the device is out of memory or fails, workers do not start, or another job has replaced
+            the manifest. Finished rows are kept.
         OSError: if the output cannot be written; finished rows are kept.
     """
     notify = (lambda line: None) if config.quiet else notify
@@ -50,8 +52,6 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     if config.shard_index is None and count > 1:
         notify(f"this is shard {index} of {count}, as the launcher's environment says")
     shard, sink, folder = Shard(index, count, config.shard_size), open_sink(config.format), Path(config.output)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; OUTPUT is a directory")
     directory = Path(resolve(config.model))
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
     if source.unread:
@@ -61,17 +61,19 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     setup = Setup(str(directory), source.parse, config.sampling, config.pictures, longest, config.record_memory)
     setup.processor().count_tokens(512, 512)  # a mistake in the picture options would be an error of every record
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
-    agree(folder, _facts(config, directory, source, keep), config.force, notify)
+    manifest = Manifest(folder, _facts(config, directory, source, keep))
+    manifest.agree(config.force, notify)
     engine = functools.partial(_engine, config, directory, keep)
     workers = default_workers() if config.workers is None else config.workers
     with WorkerPool(setup, workers, config.record_timeout) as pool:
-        job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet)
-        with stop_on_signals(job) as signals:
+        job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet, manifest)
+        with stop_on_signals(job) as signals, device_errors("--slots or --ring-lengths"):
             summary = job.run()
     if not summary["complete"] and signals:
         notify(f"stopped after {summary['records']} records; run the same command again to go on")
         return {**summary, "signal": signals[0]}
-    write_json(folder / f"_summary-{index}-of-{count}.json", summary)
+    with manifest.held():
+        write_json(folder / f"_summary-{index}-of-{count}.json", summary)
     return summary
 
 

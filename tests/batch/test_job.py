@@ -285,6 +285,24 @@ def test_sampling_reaches_the_requests_and_follows_the_id(command, lines, tmp_pa
         (["a.png", "out", "--prompt", "?", "--max-tiles", "0"], "max_tiles"),
         (["records.jsonl", "out", "--workers", "-1"], "--workers"),
         (["records.jsonl", "out", "--record-timeout", "0"], "--record-timeout"),
+        *(
+            (["records.jsonl", "out", name, value], name)
+            for name, values in {
+                "--record-timeout": ("nan", "inf", "-1", "1e300"),
+                "--max-error-rate": ("nan", "inf", "-0.1"),
+                "--workers": ("99999999",),
+                "--shard-size": ("-1", "1" + "0" * 30),
+                "--num-shards": ("-2", "1" + "0" * 30),
+            }.items()
+            for value in values
+        ),
+        (["records.jsonl", "out", "--top-k", "3000000000"], "top_k"),
+        (["records.jsonl", "out", "--do-sample", "--temperature", "nan"], "temperature"),
+        (["records.jsonl", "out", "--temperature", "1e-60"], "temperature"),
+        (["records.jsonl", "out", "--repetition-penalty", "inf"], "repetition_penalty"),
+        (["records.jsonl", "out", "--seed", "-1"], "seed"),
+        (["records.jsonl", "out", "--min-p", "nan"], "min_p"),
+        (["records.jsonl", "a.png/out"], "a.png/out"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(flags, words, lines, tmp_path, monkeypatch, capsys):

@@ -1,10 +1,13 @@
 """Parts, manifests and shards: what stands in the output directory, and when."""
 
+import io as io_module
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -14,10 +17,10 @@ from smolvlm_jax import io
 from smolvlm_jax.batch import parts
 from smolvlm_jax.batch.hosts import shard_of
 from smolvlm_jax.batch.job import Shard
-from smolvlm_jax.batch.manifest import MANIFEST, agree, differences, model_digest
+from smolvlm_jax.batch.manifest import MANIFEST, Manifest, differences, model_digest
 from smolvlm_jax.batch.parts import Part, clean_up
 from smolvlm_jax.batch.sinks import COLUMNS, open_sink
-from smolvlm_jax.errors import InputError
+from smolvlm_jax.errors import InputError, JobError
 
 JSONL = open_sink("jsonl")
 
@@ -91,7 +94,7 @@ def test_a_torn_working_file_gives_its_whole_rows(tmp_path_factory, cut):
     part = Part(folder, 0, JSONL)
     whole = content.count(b"\n")
     assert sorted(part.done) == sorted((1, 0, 2)[:whole])
-    assert [r["id"] for r in part.taken_over] == [1, 0, 2][:whole]
+    assert [r["id"] for r in part.taken_over.values()] == [1, 0, 2][:whole]
     for position in range(3):
         part.add(position, row(position))
     part.finish()
@@ -107,7 +110,6 @@ from smolvlm_jax.batch.sinks import open_sink
 from smolvlm_jax.batch.parts import Part
 part = Part(Path({str(tmp_path)!r}), 0, open_sink("jsonl"))
 part.add(0, {row(0)!r})
-part.flush()
 print("ready", flush=True)
 time.sleep(1000)
 """
@@ -142,53 +144,215 @@ def test_two_runners_finish_one_part(tmp_path):
     assert [r["id"] for r in JSONL.read(parts[1].path)] == list(range(5))
 
 
+class Failing(io_module.FileIO):
+    """A file whose writes take only a part of what they are given, and at times fail after that, as on a disk that is full."""
+
+    pattern: ClassVar[list[str]] = []
+
+    def write(self, data):
+        fate = self.pattern.pop() if self.pattern else "whole"
+        if fate == "fails":
+            raise OSError(28, "No space left on device")
+        return super().write(bytes(data)[: max(1, len(data) // 2)] if fate == "half" else data)
+
+
+@settings(max_examples=40, deadline=None)
+@given(fates=st.lists(st.sampled_from(["whole", "half", "fails"]), max_size=40))
+def test_a_row_counts_once_it_is_written(tmp_path_factory, fates):
+    """Whatever fails on the way: a position has no row and may be written again, or it has its own."""
+    folder = tmp_path_factory.mktemp("failing")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            parts, "open", lambda path, mode, **_: (Failing if mode == "w+b" else open)(path, mode[:2]), raising=False
+        )
+        patched.setattr(Failing, "pattern", list(fates))
+        part = Part(folder, 0, JSONL)
+        for position in range(12):
+            try:
+                part.add(position, row(position, text="x" * (7 * position % 50)))
+                assert position in part.done
+            except OSError as error:
+                assert position not in part.done and str(folder) in str(error)
+    other = Part(folder, 0, JSONL)  # as another process takes it over, or as this one goes on
+    assert sorted(other.done) == sorted(part.done)
+    for one in (part, other):
+        for position in range(12):
+            one.add(position, row(position, text="x" * (7 * position % 50)))
+        one.finish()
+        assert list(JSONL.read(one.path)) == [row(position, text="x" * (7 * position % 50)) for position in range(12)]
+
+
+def test_rows_that_were_changed_in_the_working_file_do_not_count(tmp_path):
+    part = Part(tmp_path, 0, JSONL)
+    for position in range(4):
+        part.add(position, row(position))
+    part.close()
+    (path,) = tmp_path.iterdir()
+    lines = path.read_bytes().splitlines(keepends=True)
+    cut = {name: value for name, value in row(2).items() if name != "tiles"}
+    path.write_bytes(
+        lines[0] + b"\0" * len(lines[1]) + b"\n" + json.dumps([2, cut]).encode() + b"\n" + b"[true, {}]\n[9]\n" + lines[3]
+    )
+    part = Part(tmp_path, 0, JSONL)
+    assert sorted(part.done) == [0, 3]
+    path = next(tmp_path.iterdir())
+    path.write_bytes(b"\n" * path.stat().st_size)
+    with pytest.raises(OSError, match=r"changed by another program.*rows"):
+        part.finish()
+    assert not list(tmp_path.glob("part-*"))
+
+
+def test_working_files_of_another_job_are_left_alone(tmp_path):
+    old = Part(tmp_path, 0, JSONL, "a1")
+    old.add(0, row("old"))
+    old.close()
+    new = Part(tmp_path, 0, JSONL, "b2")
+    assert not new.done
+    new.add(0, row("new"))
+    new.finish()
+    assert [r["id"] for r in JSONL.read(new.path)] == ["new"] and not hidden(tmp_path)
+
+
 # ---- manifests
 
 FACTS = {"input": {"files": {"a.jsonl": 10}}, "prompt": "What?", "sampling": {"seed": 0, "top_k": 0}, "shard_size": 1000}
 
 
 def test_a_restart_agrees_and_another_job_is_told_every_difference(tmp_path):
-    agree(tmp_path, FACTS, False, print)
-    agree(tmp_path, FACTS, False, print)
+    Manifest(tmp_path, FACTS).agree(False, print)
+    Manifest(tmp_path, FACTS).agree(False, print)
     other = {**FACTS, "prompt": "Why?", "sampling": {"seed": 1, "top_k": 0}}
     with pytest.raises(InputError) as caught:
-        agree(tmp_path, other, False, print)
+        Manifest(tmp_path, other).agree(False, print)
     words = ("prompt was 'What?', is 'Why?'", "sampling.seed was 0, is 1", "--force")
     assert all(w in str(caught.value) for w in words) and "top_k" not in str(caught.value)
     assert hidden(tmp_path) == []
 
 
 def test_force_moves_the_other_output_aside_and_loses_nothing(tmp_path):
-    agree(tmp_path, FACTS, False, print)
+    Manifest(tmp_path, FACTS).agree(False, print)
     for name in ("part-000000.jsonl", ".part-000001.h.1-a.rows", "_summary-0-of-1.json", "notes.txt"):
         (tmp_path / name).write_text(name)
     said = []
-    agree(tmp_path, {**FACTS, "prompt": "Why?"}, True, said.append)
+    Manifest(tmp_path, {**FACTS, "prompt": "Why?"}).agree(True, said.append)
     aside = tmp_path / "_replaced-1"
     assert str(aside) in said[0]
     assert sorted(os.listdir(tmp_path)) == [MANIFEST, "_replaced-1", "notes.txt"]
     assert sorted(os.listdir(aside)) == [".part-000001.h.1-a.rows", MANIFEST, "_summary-0-of-1.json", "part-000000.jsonl"]
     assert json.loads((tmp_path / MANIFEST).read_text())["prompt"] == "Why?"
-    agree(tmp_path, {**FACTS, "prompt": "Why?"}, True, said.append)
+    Manifest(tmp_path, {**FACTS, "prompt": "Why?"}).agree(True, said.append)
     assert len(said) == 1, "the same job again has nothing to move"
 
 
 def test_parts_without_a_manifest_are_somebody_elses(tmp_path):
     (tmp_path / "part-000000.jsonl").write_text("?")
     with pytest.raises(InputError, match=r"part-000000\.jsonl"):
-        agree(tmp_path, FACTS, False, print)
+        Manifest(tmp_path, FACTS).agree(False, print)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"null", b"7", b'"x"', b'{"a":', b"\xff\xfe", b"\0" * 300, b"[" * 10**5]
+)
+def test_a_worthless_manifest_is_replaced_unless_there_are_rows(tmp_path, content):
+    job, said = Manifest(tmp_path, FACTS), []
+    job.path.write_bytes(content)
+    job.agree(False, said.append)
+    assert json.loads(job.path.read_text())["prompt"] == "What?" and len(said) == 1
+    assert (tmp_path / "_replaced-1" / MANIFEST).read_bytes() == content
+    job.path.write_bytes(content)
+    (tmp_path / "part-000000.jsonl").write_text("?")
+    with pytest.raises(InputError, match=r"empty or damaged.*--force"):
+        job.agree(False, said.append)
+    job.agree(True, said.append)
+    assert (tmp_path / "_replaced-2" / "part-000000.jsonl").exists() and not list(tmp_path.glob("part-*"))
+
+
+@pytest.mark.parametrize(
+    "content", ['{"format": 1}', '{"format": {"a": 1}, "input": 3}', '{"format": 99, "more": [1, {"a": null}]}']
+)
+def test_a_manifest_of_another_kind_is_another_job(tmp_path, content):
+    job = Manifest(tmp_path, FACTS)
+    job.path.write_text(content)
+    with pytest.raises(InputError, match="prompt was None, is 'What\\?'") as caught:
+        job.agree(False, print)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_leads_nowhere_is_named(tmp_path):
+    job = Manifest(tmp_path, FACTS)
+    job.path.symlink_to("nowhere.json")
+    with pytest.raises(InputError, match="link to a file that does not exist"):
+        job.agree(True, print)
+    with pytest.raises(InputError, match="cannot be one"):
+        (tmp_path / "file").write_text("")
+        Manifest(tmp_path / "file" / "out", FACTS).agree(False, print)
+
+
+@pytest.mark.parametrize("killed_after", range(4))
+def test_a_killed_force_loses_nothing_and_locks_nobody_out(tmp_path, monkeypatch, killed_after):
+    """Killed after so many files were moved: the next one with --force brings the rest to them, at once."""
+    old = Manifest(tmp_path, {**FACTS, "prompt": "Old?"})
+    old.agree(False, print)
+    names = ["part-000000.jsonl", "part-000001.jsonl", "part-000002.jsonl"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    moved, rename = [], Path.rename
+
+    def dies(path, target):
+        if len(moved) == killed_after:
+            raise KeyboardInterrupt
+        moved.append(rename(path, target))
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", dies)
+        Manifest(tmp_path, FACTS).agree(True, print)
+    old.agree(False, print)
+    Manifest(tmp_path, FACTS).agree(True, print)
+    assert sorted(path.name for path in (tmp_path / "_replaced-1").iterdir()) == [MANIFEST, *names]
+    assert sorted(os.listdir(tmp_path)) == [MANIFEST, "_replaced-1"]
+
+
+def test_a_job_notices_that_its_directory_belongs_to_another_one(tmp_path):
+    mine, other = Manifest(tmp_path, FACTS), Manifest(tmp_path, {**FACTS, "prompt": "Why?"})
+    mine.agree(False, print)
+    with mine.held():
+        mine.check()
+    other.agree(True, print)
+    for step in (mine.check, mine.held().__enter__):
+        with pytest.raises(JobError, match=r"replaced while this job ran \(prompt was 'What\?', is 'Why\?'\)"):
+            step()
+    mine.path.write_text("{")
+    with pytest.raises(JobError, match="gone or empty"):
+        mine.check()
+    mine.path.unlink()
+    with pytest.raises(JobError, match="gone or empty"):
+        mine.check()
+    mine.agree(False, print)
+    mine.check()
+
+
+def test_nobody_replaces_a_manifest_that_is_held(tmp_path):
+    mine, other = Manifest(tmp_path, FACTS), Manifest(tmp_path, {**FACTS, "prompt": "Why?"})
+    mine.agree(False, print)
+    thread = threading.Thread(target=other.agree, args=(True, lambda line: None))
+    with mine.held():
+        thread.start()
+        thread.join(timeout=0.3)
+        assert thread.is_alive() and json.loads(mine.path.read_text())["prompt"] == "What?"
+    thread.join(timeout=10)
+    assert json.loads(mine.path.read_text())["prompt"] == "Why?"
 
 
 def test_racing_starts_agree(tmp_path):
     """Eight processes with --force and one set of facts over another job's output: one moves it, all go on."""
-    agree(tmp_path, {**FACTS, "prompt": "Old?"}, False, print)
+    Manifest(tmp_path, {**FACTS, "prompt": "Old?"}).agree(False, print)
     (tmp_path / "part-000000.jsonl").write_text("old")
     code = f"""
 import sys, time
 from pathlib import Path
-from smolvlm_jax.batch.manifest import agree
+from smolvlm_jax.batch.manifest import Manifest
 sys.stdin.read()
-agree(Path({str(tmp_path)!r}), {FACTS!r}, True, print)
+Manifest(Path({str(tmp_path)!r}), {FACTS!r}).agree(True, print)
 """
     start = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(8)]
     said = [process.communicate()[0] for process in start]

@@ -59,7 +59,7 @@ def test_a_worker_makes_what_the_process_itself_makes(tmp_path, plugins):
     tasks = [
         *records(tmp_path, 30),
         (30, {"id": "x", "prompt": "?", "image": "nowhere.png"}),
-        (31, {"prompt": "?", "top_k": -1}),
+        (31, {"prompt": "?", "top_k": -2}),
     ]
     here = Preparer(setup())
     with WorkerPool(setup(), 0) as none, WorkerPool(setup(), 2) as two:
