@@ -88,10 +88,14 @@ def limit_files(size: int):
 
 
 # The size that a file may have, the format of the output, and the file that is too large for it.
-FULL = [(2000, "jsonl", ".rows"), (300, "jsonl", MANIFEST), (2000, "parquet", ".parquet")]
+FULL = [
+    (2000, "jsonl", ".rows"),
+    pytest.param(300, "jsonl", MANIFEST, marks=pytest.mark.thorough),
+    pytest.param(2000, "parquet", ".parquet", marks=pytest.mark.thorough),
+]
 
 
-@pytest.mark.parametrize(("size", "format", "place"), fast_first(1, FULL))
+@pytest.mark.parametrize(("size", "format", "place"), FULL)
 def test_disk_full(world, tmp_path, size, format, place):
     source, truth = world
     out = tmp_path / "out"
@@ -138,7 +142,7 @@ if any("batch.workers" in argument for argument in sys.orig_argv):
 """
 
 
-@pytest.mark.parametrize(("count", "ends"), fast_first(1, [(10**6, True), (2, False)]))
+@pytest.mark.parametrize(("count", "ends"), [(10**6, True), pytest.param(2, False, marks=pytest.mark.thorough)])
 def test_workers_killed_while_they_start(world, tmp_path, count, ends):
     source, truth = world
     out, log = tmp_path / "out", tmp_path / "log"
