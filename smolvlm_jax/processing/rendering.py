@@ -87,17 +87,19 @@ def _size(value: Any) -> int:
 def _ask(*request: Any) -> Any:
     with _lock:
         child = _children.get(os.getpid())
-        try:
-            if child is None or not child.alive():
+        if child is None or not child.alive():
+            try:
                 child = _children[os.getpid()] = Child(__name__, quiet=True).begin(None)
+            except (OSError, EOFError) as fault:
+                raise PromptError(f"it needs a child process, which does not start: {fault}") from fault
+        try:
             child.send(request, _PATIENCE)
             value, error = child.receive(_PATIENCE)
         except BaseException as fault:  # an interrupt as well leaves an answer behind that nobody waits for
             _children.pop(os.getpid(), None)
             slow, gone = isinstance(fault, TimeoutError), isinstance(fault, (OSError, EOFError))
-            code = child.exit_code() if child is not None and gone and not slow else 0
-            if child is not None:
-                child.end()
+            code = child.exit_code() if gone and not slow else 0
+            child.end()
             if slow or code == -signal.SIGPROF:
                 raise LimitError(f"it takes more than {_SECONDS:.0f} seconds") from None
             if gone:

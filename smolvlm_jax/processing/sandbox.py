@@ -23,6 +23,7 @@ _MAX_PRODUCT = 10**7
 _SMALL_NAMES = frozenset({"loop", "bos_token", "eos_token", "pad_token", "unk_token"})
 _LOOP_ATTRIBUTES = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length", "depth", "depth0"})
 _FILTERS = frozenset({"capitalize", "lower", "upper", "title", "trim", "length", "count", "string", "safe", "tojson"})
+_METHODS = frozenset({"capitalize", "lower", "upper", "title", "strip", "lstrip", "rstrip"})
 _TESTS = frozenset({"string", "defined", "undefined", "none", "mapping", "iterable", "sequence", "number", "true", "false"})
 
 
@@ -114,13 +115,35 @@ def _harmless(node: Any, own: frozenset[str] | None) -> bool:
     if isinstance(node, nodes.Filter):
         plain = not (node.args or node.kwargs or node.dyn_args or node.dyn_kwargs)
         return plain and node.name in _FILTERS and node.node is not None and _harmless(node.node, own)
+    if isinstance(node, nodes.Call):
+        plain = not (node.args or node.kwargs or node.dyn_args or node.dyn_kwargs)
+        return plain and isinstance(node.node, nodes.Getattr) and node.node.attr in _METHODS and _harmless(node.node, own)
+    if isinstance(node, (nodes.If, nodes.CondExpr)):
+        rest = [child for child in node.iter_child_nodes() if child is not node.test]
+        return _decides(node.test, own) and all(_harmless(child, own) for child in rest)
     if isinstance(node, nodes.Test):
         plain = not (node.args or node.kwargs or node.dyn_args or node.dyn_kwargs)
         return plain and node.name in _TESTS and _harmless(node.node, own)
-    kinds: tuple[type, ...] = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.If, nodes.CondExpr)
+    kinds: tuple[type, ...] = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const)
     kinds += (nodes.Getattr, nodes.Getitem, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not)
     kinds += (nodes.Concat, nodes.Add, nodes.List, nodes.Tuple)
     return type(node) in kinds and all(_harmless(child, own) for child in node.iter_child_nodes())
+
+
+def _decides(node: Any, own: frozenset[str] | None) -> bool:
+    """Whether an expression is a harmless condition. Of the whole conversation, which a loop may not read, it may ask whether a
+    part is there, and whether it equals a constant, which take no time."""
+    from jinja2 import nodes
+
+    if isinstance(node, (nodes.And, nodes.Or, nodes.Not)):
+        return all(_decides(child, own) for child in node.iter_child_nodes())
+    if isinstance(node, nodes.Compare) and all(operand.op in ("eq", "ne") for operand in node.ops):
+        sides = [node.expr, *(operand.expr for operand in node.ops)]
+        if sum(not isinstance(side, nodes.Const) for side in sides) == 1:
+            return all(isinstance(side, nodes.Const) or _is_path(side) or _harmless(side, own) for side in sides)
+    if isinstance(node, nodes.Test) and node.name in _TESTS and not node.args and _is_path(node.node):
+        return True
+    return _is_path(node) or _harmless(node, own)
 
 
 def _is_path(node: Any) -> bool:

@@ -62,7 +62,7 @@ class SmolVLMTokenizer:
         for name, token in named.items():
             if hasattr(type(self), name):
                 raise CheckpointError(f"tokenizer_config.json: extra_special_tokens cannot name a token {name!r}")
-            setattr(self, name, _content(token) or None)
+            setattr(self, name, _content(token) or MEDIA_TOKENS.get(name))
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend

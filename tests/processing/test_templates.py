@@ -67,6 +67,11 @@ HONEST = [
     DEFAULT_CHAT_TEMPLATE,
     DOCLING,
     "{% for m in messages %}{{ loop.index }}{{ bos_token if loop.first }}{{ m.role|upper }}{{ eos_token }}{% endfor %}",
+    # of Idefics3-8B-Llama3, and of a model with system messages
+    "<|begin_of_text|>{% for message in messages %}{{message['role'].capitalize()}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}<end_of_utterance>\n{% endfor %}",
+    "{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}You help.{% endif %}"
+    "{{ m.role }}{% if loop.last and add_generation_prompt %}:{% endif %}{% endfor %}",
     "{% if tools %}{% for tool in tools %}{{ tool|tojson }}{% endfor %}{% endif %}{{ 'a' if add_generation_prompt else 'b' }}",
 ]
 OTHERS = [
@@ -74,7 +79,10 @@ OTHERS = [
     "{% macro say(m) %}{{ m.role }}:{% endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}",
     "{% for m in messages %}{% for n in messages %}{{ n.role }}{% endfor %}{% endfor %}",
     "{% for m in messages %}{{ messages }}{% endfor %}",
-    "{% for m in messages %}{{ m.role.upper() }}{% endfor %}",
+    "{% for m in messages %}{{ m.role.center(9) }}{% endfor %}",
+    "{% for m in messages %}{% if 'x' in messages[0]['content'] %}x{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if messages == messages %}x{% endif %}{% endfor %}",
+    "{% for m in messages %}{{ messages[0]['role'] }}{% endfor %}",
     "{% for m in messages[::-1] %}{{ m.role }}{% endfor %}",
     "{{ messages|map(attribute='role')|join(', ') }}",
     "{% generation %}x{% endgeneration %}{{ raise_exception and 1 }}",
