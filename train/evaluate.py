@@ -17,6 +17,7 @@ from ..generation import generate
 from ..io import render_page, write_json, write_text
 from ..model import SmolVLMForConditionalGeneration
 from ..processing import BatchFeature, SmolVLMProcessor
+from ..processing.bounds import check_length, least_tokens
 from ..processing.chat import Message, collect_media, has_video, items_of, normalize_conversations
 from ..processing.fetch import is_path, is_url, load_image
 from ..processing.limits import describe_source
@@ -79,8 +80,11 @@ def held_out(config: EvaluationConfig) -> list[Task]:
     return out
 
 
-def check_tasks(tasks: Sequence[Task], processor: SmolVLMProcessor, data: DataConfig) -> list[str]:
-    """What is wrong with questions that cannot be asked, from the headers of their pictures; each is answered wrongly then."""
+def check_tasks(tasks: Sequence[Task], processor: SmolVLMProcessor, data: DataConfig, longest: int) -> list[str]:
+    """What is wrong with questions that cannot be asked, from the headers of their pictures; each is answered wrongly then.
+
+    longest: tokens of a question, at most.
+    """
     told = []
     for number, (messages, _) in enumerate(tasks):
         normal = normalize_conversations(messages).messages
@@ -89,8 +93,11 @@ def check_tasks(tasks: Sequence[Task], processor: SmolVLMProcessor, data: DataCo
                 for video in collect_media(normal, "video")[0]:
                     if is_path(video) and not is_url(video) and not os.path.exists(video):
                         raise MediaError(f"no video at {describe_source(video)}")
-            else:
-                processor.count_prompt_tokens(messages, special_tokens_in_text=data.special_tokens_in_text)
+                continue
+            check_length(processor, messages, longest)
+            options: dict[str, Any] = {"special_tokens_in_text": data.special_tokens_in_text, "add_generation_prompt": True}
+            if (length := processor.count_prompt_tokens(messages, **options)[0]) > longest:
+                raise InputError(f"it takes {length} tokens, and there is room for {longest}")
         except (SmolVLMError, OSError) as error:
             told.append(f"question {number + 1}: {error}")
     return told
@@ -111,6 +118,9 @@ def ask(
 
     def encode(numbers: Sequence[int]) -> BatchFeature:
         conversations = [tasks[number][0] for number in numbers]
+        for conversation in conversations:
+            if (least := least_tokens(processor, conversation)) > longest:
+                raise InputError(f"the question takes at least {least} tokens, and there is room for {longest}")
         special, call = data.special_tokens_in_text, call_options(data.pictures)
         inputs = processor.encode_chat(conversations, padding=True, padding_side="left", special_tokens_in_text=special, **call)
         if (length := inputs["input_ids"].shape[1]) > longest:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
+from ..config import SmolVLMConfig
 from ..errors import ConfigError
 from ..io import read_json, write_json
 from ..model import SmolVLMForConditionalGeneration
@@ -143,7 +144,7 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
         count=jax.process_count(),
     )
     if main:
-        told = check_tasks(tasks, data.processor, config.data)
+        told = check_tasks(tasks, data.processor, config.data, _room(config, files))
         for line in told[:_SHOWN]:
             say(f"evaluation data, {line}; it counts as a wrong answer")
         if len(told) > _SHOWN:
@@ -172,6 +173,14 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
 
 
 _SHOWN = 10
+
+
+def _room(config: TrainConfig, directory: Path) -> int:
+    """Tokens of a held-out question that leaves room for its answer."""
+    new = config.evaluation.max_new_tokens if config.evaluation else 0
+    return SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings - new
+
+
 # What the checkpoints of a run depend on: it cannot be continued with another.
 _FIXED = ("model", "lora", "learning_rates", "param_dtype", "seed")
 

@@ -21,7 +21,7 @@ from ..media_options import PictureOptions
 from ..records.columns import CHATS, MEDIA
 from ..records.record import record_from
 from .sinks import COLUMNS
-from .workers import Preparer, Setup
+from .workers import Preparer, Setup, longest_prompt
 
 __all__ = ["PREPARED", "SmolVLMPredictor", "SmolVLMPreprocessor"]
 
@@ -49,7 +49,8 @@ class SmolVLMPreprocessor:
         pictures = PictureOptions(**{name: options.pop(name) for name in names})
         self._columns = tuple((columns or {}).items())
         parse = lambda row: record_from(row, "", prompt=prompt, columns=self._columns)
-        self._prepare = Preparer(Setup(str(resolve(model)), parse, SamplingParams(**options), pictures))
+        directory = str(resolve(model))
+        self._prepare = Preparer(Setup(directory, parse, SamplingParams(**options), pictures, longest_prompt(directory)))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch as Ray gives it, each column an array of n, with one more column.

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..config import SmolVLMConfig
 from ..engine.loading import is_docling, load_engine
 from ..errors import device_errors
 from ..generation_config import GenerationConfig
@@ -22,7 +21,7 @@ from .manifest import Manifest, model_digest
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
 from .sinks import open_sink
-from .workers import Setup
+from .workers import Setup, longest_prompt
 
 __all__ = ["run_batch"]
 
@@ -56,8 +55,7 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
     if source.unread:
         notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
-    positions = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings
-    longest = min([positions, *(config.ring_lengths or ())[-1:]]) - 1  # of a prompt that has an answer
+    longest = longest_prompt(directory, config.ring_lengths)
     setup = Setup(str(directory), source.parse, config.sampling, config.pictures, longest, config.record_memory)
     setup.processor().count_tokens(512, 512)  # a mistake in the picture options would be an error of every record
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..child import parent
+from ..config import SmolVLMConfig
 from ..engine.requests import Request, prepare
 from ..errors import SmolVLMError, describe
 from ..generation_config import SamplingParams
@@ -15,7 +16,7 @@ from ..processing import SmolVLMProcessor
 from ..processing.options import call_options, open_processor
 from ..records.record import Record, with_overrides
 
-__all__ = ["NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "serve"]
+__all__ = ["NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "longest_prompt", "serve"]
 
 # The exit code of a worker that a record took beyond its limit, and the error of the record.
 OUT_OF_MEMORY = 77
@@ -45,6 +46,12 @@ class Setup:
     def processor(self) -> SmolVLMProcessor:
         """The checkpoint's processor with the job's picture options. Raises InputError and CheckpointError."""
         return open_processor(self.directory, self.pictures)
+
+
+def longest_prompt(directory: str | os.PathLike, ring_lengths: Sequence[int] | None = None) -> int:
+    """Tokens of a prompt, at most, to which a checkpoint has an answer. ring_lengths: as in EngineConfig."""
+    positions = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings
+    return min(positions, max(ring_lengths or (positions,))) - 1
 
 
 class Preparer:

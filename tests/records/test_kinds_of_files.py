@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smolvlm_jax.errors import InputError
+from smolvlm_jax.errors import InputError, JobError
 from smolvlm_jax.records.sources import open_source
 from smolvlm_jax.train.records import messages_of, open_records
 
@@ -141,6 +141,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, data, words):
         read(tmp_path / name, prompt="Describe.")
 
 
+def test_a_later_file_that_cannot_be_read_ends_the_job_in_the_middle(tmp_path):
+    (tmp_path / "a.csv").write_text(table())
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(table().encode())[:-9])
+    source = open_source(tmp_path)
+    rows = []
+    with pytest.raises(JobError, match=r"b\.csv\.gz cannot be unpacked.*finished rows are kept"):
+        for unit in source.units(3):
+            rows += unit.rows()
+    assert len(rows) == 7
+
+
 def test_globs_and_names(tmp_path):
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     (tmp_path / "b.pdf").write_bytes(b"%PDF")
@@ -165,8 +176,9 @@ def test_webdataset(tmp_path):
         "s/._0004.mp4": b"of a Mac",
     }
     path = archive(tmp_path, members)
-    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
-    for one in (path, tmp_path / "b.tar.gz"):
+    for packed in (tmp_path / "b.tar.gz", tmp_path / "b.tgz"):
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+    for one in (path, tmp_path / "b.tar.gz", tmp_path / "b.tgz"):
         records = read(one, columns=(("prompt", "txt"),)) if one == path else read(one)
         assert [record.id for record in records] == ["s/0001", "s/0002", 3, "s/0004"]
     first, second, third, fourth = read(path, prompt="Job's?")

@@ -77,8 +77,9 @@ def asked(tmp_path):
 
 def test_held_out_pictures_that_are_missing_are_told(asked):
     tasks, processor, _, data = asked
-    (told,) = check_tasks(tasks, processor, data)
-    assert told.startswith("question 2: ") and "gone.png" in told
+    gone, long = check_tasks(tasks, processor, data, 1000)
+    assert gone.startswith("question 2: ") and "gone.png" in gone
+    assert long.startswith("question 3: ") and "there is room for 1000" in long
 
 
 @pytest.mark.thorough

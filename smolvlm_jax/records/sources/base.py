@@ -70,6 +70,7 @@ class Source(ABC):
 
         Raises:
             ChangedError: these, and the rows of a unit, if a file is no longer what it was when the source was opened.
+            JobError: a file that is opened in the middle cannot be read.
         """
 
     def check(self, payload: Any) -> None:  # noqa: B027 (for most sources there is nothing to do)

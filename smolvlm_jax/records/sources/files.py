@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...errors import InputError
+from ...errors import InputError, JobError
 from ..kinds import PICTURES, VIDEOS
 from ..record import Record, record_from
 from .base import Row, Source, Unit
@@ -82,8 +82,11 @@ class FileSource(Source):
     def units(self, shard_size: int) -> Iterator[Unit]:
         total = max(1, sum(self.inputs.sizes))
         pieces = ((size, piece) for file, size in enumerate(self.inputs.sizes) for piece in self.pieces(file, shard_size))
-        for index, (size, (share, rows)) in enumerate(pieces):
-            yield Unit(index, share * size / total, rows)
+        try:
+            for index, (size, (share, rows)) in enumerate(pieces):
+                yield Unit(index, share * size / total, rows)
+        except InputError as error:  # of a file that is opened in the middle of the job
+            raise JobError(f"{error}; finished rows are kept") from error
         self.inputs.check_all()
 
     @classmethod

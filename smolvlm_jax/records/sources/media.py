@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...io import Identity
-from ..kinds import PICTURES, VIDEOS, is_media
+from ..kinds import HEIF, PICTURES, VIDEOS, is_media
 from ..record import Record
 from .base import Row, Source, Unit
 from .identity import check
@@ -108,7 +108,8 @@ class MediaSource(Source):
 
 def counted(endings: Counter[str]) -> str:
     """How many files have which ending, in words."""
-    return ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
+    words = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
+    return words + (" (HEIF pictures are read with pip install 'smolvlm-jax[heif]')" if set(HEIF) & set(endings) else "")
 
 
 def _split(path: str) -> tuple[str, tuple[str, ...] | None]:

@@ -12,7 +12,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from ...errors import InputError, import_extra
 
@@ -26,13 +26,20 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_READERS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
-COMPRESSED = (*_READERS, ".zst")
+_READERS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".tgz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def ending_of(name: str) -> str:
     """The ending, in lower case, that says what a file holds: ".csv" of a.csv and of a.CSV.gz."""
     stem, last = os.path.splitext(name.lower())
+    if last == ".tgz":
+        return ".tar"
     return os.path.splitext(stem)[1] if last in COMPRESSED else last
 
 
@@ -49,7 +56,7 @@ def plain(file: IO[bytes], path: str, *, text: bool = True) -> IO[bytes]:
     Raises:
         InputError: if it cannot be unpacked.
     """
-    packed = path.lower().endswith(COMPRESSED)
+    packed = path.lower().endswith((*COMPRESSED, ".tgz"))
     if not (packed or text):
         return file
     blocks = _unpacked(file, path) if packed else iter(lambda: file.read(4 if file.tell() == 0 else _BLOCK), b"")
