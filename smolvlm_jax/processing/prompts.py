@@ -1,5 +1,6 @@
 """The text that stands for a picture or a video in a prompt. These strings are what the checkpoints were trained on."""
 
+import functools
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -68,7 +69,7 @@ class MediaTokens:
             if clip.fps is None:
                 if default_fps is None:
                     raise InputError("a video without fps has no timestamps; pass video_metadata with its fps")
-                _log.warning("a video without fps: its timestamps assume %s frames a second", default_fps)
+                _notice_rate(default_fps)
                 clip.fps = default_fps
         times = [clip.timestamps for clip in clips]
         # The count in words includes padding frames, as the reference writes it.
@@ -104,6 +105,12 @@ class MediaTokens:
 
 # The default of each token, by the name of its attribute.
 MEDIA_TOKENS: dict[str, str] = {name: token for name, token in vars(MediaTokens).items() if name.endswith("_token")}
+
+
+@functools.cache
+def _notice_rate(default_fps: float) -> None:
+    """Once in a process: a data set of lists of frames has a million such videos."""
+    _log.warning("a video without fps: its timestamps assume %s frames a second", default_fps)
 
 
 def expand(texts: list[str], token: str, blocks: Iterable[str]) -> list[str]:
