@@ -46,7 +46,8 @@ def read_part(where: str, part: Any) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, Mapping) or "type" not in part:
-        raise PromptError(f"{where}: an item is a mapping with a 'type', or a string")
+        has = f"; this one has {', '.join(map(str, part))!s:.80}" if isinstance(part, Mapping) else ""
+        raise PromptError(f"{where}: an item is a mapping with a 'type', or a string{has}")
     given = {name: value for name, value in part.items() if value is not None}
     name = given.pop("type", None)
     kind = _TYPES.get(name) if isinstance(name, str) else None

@@ -31,7 +31,21 @@ UNUSED = "unused"
 LEARNED = (*CHATS, *ASKS, *ANSWERS, *MEDIA, "system", "body", UNUSED)
 
 # Columns of other trainers' layouts that say what the model should see or do, and that nothing here reads.
-_REFUSED = frozenset({"tools", "functions", "chosen", "rejected", "audio", "audios"})
+_REFUSED = frozenset(
+    {
+        "tools",
+        "functions",
+        "chosen",
+        "rejected",
+        "audio",
+        "audios",
+        "content",
+        "instruction",
+        "instructions",
+        "query",
+        "history",
+    }
+)
 # .ts is left out: as the name of a file beside a text it is mostly a program.
 _ENDS = "|".join(re.escape(ending) for ending in (*PICTURES, *VIDEOS) if ending != ".ts")
 _NAMES_MEDIA = re.compile(
@@ -72,8 +86,8 @@ def left_over(record: Mapping, known: Collection[str], used: Collection[str]) ->
     Args:
         record: under our names.
         known: the names that are read.
-        used: names of the files of the pictures and videos that are used, without folders. A column that names one of these
-            once more holds nothing else.
+        used: names of the files of the pictures and videos that are used, without folders, and texts of messages. A column
+            that repeats one of these holds nothing else.
 
     Raises:
         InputError: such a column holds a picture, a video or messages, or has nearly the name of one that is read.
@@ -82,7 +96,9 @@ def left_over(record: Mapping, known: Collection[str], used: Collection[str]) ->
     for name, value in record.items():
         if name in known or is_empty(value):
             continue
-        what = _held(value, used) if name not in _REFUSED else "what a model would have to see"
+        what = _held(value, used)
+        if name in _REFUSED and not (isinstance(value, str) and value in used):
+            what = "what a model would have to see"
         if what:
             raise InputError(
                 f"nothing reads the column {name!r:.80}, which holds {what}: give columns its name (image={name:.80}), or "

@@ -18,7 +18,7 @@ from ..processing.parts import SOURCES, source_of
 from ..processing.pixels import is_array
 from .columns import ANSWERS, ASKS, CHATS, MEDIA, left_over, renamed
 from .kinds import VIDEOS
-from .layouts import answer_of, asked_of
+from .layouts import answer_of, asked_of, text_of
 from .places import place_media
 from .request import BODY, SETTINGS, request_of
 
@@ -83,7 +83,8 @@ def read_conversation(
         messages = [*messages, *answer_of(record, messages)]
     messages = [_resolved(message, folder) for message in messages]
     strict = any(asked.get(name) is not None for name in CHATS[1:])  # layouts that have no items know places as words only
-    used = {name for message in messages for item in _media(message) for name in _names(item)}
+    used = {text_of(message) for message in messages}
+    used |= {name for message in messages for item in _media(message) for name in _names(item)}
     for kind in ("image", "video"):
         names = [name for name in (kind, f"{kind}s") if name in asked]
         sources = []

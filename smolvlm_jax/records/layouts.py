@@ -17,7 +17,7 @@ from ..processing.chat import read_message
 from ..processing.parts import is_empty
 from .columns import ANSWERS, ASKS, CHATS
 
-__all__ = ["answer_of", "asked_of"]
+__all__ = ["answer_of", "asked_of", "text_of"]
 
 Messages = list[dict[str, Any]]
 
@@ -42,7 +42,7 @@ def asked_of(record: Mapping, prompt: str | None) -> Messages:
     for name, other in others:
         # Some data sets repeat the first question beside the conversation.
         if other != messages and not (
-            len(other) == 1 and other[0]["role"] == "user" and _text(other[0]) in map(_text, messages)
+            len(other) == 1 and other[0]["role"] == "user" and text_of(other[0]) in map(text_of, messages)
         ):
             raise InputError(f"the record has both {first} and {name}, which differ; it needs one of them")
     system = record.get("system")
@@ -72,7 +72,7 @@ def answer_of(record: Mapping, messages: Messages) -> Messages:
     read = _turn("assistant", answer) if isinstance(answer, str) else _read(name, answer)
     if messages[-1]["role"] != "assistant":
         return read
-    if [_text(message) for message in read] != [_text(messages[-1])]:
+    if [text_of(message) for message in read] != [text_of(messages[-1])]:
         raise InputError(f"the record has an {name}, and messages that end with another; it needs one of them")
     return []
 
@@ -116,7 +116,7 @@ def _pair(where: str, item: Mapping) -> Messages:
     return [turn for role, text in texts.items() for turn in _turn(role, text)]
 
 
-def _text(message: Mapping) -> str:
+def text_of(message: Mapping) -> str:
     """The words of a message."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(item["text"] for item in content if item["type"] == "text")

@@ -219,6 +219,7 @@ def _layouts() -> Iterator[Form]:
     yield Form("messages as a struct of lists", {"messages": structs}, words=(system, asked))
     repeated = {"prompt": asked, "messages": [turn("user", asked)]}
     yield Form("a prompt that messages repeat", repeated)
+    yield Form("an instruction that messages repeat", {**repeated, "instruction": asked})
     body = {"model": "m", "messages": [turn("user", asked)], "max_tokens": 3, "user": "u", "n": 1, "logprobs": False}
     yield Form("body", {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": body})
     yield Form(
@@ -335,8 +336,11 @@ def _odd_columns(folder: Path) -> Iterator[Form]:
     for name in ("history", "dialogue", "chosen", "rejected", "turns", "input"):
         for value in ([turn("user", WORDS[1])], json.dumps([turn("user", WORDS[1])]), [{"from": "human", "value": WORDS[1]}]):
             yield Form(f"column {name}", {**asked, name: value}, words=WORDS[:2], named=(name,))
-    for name in ("tools", "functions", "audio"):
-        yield Form(f"column {name}", {**asked, name: [WORDS[1]]}, words=WORDS[:2], named=(name,))
+    for name in ("tools", "functions", "audio", "instruction", "query", "content"):
+        for value in (WORDS[1], [WORDS[1]]):
+            yield Form(f"column {name}", {**asked, name: value}, words=WORDS[:2], named=(name,))
+    for item in ({"image": "p0.png"}, {"text": WORDS[1]}, {"source": {"type": "base64", "data": WORDS[1]}}):
+        yield Form(f"item without a type, {item}", chat(item, text(WORDS[0])), words=WORDS[:2], named=tuple(item))
     two = {"prompt": WORDS[0], "question": WORDS[1], "messages": [turn("user", WORDS[2])], "texts": [{"user": "7"}]}
     for one, other in itertools.combinations(two, 2):
         yield Form(f"{one} and {other}", {one: two[one], other: two[other]}, words=WORDS, named=(one, other))
