@@ -47,6 +47,7 @@ class Clip:
         seconds: when, from the first; None: as written.
         turned: from a frame as it is stored to what is shown.
         cover: a picture stands before the film.
+        hidden: numbers of the frames of VP8 that are marked as reference only.
     """
 
     name: str
@@ -63,13 +64,14 @@ class Clip:
     seconds: tuple | None = None
     turned: Callable = _UP
     cover: bool = False
+    hidden: tuple = ()
 
     @property
     def uneven(self) -> bool:
-        return self.times is not None and len(set(np.diff(self.times))) > 1
+        return bool(self.hidden) or (self.times is not None and len(set(np.diff(self.times))) > 1)
 
     def numbers(self) -> list[int]:
-        return list(range(self.count) if self.shown is None else self.shown)
+        return [n for n in (range(self.count) if self.shown is None else self.shown) if n not in self.hidden]
 
     def presented(self) -> list[float]:
         if self.seconds is not None:
@@ -105,12 +107,25 @@ class Clip:
                     frame.pts, frame.time_base = self.times[number], Fraction(1, 1000)
                 else:
                     frame.pts, frame.time_base = number, Fraction(1, RATE)
-                container.mux(stream.encode(frame))
+                for packet in stream.encode(frame):
+                    container.mux(_hide(packet) if number in self.hidden else packet)
             container.mux(stream.encode())
         if self.live:
             target.close()
         path.write_bytes(self.after(path.read_bytes()))
         return path
+
+
+def _hide(packet):
+    """A packet of VP8 without the bit that says that its frame is shown."""
+    import av
+
+    content = bytearray(bytes(packet))
+    content[0] &= ~0x10
+    out = av.Packet(bytes(content))
+    out.pts, out.dts, out.time_base, out.stream = packet.pts, packet.dts, packet.time_base, packet.stream
+    out.is_keyframe = packet.is_keyframe
+    return out
 
 
 class _NoWayBack:
@@ -237,6 +252,8 @@ CLIPS = [
     Clip(name="plain.h264", **_H264),
     Clip(name="cut.ts", **_H264, after=lambda b: b[12 * 188 + 50 :], shown=tuple(range(11, 40))),
     Clip(name="broken-off.mkv", codec="libx264", gop=1, after=lambda b: b[: len(b) // 2], shown=tuple(range(21))),
+    Clip(name="hidden.webm", codec="libvpx", hidden=(5, 11, 30)),
+    Clip(name="hidden.ivf", codec="libvpx", hidden=(1, 2, 38)),
     # edit lists
     Clip(name="trimmed-start.mp4", **_H264, after=edited((5, 40)), shown=tuple(range(5, 40))),
     Clip(name="trimmed-end.mp4", **_H264, after=edited((0, 20)), shown=tuple(range(20))),
