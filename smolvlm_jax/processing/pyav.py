@@ -143,11 +143,8 @@ class PyAVReader:
 
     def _pixels(self, frame: Any) -> np.ndarray:
         """uint8 (h, w, 3) as it is to be seen."""
-        try:
-            rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1)
-        except TypeError:  # versions of PyAV that use one thread anyway
-            rgb = self._to_rgb.reformat(frame, format="rgb24")
-        return _turned(rgb.to_ndarray(), _display_matrix(frame))
+        pixels = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return _turned(pixels, _display_matrix(frame))
 
     # ---- by the packets' times
 

@@ -1,5 +1,7 @@
 """What a video may cost, which library reads it, and what happens where one of them cannot."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -99,3 +101,23 @@ def test_frames_in_any_order(clips):
     assert decode_video(clips["stream"], lambda m: np.array([], int))[0] == []
     with pytest.raises(MediaError, match="40 frames"):
         decode_video(clips["stream"], lambda m: np.array([40]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_videos_are_as_a_player_shows_them(seed, tmp_path):
+    """Frames that are missing, and frames that look as they do because of those before them."""
+    av = pytest.importorskip("av", reason="the reference decodes with PyAV")
+    rng = np.random.default_rng(seed)
+    path = Clip(name=("a.mp4", "a.ts", "a.mkv", "a.wmv")[seed], codec="mpeg4", gop=8).write(tmp_path)
+    content = np.fromfile(path, np.uint8)
+    content[rng.integers(len(content) // 4, 3 * len(content) // 4, 12)] ^= 0x5A
+    content.tofile(path)
+    truth = []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            with contextlib.suppress(av.FFmpegError):
+                truth += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
+    for choose in (lambda m: np.arange(m.total_num_frames), lambda m: np.arange(3, m.total_num_frames, 9)):
+        frames, metadata = decode_video(path, choose)
+        assert metadata.total_num_frames == len(truth)
+        assert all(np.array_equal(frame, truth[i]) for i, frame in zip(metadata.frames_indices, frames, strict=True))
