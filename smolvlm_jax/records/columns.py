@@ -5,6 +5,7 @@ and one whose name is nearly that of a column that is read, make the record an e
 once by whoever runs the job.
 """
 
+import functools
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -55,6 +56,7 @@ _NAMES_MEDIA = re.compile(
 _BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|AAAA[A-Za-z0-9+/]{2}Z0eX)[A-Za-z0-9+/\s]{50}")
 _ROLES = ({"role", "content"}, {"from", "value"}, {"user", "assistant"}, {"type", "text"})
 _MESSAGES_AS_TEXT = re.compile(r'\s*\[\s*\{(?=.*"(role|from|user)"\s*:)(?=.*"(content|value|assistant)"\s*:)', re.DOTALL)
+_NUMBERS = {int, float, bool, type(None)}
 _SHORTEST = 5  # letters of a name that others are compared with
 
 
@@ -80,7 +82,7 @@ def renamed(record: Mapping, columns: Iterable[tuple[str, str]]) -> dict[str, An
     return out
 
 
-def left_over(record: Mapping, known: Collection[str], used: Collection[str]) -> tuple[str, ...]:
+def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str]) -> tuple[str, ...]:
     """The names of the columns that nothing reads.
 
     Args:
@@ -104,7 +106,7 @@ def left_over(record: Mapping, known: Collection[str], used: Collection[str]) ->
                 f"nothing reads the column {name!r:.80}, which holds {what}: give columns its name (image={name:.80}), or "
                 f"{UNUSED}={name:.80} if it is meant to be left out"
             )
-        meant = _nearly(str(name), known, record)
+        meant = next((other for other in _nearly(str(name), known) if record.get(other) is None), None)
         if meant:
             raise InputError(
                 f"nothing reads the column {name!r:.80}: if {meant} is meant, call it so, or give columns {UNUSED}={name:.80}"
@@ -127,21 +129,22 @@ def _held(value: Any, used: Collection[str]) -> str | None:
             return "messages"
         value = list(value.values())
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) <= _NUMBERS:  # an embedding, say
+            return None
         return next((found for found in (_held(item, used) for item in value) if found), None)
     pixels = (is_array(value) and value.ndim >= 2) or isinstance(value, Image.Image)
     return "a picture or video" if pixels else None
 
 
-def _nearly(name: str, known: Collection[str], record: Mapping) -> str | None:
-    """The known name, absent from the record, that `name` misspells by a letter or by its case; a plural is another word."""
-    low = name.lower()
+@functools.lru_cache(maxsize=4096)
+def _nearly(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The known names that `name` misspells by a letter or by its case; a plural is another word."""
+    low, found = name.lower(), []
     for other in known:
-        if len(other) < _SHORTEST or record.get(other) is not None:
-            continue
         plural = low in (other + "s", other.removesuffix("s"))
-        if low == other or (not plural and _one_letter_off(low, other)):
-            return other
-    return None
+        if len(other) >= _SHORTEST and (low == other or (not plural and _one_letter_off(low, other))):
+            found.append(other)
+    return tuple(found)
 
 
 def _one_letter_off(one: str, other: str) -> bool:
