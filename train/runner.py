@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
-from ..config import SmolVLMConfig
+from ..config import SmolVLMConfig, SmolVLMTextConfig
 from ..errors import ConfigError
 from ..io import read_json, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
+from ..processing import SmolVLMTokenizer
 from ..sharding import make_mesh
 from ..terminal import say
 from .claim import only_run
@@ -67,6 +68,16 @@ def open_model(config: TrainConfig, mesh: Mesh) -> tuple[SmolVLMForConditionalGe
     dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
     model = loaded.clone(dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
     return model, _random_params(model, config.seed, mesh) if config.weights == "random" else params
+
+
+def check_vocabulary(tokenizer: SmolVLMTokenizer, config: SmolVLMTextConfig) -> None:
+    """Raise ConfigError if the tokenizer has tokens that the model has no embedding for: they would be read as its last one."""
+    beyond = sorted((id, token) for token, id in tokenizer.added_tokens.items() if id >= config.vocab_size)
+    if beyond:
+        raise ConfigError(
+            f"the tokenizer has {len(beyond)} tokens beyond the model's {config.vocab_size} embeddings, the first of them "
+            f"{beyond[0][1]!r} ({beyond[0][0]}); give the checkpoint more embeddings before training it"
+        )
 
 
 def divide(
@@ -150,6 +161,7 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
         if len(told) > _SHOWN:
             say(f"evaluation data: {len(told) - _SHOWN} more questions like these")
     model, params = open_model(config, mesh)
+    check_vocabulary(data.processor.tokenizer, model.config.text_config)
     partition = Partition.of(model, config)
     params, base = divide(params, model, partition, mesh)
     evaluate = None

@@ -179,3 +179,15 @@ def test_labels_of_added_tokens_are_learned(tmp_path):
         learned = sample.labels[sample.labels != -100]
         assert np.isin([processor.tokenizer.added_tokens[word] for word in words], learned).all()
         assert processor.decode(learned).strip().endswith("<image> <end_of_utterance>")
+
+
+def test_tokens_without_embeddings_are_refused(tmp_path):
+    from smolvlm_jax import SmolVLMTextConfig
+    from smolvlm_jax.errors import ConfigError
+    from smolvlm_jax.train.runner import check_vocabulary
+
+    with_tokens(tmp_path / "m", random.Random(0), "added_tokens_decoder")
+    tokenizer = SmolVLMTokenizer.from_pretrained(tmp_path / "m")
+    check_vocabulary(tokenizer, SmolVLMTextConfig(vocab_size=len(tokenizer)))
+    with pytest.raises(ConfigError, match=f"2 tokens beyond the model's {len(tokenizer) - 2} embeddings"):
+        check_vocabulary(tokenizer, SmolVLMTextConfig(vocab_size=len(tokenizer) - 2))
