@@ -70,7 +70,7 @@ class Part:
             for other in others:
                 self._take_over(other)
             if others:
-                os.fsync(self._file.fileno())
+                self.flush()
         except BaseException:
             self.discard()
             raise
@@ -96,6 +96,12 @@ class Part:
             self._end += len(line)
             return True
 
+    def flush(self) -> None:
+        """Have the disk keep the rows, through a power cut too."""
+        with self._lock:
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+
     def forget(self, positions: Iterable[int]) -> None:
         """Drop rows: of positions that the unit does not have."""
         with self._lock:
@@ -118,11 +124,10 @@ class Part:
 
     def close(self) -> None:
         """Write finished rows to the disk and stop, for another run to continue. What the disk refuses is computed again."""
+        with suppress(OSError):
+            self.flush()
         with self._lock:
-            if not self._file.closed:
-                with suppress(OSError):
-                    os.fsync(self._file.fileno())
-                self._file.close()
+            self._file.close()
 
     def discard(self) -> None:
         """Stop, and leave nothing behind."""
