@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tarfile
 from decimal import Decimal
 from pathlib import Path
@@ -206,6 +207,16 @@ def test_a_folder_counts_what_it_does_not_read(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines())
     (tmp_path / "b.parquet").write_text("x")
     assert open_source(tmp_path).unread == {".pdf": 1, ".parquet": 1, "no ending": 1}
+
+
+def test_links_that_lead_nowhere_are_counted(tmp_path):
+    """Broken links, links to each other and other things that are no files, beside a picture."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    for name, target in (("2.png", "nowhere"), ("3.png", "4.png"), ("4.png", "3.png"), ("5.png", "5.png")):
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "6.png")
+    source = open_source(tmp_path, prompt="?")
+    assert source.unread == {"no files": 5} and [row.payload for unit in source.units(9) for row in unit.rows()]
 
 
 # ---- tables with types

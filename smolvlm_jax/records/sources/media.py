@@ -143,16 +143,23 @@ def _walk(folder: str, pattern: tuple[str, ...] | None, unread: Counter[str]) ->
                 if entry.is_dir(follow_symlinks=False):
                     if len(here) < deepest:
                         waiting.append(here)
-                elif entry.is_file() and _wanted(here, pattern):
+                elif _is_file(entry) and _wanted(here, pattern):
                     yield os.fsencode("/".join(here)), Identity.of(entry.path)
                 elif pattern is None:
                     unread[_kind(entry)] += 1
 
 
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # links that lead to each other
+        return False
+
+
 def _kind(entry: os.DirEntry) -> str:
     """What is counted that is not read: an ending, in lower case."""
-    if not entry.is_file():
-        return "links to directories" if entry.is_dir() else "no files"
+    if not _is_file(entry):
+        return "links to directories" if os.path.isdir(entry) else "no files"
     return ending_of(entry.name) or "without an ending"
 
 
