@@ -106,12 +106,13 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str]) ->
                 f"nothing reads the column {name!r:.80}, which holds {what}: give columns its name (image={name:.80}), or "
                 f"{UNUSED}={name:.80} if it is meant to be left out"
             )
-        meant = next((other for other in _nearly(str(name), known) if record.get(other) is None), None)
+        name = f"{name:.80}"
+        meant = next((other for other in _nearly(name, known) if record.get(other) is None), None)
         if meant:
             raise InputError(
                 f"nothing reads the column {name!r:.80}: if {meant} is meant, call it so, or give columns {UNUSED}={name:.80}"
             )
-        names.append(str(name))
+        names.append(name)
     return tuple(names)
 
 

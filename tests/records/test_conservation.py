@@ -1,6 +1,8 @@
 """Conservation: what a record gives is used, or the record is refused by a message that names it. Forms are in forms.py."""
 
+import contextlib
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -11,9 +13,14 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 import forms
+from batch_corpus import rows_of
+from batch_double import Double
 
 from smolvlm_jax.batch.config import PictureOptions
+from smolvlm_jax.batch.job import BatchJob, Shard
+from smolvlm_jax.batch.pool import WorkerPool
 from smolvlm_jax.batch.ray import PREPARED, SmolVLMPreprocessor
+from smolvlm_jax.batch.sinks import open_sink
 from smolvlm_jax.batch.workers import Preparer, Setup
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.child import PlainUnpickler
@@ -22,6 +29,7 @@ from smolvlm_jax.errors import InputError, MissingExtraError
 from smolvlm_jax.processing.decode import choose_backend
 from smolvlm_jax.records.conversations import read_conversation
 from smolvlm_jax.records.record import record_from
+from smolvlm_jax.records.sources import open_source
 from smolvlm_jax.train.config import DataConfig, DataSource
 from smolvlm_jax.train.samples import Prepare, Skipped
 
@@ -144,6 +152,23 @@ def test_no_record_ends_a_job(value, doors, folder):
         ids, tiles, error = readers[name](form)
         assert (error is None) == (ids is not None) == (tiles is not None)
         assert error is None or (error and "\n" not in error)
+
+
+def test_a_file_of_all_forms_has_a_row_for_each(folder, tmp_path):
+    """A job reads them as lines of JSON; none ends it, and every error is one line."""
+    lines = []
+    for form in (*forms.documented(folder), *forms.undocumented(folder)):
+        with contextlib.suppress(TypeError):  # bytes and arrays
+            lines.append(json.dumps(form.record) + "\n")
+    (folder / "forms.jsonl").write_text("".join(lines))
+    source = open_source(folder / "forms.jsonl")
+    setup = Setup(TINY, source.parse, pictures=PictureOptions(do_image_splitting=False))
+    with WorkerPool(setup, 0) as pool:
+        summary = BatchJob(source, tmp_path, open_sink("jsonl"), Shard(), pool, Double, quiet=True).run()
+    rows = rows_of(tmp_path)
+    assert summary["complete"] and len(rows) == summary["records"] == len(lines)
+    assert all(row["error"] is None or "\n" not in row["error"] for row in rows)
+    assert len(lines) > 500 and 100 < summary["answers"] < len(lines)
 
 
 def test_a_turn_that_only_training_reads_is_refused_elsewhere(folder, doors):
