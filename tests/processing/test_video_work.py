@@ -1,6 +1,10 @@
 """What a video may cost, which library reads it, and what happens where one of them cannot."""
 
 import contextlib
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -121,3 +125,21 @@ def test_damaged_videos_are_as_a_player_shows_them(seed, tmp_path):
         frames, metadata = decode_video(path, choose)
         assert metadata.total_num_frames == len(truth)
         assert all(np.array_equal(frame, truth[i]) for i, frame in zip(metadata.frames_indices, frames, strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process that hangs in C")
+def test_a_hung_decoder_ends_with_a_killed_process(clips, tmp_path):
+    """The library hangs in C, with the interpreter's lock, in a helper of a process that is killed."""
+    psutil = pytest.importorskip("psutil", reason="finds the helper: pip install 'smolvlm-jax[test]'")
+    (tmp_path / "av.py").write_text("import ctypes; ctypes.PyDLL(None).sleep(1000)\n")
+    code = f"from smolvlm_jax.processing.decode import decode_video; decode_video({str(clips['one key'])!r}, backend='pyav')"
+    paths = [str(tmp_path), *filter(None, sys.path)]
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    helpers, deadline = [], time.monotonic() + 60
+    while not helpers and time.monotonic() < deadline:
+        time.sleep(0.05)
+        helpers = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(1)  # until it hangs
+    process.kill()
+    process.wait()
+    assert helpers and not psutil.wait_procs(helpers, timeout=20)[1]
