@@ -56,6 +56,6 @@ def damaged_files(directory: Path, largest: int | None = None) -> list[str] | No
                 problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
             elif (largest is None or size < largest) and _crc(path) != crc:
                 problems.append(f"{name} has changed")
-        except OSError as error:
-            problems.append(f"{name} cannot be read: {error.strerror or error}")
+        except (OSError, ValueError) as error:
+            problems.append(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
     return problems

@@ -48,7 +48,7 @@ def _read_index(directory: Path, index: Path) -> tuple[dict[str, str], list[Path
     """The weight map of an index file and the files it names, all inside the directory."""
     what = "an index of checkpoint shards"
     weight_map = read_json(checked_path(directory, index.name), what=what, unique_keys=True, limit=MAX_JSON).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} is not {what}: it has no weight_map from names to files")
     check_names(index, [*weight_map, *weight_map.values()])
     names = sorted(set(weight_map.values()))
