@@ -3,7 +3,11 @@
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,19 @@ def _stay_on_cpu() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM is an exception, so that what was written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_convert(args: argparse.Namespace) -> int:
     mesh: Any = parse_mesh(args.mesh)
     if args.distributed:
@@ -33,7 +50,8 @@ def run_convert(args: argparse.Namespace) -> int:
         _stay_on_cpu()
     from .conversion import convert
 
-    done = convert(**{**given(args, convert), "mesh": mesh})
+    with _ended_by_sigterm():
+        done = convert(**{**given(args, convert), "mesh": mesh})
     if not args.quiet:
         show(f"{done.destination}: {done.tensors} tensors, {done.nbytes / 1e9:.3f} GB, as {done.kind}")
     return 0

@@ -7,11 +7,12 @@ with the same destination removes it and starts over, because resuming would mea
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import CheckpointError
+from .errors import CheckpointError, StorageError
 from .io import lock, sync_directory
 from .terminal import say
 
@@ -39,8 +40,8 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
         notify: called with a line when something of an interrupted run is cleaned up.
 
     Raises:
-        CheckpointError: the destination exists and `force` is not given, or it is not a checkpoint; another process is writing
-            it; it cannot be written, or the disk is full.
+        CheckpointError: the destination exists and `force` is not given, or it is not a checkpoint.
+        StorageError: another process is writing it; it cannot be written, or the disk is full.
     """
     destination = Path(os.path.abspath(destination))
     temporary = temporary_directory(destination)
@@ -61,17 +62,26 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException as error:
         if handle is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
         if _disk_full(error):
-            raise CheckpointError(
+            raise StorageError(
                 f"the disk is full: {destination} was not written, and what was written of it has been removed"
             ) from error
         if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {destination}: {error.strerror or error}") from error
+            raise StorageError(f"cannot write {destination}: {error.strerror or error}") from error
         raise
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory, also while threads that an error left behind end what they were writing to it."""
+    for pause in (0, 0.1, 0.5, 2):
+        time.sleep(pause)
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
 
 
 def _check_destination(destination: Path, force: bool) -> None:
@@ -98,7 +108,7 @@ def _claim(temporary: Path, destination: Path, notify: Callable[[str], None]) ->
             continue
         if not lock(handle):
             os.close(handle)
-            raise CheckpointError(f"another process is writing {destination}: wait for it, or choose another name")
+            raise StorageError(f"another process is writing {destination}: wait for it, or choose another name")
         if not fresh:
             notify(f"an interrupted run left {temporary}: it is removed, starting over")
             shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +118,7 @@ def _claim(temporary: Path, destination: Path, notify: Callable[[str], None]) ->
         if temporary.exists() and os.fstat(handle).st_ino == temporary.stat().st_ino:
             return handle
         os.close(handle)
-    raise CheckpointError(f"cannot create {temporary}: other processes keep removing it")
+    raise StorageError(f"cannot create {temporary}: other processes keep removing it")
 
 
 def _recover(destination: Path, replaced: Path, notify: Callable[[str], None]) -> None:
@@ -143,12 +153,12 @@ def _sync(directory: Path) -> None:
 
 
 def check_free_space(directory: Path, needed: int) -> None:
-    """Raise CheckpointError unless the file system of `directory`, which need not exist yet, has `needed` bytes free."""
+    """Raise StorageError unless the file system of `directory`, which need not exist yet, has `needed` bytes free."""
     folder = Path(os.path.abspath(directory))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(
+        raise StorageError(
             f"the disk is full: {directory} needs {needed / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free"
         )

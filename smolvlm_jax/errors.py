@@ -52,6 +52,12 @@ class ChangedError(JobError):
     """A file that is no longer what it was when work on it began. Once it is back, the same command may be run again."""
 
 
+class StorageError(CheckpointError, JobError):
+    """A directory that cannot be written now: another process writes it, or the disk is full. It is as it was."""
+
+    exit_code = 1
+
+
 class MissingExtraError(SmolVLMError, ImportError):
     """An optional dependency is not installed; the message names the `pip install` that brings it."""
 

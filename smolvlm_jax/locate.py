@@ -28,12 +28,17 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
         revision: branch, tag or commit of a Hub id.
 
     Raises:
-        CheckpointError: it is none of these, it is a file, or it cannot be downloaded.
+        CheckpointError: it is none of these, it is a file or an adapter alone, or it cannot be downloaded.
         MissingExtraError: it is a Hub id, and huggingface_hub is not installed.
     """
     path = resolve_file(source, revision)
     if path.is_file():
         raise CheckpointError(f"{path} is a file: pass the directory that holds it together with its config.json")
+    if (path / "adapter_config.json").is_file() and not (path / "preprocessor_config.json").is_file():
+        raise CheckpointError(
+            f"{path} is a PEFT adapter without the files of a processor: merge it into its base first, with "
+            f"`smolvlm-jax convert {path} DEST --to hf`"
+        )
     return path
 
 

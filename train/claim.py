@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import StorageError
 from ..io import lock
 from ..terminal import say
 
@@ -19,7 +19,7 @@ def only_run(directory: Path) -> Iterator[None]:
     The directory itself is locked, so that nothing is left behind.
 
     Raises:
-        CheckpointError: another run is in it.
+        StorageError: another run is in it.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -29,7 +29,7 @@ def only_run(directory: Path) -> Iterator[None]:
             say(f"{directory} cannot be locked ({error.strerror or error}): start no second run with the same output")
             free = True
         if not free:
-            raise CheckpointError(f"another run is writing {directory}: wait until it ends, or choose another output")
+            raise StorageError(f"another run is writing {directory}: wait until it ends, or choose another output")
         yield
     finally:
         os.close(handle)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import import_extra
 from ..terminal import on_terminal
@@ -29,7 +29,7 @@ class Log:
     def __init__(self, directory: Path, *, steps: int, first: int, progress: bool | None, loggers: Sequence[str], main: bool):
         from tqdm import tqdm
 
-        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8") if main else None
+        self._file = _appending(directory / "metrics.jsonl") if main else None
         show = main and (on_terminal() if progress is None else progress)
         self._bar = tqdm(total=steps, initial=first, unit="step", disable=not show, dynamic_ncols=True)
         self._board = _tensorboard(directory / "tensorboard") if main and "tensorboard" in loggers else None
@@ -59,6 +59,15 @@ class Log:
             self._board.close()
 
 
+def _appending(path: Path) -> IO[str]:
+    """The file, after its last whole line: one that a killed run left half is ended."""
+    half = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    file = path.open("a", encoding="utf-8")
+    if half:
+        file.write("\n")
+    return file
+
+
 def figures(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a step's metrics that are shown, floats rounded."""
     found = {name: values[name] for name in _SHOWN if name in values}
@@ -76,10 +85,12 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """
     lines: dict[int, dict] = {}
     path = Path(directory) / "metrics.jsonl"
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
         except ValueError:
             continue  # half a line: the run was killed while writing it
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            continue  # a damaged file
         lines[line["step"]] = {**lines.get(line["step"], {}), **line}
     return [lines[step] for step in sorted(lines)]

@@ -121,8 +121,9 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
 
     Raises:
         ConfigError: the configuration does not fit the model, the data or the devices.
-        CheckpointError: OUTPUT holds a run with another model, other trained parts or other data; another run is in it now; it
-            has checkpoints, and none of them is whole.
+        CheckpointError: OUTPUT holds a run with another model, other trained parts or other data; it has checkpoints, and
+            none of them is whole.
+        StorageError: another run is in OUTPUT.
         InputError: there is no such data.
         Preempted: after SIGTERM, once a checkpoint is written (see `loop`).
     """

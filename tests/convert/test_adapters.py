@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from smolvlm_jax.checkpoint import load
+from smolvlm_jax.checkpoint import load, resolve
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.readers import plain_name
 from smolvlm_jax.errors import CheckpointError, InputError
@@ -240,3 +240,11 @@ def test_one_tensor_under_two_names_is_an_error(base, tmp_path):
     save_file({**weights, "module.lm_head.weight": weights["lm_head.weight"]}, source / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"tensor lm_head\.weight occurs twice"):
         load(source)
+
+
+def test_what_needs_a_processor_says_what_to_do_with_an_adapter(base, tmp_path):
+    adapter = write(tmp_path / "adapter", factors(base), base)
+    with pytest.raises(CheckpointError, match=r"merge it into its base first, with `smolvlm-jax convert"):
+        resolve(adapter)
+    (adapter / "preprocessor_config.json").write_text("{}")
+    assert resolve(adapter) == adapter

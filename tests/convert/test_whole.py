@@ -212,3 +212,23 @@ def test_a_directory_that_cannot_be_written(original, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write|not a checkpoint"):
         convert(original, tmp_path / "file" / "out", quiet=True)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("to", ["orbax", "hf"])
+def test_sigterm_removes_what_was_written(original, tmp_path, to):
+    script = (
+        "import sys, time; from smolvlm_jax.convert import leaves\n"
+        "read = leaves.TorchLeaf.borrow\n"
+        "def borrow(self): print('reading', flush=True); time.sleep(0.2); return read(self)\n"
+        "leaves.TorchLeaf.borrow = borrow\n"
+        "from smolvlm_jax.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", script, original, tmp_path / "out", "--to", to]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    for _ in range(5):
+        assert process.stdout.readline() == b"reading\n"
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

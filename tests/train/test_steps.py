@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from tiers import fast_first
 
+from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert.file_sums import NAME, damaged_files
-from smolvlm_jax.errors import CheckpointError
+from smolvlm_jax.errors import CheckpointError, StorageError
 from smolvlm_jax.train.checkpoints import Checkpoints
 from smolvlm_jax.train.claim import only_run
+from smolvlm_jax.train.metrics import Log, read_metrics
 from smolvlm_jax.train.state import TrainState
 
 
@@ -136,10 +138,29 @@ def test_one_run_at_a_time(tmp_path):
     )
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"in\n"
-    with pytest.raises(CheckpointError, match="another run is writing"), only_run(tmp_path):
+    with pytest.raises(StorageError, match="another run is writing"), only_run(tmp_path):
         pass
     other.kill()
     other.wait()
     with only_run(tmp_path):
         pass
     assert json.dumps(os.listdir(tmp_path)) == "[]"
+
+
+def test_a_killed_run_may_leave_half_a_line_of_metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n3\n{"st": 1}\n\xff\n{"step": 2, "lo')
+    log = Log(tmp_path, steps=5, first=1, progress=False, loggers=(), main=True)
+    log.write(2, {"loss": 1.0})
+    log.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_a_step_is_checked_when_it_is_loaded_as_a_model(tiny_a, tmp_path):
+    tiny_a.model.config.save_pretrained(tmp_path)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, TrainState(jnp.int32(1), tiny_a.params, (jnp.ones(7),), jnp.int32(0)), [{}])
+    load(tmp_path, check=True)
+    flip(tmp_path / "checkpoints" / "1" / "state" / "_sharding")
+    with pytest.raises(CheckpointError, match="is damaged: state/_sharding has changed"):
+        load(tmp_path, check=True)
