@@ -15,7 +15,7 @@ from ..errors import PromptError
 
 __all__ = ["compile_template", "harmless", "literals", "run", "variables_of"]
 
-_LONGEST = 1_000_000  # characters of a template
+_LONGEST = 200_000  # characters of a template; to parse so many takes up to two seconds
 # A harmless template may write its words, and all it is given, as often as it has room to say so.
 _SHORT = 4_000
 _MAX_PRODUCT = 10**7
@@ -93,7 +93,10 @@ def harmless(template: str) -> bool:
     """
     if len(template) > _LONGEST:
         raise PromptError(f"the chat template has {len(template):,} characters; at most {_LONGEST:,} are read")
-    return len(template) <= _SHORT and _harmless(_parsed(template), None)
+    try:
+        return len(template) <= _SHORT and _harmless(_parsed(template), None)
+    except RecursionError:
+        return False
 
 
 def _harmless(node: Any, own: frozenset[str] | None) -> bool:
