@@ -19,7 +19,7 @@ from ..processing.pixels import is_array
 from .columns import ANSWERS, ASKS, CHATS, MEDIA, left_over, renamed
 from .kinds import VIDEOS
 from .layouts import answer_of, asked_of, text_of
-from .places import place_media
+from .places import count_words, place_media
 from .request import BODY, SETTINGS, request_of
 
 __all__ = ["Conversation", "conversation_of", "read_conversation"]
@@ -82,22 +82,33 @@ def read_conversation(
     if training:
         messages = [*messages, *answer_of(record, messages)]
     messages = [_resolved(message, folder) for message in messages]
-    strict = any(asked.get(name) is not None for name in CHATS[1:])  # layouts that have no items know places as words only
     used = {text_of(message) for message in messages}
     used |= {name for message in messages for item in _media(message) for name in _names(item)}
-    for kind in ("image", "video"):
-        names = [name for name in (kind, f"{kind}s") if name in asked]
-        sources = []
-        for name in names:
-            for value in _beside(name, asked[name]):
-                used.update(_names(value))
-                sources.append(_source(value, folder, name=name, kind=kind))
-        messages = place_media(messages, kind, sources, words=not names and not strict)
+    messages, names = _with_columns(messages, asked, folder)
     if training and messages[-1]["role"] != "assistant":
         raise InputError("the last message is not the assistant's, so there is nothing to learn: add its turn, or an answer")
     if not training and messages[-1]["role"] == "assistant":
         raise InputError("the last message is the assistant's own, so there is nothing to answer")
-    return Conversation(messages, left_over(record, known, used))
+    return Conversation(messages, left_over(record, known, used | names))
+
+
+def _with_columns(messages: list[dict[str, Any]], asked: Mapping, folder: str) -> tuple[list[dict[str, Any]], set[str]]:
+    """The messages with what stands in the columns MEDIA, and the names of its files."""
+    used: set[str] = set()
+    sources: dict[str, list] = {"image": [], "video": []}
+    for name in (name for name in MEDIA if name in asked):
+        for value in _beside(name, asked[name]):
+            used.update(_names(value))
+            kind = name.removesuffix("s")
+            sources[kind].append(_source(value, folder, name=name, kind=kind))
+    # LLaVA's data of videos call the place of a video <image>.
+    images, videos = (count_words(messages, word) for word in ("<image>", "<video>"))
+    moving = not sources["image"] and not videos and 0 < images == len(sources["video"])
+    strict = any(asked.get(name) is not None for name in CHATS[1:])  # layouts that have no items know places as words only
+    for kind in ("video",) if moving else ("image", "video"):
+        words = not strict and not any(name in asked for name in (kind, f"{kind}s"))
+        messages = place_media(messages, kind, sources[kind], word="<image>" if moving else f"<{kind}>", words=words)
+    return messages, used
 
 
 def _beside(name: str, value: Any) -> list:

@@ -12,26 +12,32 @@ from typing import Any
 from ..errors import InputError
 from ..processing.parts import SOURCES
 
-__all__ = ["place_media"]
+__all__ = ["count_words", "place_media"]
 
 Messages = list[dict[str, Any]]
 
 
-def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, words: bool) -> Messages:
+def count_words(messages: Messages, word: str) -> int:
+    """How often `word` occurs in the texts of a conversation."""
+    return sum(item["text"].count(word) for message in messages for item in _content(message) if item["type"] == "text")
+
+
+def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, word: str, words: bool) -> Messages:
     """A conversation with the pictures or videos beside it put into their places.
 
     Args:
         messages: as `read_message` returns them.
         kind: "image" or "video".
         sources: what stands beside the conversation.
-        words: whether a word like <image> may be a mere word where nothing stands beside the conversation.
+        word: that stands in a text for one of them.
+        words: whether it may be a mere word where nothing stands beside the conversation.
 
     Raises:
         InputError: places and pictures differ in number.
     """
     items = [item for message in messages for item in _content(message) if item["type"] == kind]
     bare = [item for item in items if _held(item) is None]
-    given, tags = len(sources), sum(item["text"].count(f"<{kind}>") for item in _texts(messages))
+    given, tags = len(sources), count_words(messages, word)
     if not given and not bare and (words or not tags):
         return messages
     indices = [item["index"] for item in bare if "index" in item]
@@ -40,9 +46,9 @@ def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, words:
             if sorted(indices) != list(range(given)):
                 raise InputError(f"{kind} items with the indices {indices!r:.80} for the {given} {kind}s beside the messages")
             sources = [sources[int(index)] for index in indices]
-        return _filled(messages, kind, sources, tags=False)
+        return _filled(messages, kind, sources, word=None)
     if given and given == len(bare) + tags and not indices:
-        return _filled(messages, kind, sources, tags=True)
+        return _filled(messages, kind, sources, word=word)
     if given and not items and not tags:
         return _prepended(messages, kind, sources)
     if given and not bare and _same([_held(item) for item in items], sources):
@@ -52,22 +58,22 @@ def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, words:
     left = f": no {kind}s left for the others" if given < places else ""
     raise InputError(
         f"{given} {kind}(s) beside messages with {places} place(s) for them ({len(bare)} {kind} items without one, {tags} "
-        f"<{kind}>){own}{left}"
+        f"{word}){own}{left}"
     )
 
 
-def _filled(messages: Messages, kind: str, sources: Sequence[Any], *, tags: bool) -> Messages:
-    """Items without a picture, and with `tags` also words like <image>, replaced by the sources in order."""
+def _filled(messages: Messages, kind: str, sources: Sequence[Any], *, word: str | None) -> Messages:
+    """Items without a picture, and each `word` in a text, replaced by the sources in order."""
     rest = iter(sources)
     take = lambda: {"type": kind, kind: next(rest)}
 
     def fill(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if item["type"] == kind and _held(item) is None:
             yield take()
-        elif item["type"] == "text" and tags and f"<{kind}>" in item["text"]:
-            for part in re.split(f"(<{kind}>)", item["text"]):
+        elif item["type"] == "text" and word is not None and word in item["text"]:
+            for part in re.split(f"({word})", item["text"]):
                 if part:
-                    yield take() if part == f"<{kind}>" else {"type": "text", "text": part}
+                    yield take() if part == word else {"type": "text", "text": part}
         else:
             yield item
 
@@ -94,10 +100,6 @@ def _prepended(messages: Messages, kind: str, sources: Sequence[Any]) -> Message
 def _content(message: dict[str, Any]) -> list[dict[str, Any]]:
     content = message.get("content") or []
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _texts(messages: Messages) -> Iterator[dict[str, Any]]:
-    return (item for message in messages for item in _content(message) if item["type"] == "text")
 
 
 def _held(item: dict[str, Any]) -> Any:

@@ -203,6 +203,8 @@ def _layouts() -> Iterator[Form]:
         chat_format = [turn("system", system), turn("user", asked)]
         yield Form(f"{name}, role and content", {name: chat_format, **picture}, words=(system, asked), pictures=1)
     yield Form("system", {"system": system, "conversations": [human], **picture}, words=(system, asked), pictures=1)
+    moving = {"conversations": [{"from": "human", "value": f"<image>\n{asked}"}], "video": ["p0.png", "p1.png"]}
+    yield Form("from and value, <image> for a video", moving, pictures=2)
     for ask, reply in itertools.product(("prompt", "question"), ("answer", "completion")):
         yield Form(
             f"{ask} and {reply}",
