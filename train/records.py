@@ -235,12 +235,13 @@ def _open_directory(path: Path, source: DataSource, splits: Sequence[str]) -> Re
     if (path / "state.json").is_file():
         _refuse_splits(path, source)
         return _open_saved(path, path, source)
-    files = [p for p in sorted(path.rglob("*")) if not p.name.startswith((".", "_")) and p.is_file()]
+    hidden = lambda place: any(part.startswith((".", "_")) for part in place.relative_to(path).parts)
+    files = [p for p in sorted(path.rglob("*")) if not hidden(p) and p.is_file()]
     # Pictures beside conversations do not make an image folder of a directory, as they would by `datasets`' rules.
     found = [p for p in files if ending_of(p.name) in (*_LINES, *_FORMATS) and p.name != "metadata.jsonl"]
     # JSON beside other files of records is about them.
     data = [p for p in found if ending_of(p.name) != ".json"] or found
-    if not data or source.name is not None or (path / "README.md").is_file():
+    if not data or source.name is not None or _describes_files(path, data):
         return _open_named(source, splits)
     chosen = choose_files(path, data, splits, explicit=source.split != "train" and splits == (source.split,))
     readers = sorted({_FORMATS.get(ending_of(p.name), "lines") for p in chosen})
@@ -251,6 +252,15 @@ def _open_directory(path: Path, source: DataSource, splits: Sequence[str]) -> Re
     return (
         LineRecords(chosen, source.limit) if readers == ["lines"] else _read_files(readers[0], [str(p) for p in chosen], source)
     )
+
+
+def _describes_files(path: Path, data: Sequence[Path]) -> bool:
+    """Whether a dataset's card says which of its files are which split, in the form that `datasets` reads, for files that it
+    reads."""
+    card = path / "README.md"
+    if not card.is_file() or not all(ending_of(p.name) in _FORMATS for p in data):
+        return False
+    return "data_files:" in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _open_saved(path: Path, whole: Path, source: DataSource) -> Records:

@@ -111,6 +111,8 @@ def _plain(value: Any) -> Any:
     """Values of Arrow and numpy as Python's, but for pixels; a missing number arrives as not-a-number and becomes None."""
     if isinstance(value, np.ndarray) and value.ndim >= 3 and value.dtype == np.uint8:
         return value
+    if isinstance(value, np.datetime64):  # which would become a number of nanoseconds
+        return str(value).replace("T", " ")
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, dict):

@@ -105,5 +105,5 @@ def _limit_memory(size: int) -> None:
         with open("/proc/self/status") as status:
             (used,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
         most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        limit = used + size if most == resource.RLIM_INFINITY else min(used + size, most)
+        limit = used + int(size) if most == resource.RLIM_INFINITY else min(used + int(size), most)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

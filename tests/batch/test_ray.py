@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,11 @@ ray_batch.main(sys.argv[1:])
         (number, ANSWERS[name]) for number, name in enumerate(names) if name in ANSWERS
     ]
     assert sum("no picture" in (row["error"] or "") for row in found) == 4 and len(found) == 24
+
+
+def test_ids_of_tables_with_types_are_their_text():
+    moments = np.array(["2023-11-14T22:13:20.000000001"], "datetime64[ns]")
+    made = SmolVLMPreprocessor("tiny")
+    for ids, want in ((moments, "2023-11-14 22:13:20.000000001"), (np.array([7.0, np.nan])[:1], 7)):
+        (data,) = made({"id": ids, "prompt": np.array(["a"], object)})["smolvlm_prepared"]
+        assert pickle.loads(data).id == want

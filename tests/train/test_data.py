@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from train_helpers import write_records
 
 from smolvlm_jax.checkpoint import resolve
-from smolvlm_jax.errors import CheckpointError, ConfigError, InputError, PromptError
+from smolvlm_jax.errors import ChangedError, CheckpointError, ConfigError, InputError, PromptError
 from smolvlm_jax.processing import SmolVLMProcessor
 from smolvlm_jax.train.config import IGNORE, DataConfig, DataSource, from_dict
 from smolvlm_jax.train.packing import BatchShape, make_batch, plan_rows
@@ -284,6 +285,28 @@ def test_columns_under_other_names(tmp_path):
     assert from_dict({"path": "x", "columns": {"question": "frage"}}, DataSource).columns == columns[:1]
     with pytest.raises(ConfigError, match="questoin"):
         DataSource("x", columns=(("questoin", "frage"),))
+
+
+def test_lines_that_change_end_the_run(folder, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes((folder / "train.jsonl").read_bytes())
+    records = open_records(str(path))
+    assert records[3][0]["messages"]
+    os.truncate(path, 100)
+    for reader in (records, pickle.loads(pickle.dumps(records))):
+        with pytest.raises(ChangedError, match=r"train\.jsonl has changed"):
+            reader[4]
+    path.unlink()
+    with pytest.raises(ChangedError, match=r"train\.jsonl cannot be read any more"):
+        pickle.loads(pickle.dumps(records))[4]
+
+
+def test_a_card_beside_lines_does_not_matter_and_hidden_folders_are_not_read(folder, tmp_path):
+    (tmp_path / ".cache").mkdir()
+    for name in ("train.jsonl", ".cache/other.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "?", "answer": "1"}\n')
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- data_files: x\n---\n")
+    assert len(open_records(str(tmp_path))) == 1
 
 
 def test_lines_compressed_with_zstandard(folder, tmp_path):
