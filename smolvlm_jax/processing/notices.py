@@ -24,9 +24,11 @@ def pages(source: Any, image: Any) -> None:
 
 
 def depth(source: Any, image: Image.Image) -> None:
-    """Greys of 16 bits saturate."""
+    """Greys of 16 bits saturate, and floats are cut off to whole numbers from 0 to 255."""
     if image.mode.startswith("I") and "depth" not in _said and np.asarray(image).max(initial=0) > 255:
         _say("depth", source, "has 16-bit greys, which saturate at white; full_16bit=True keeps them")
+    elif image.mode == "F" and "floats" not in _said:
+        _say("floats", source, "has greys in floating point, which are cut off to whole numbers from 0 to 255")
 
 
 def alpha(source: Any, image: Image.Image) -> None:

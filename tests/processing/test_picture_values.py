@@ -133,6 +133,8 @@ def test_animations_and_depth_are_announced(notices):
         assert "animated" in notices()[-1]
     load_image(encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"))
     assert "full_16bit=True" in notices()[-1] and len(notices()) == 4
+    load_image(encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"))
+    assert "floating point" in notices()[-1]
 
 
 def test_plain_pictures_give_no_notice(notices):
