@@ -305,6 +305,10 @@ class SmolVLMConfig(_Config):
     @classmethod
     def _respelled(cls, data: dict[str, Any]) -> dict[str, Any]:
         """v5 has `_pad_token_id` and `dtype`, v4 `pad_token_id` and `torch_dtype`."""
+        quantized = data.get("quantization_config")
+        require(
+            not quantized, f"quantization_config is not supported: {quantized!r:.80}; convert the weights to bfloat16 first"
+        )
         for old, new in (("_pad_token_id", "pad_token_id"), ("torch_dtype", "dtype")):
             if old in data:
                 value = data.pop(old)

@@ -163,6 +163,7 @@ def test_save_and_read(tmp_path):
         ({"scale_factor": 0}, "scale_factor"),
         ({"model_type": "qwen2_vl"}, "model_type"),
         ({"dtype": "int3"}, "dtype"),
+        ({"quantization_config": ["fp8"]}, "quantization_config"),
         ({"vision_config": {"num_attention_heads": 5}}, "num_attention_heads"),
         ({"vision_config": {"patch_size": -1}}, "patch_size"),
         ({"text_config": {"num_attention_heads": 6, "num_key_value_heads": 4}}, "num_key_value_heads"),

@@ -14,7 +14,7 @@ from ..io import write_json, write_text
 from .batch import BatchFeature, check_return_tensors
 from .choices import as_name, one_of
 from .prompts import GRID_PATTERN, MEDIA_TOKENS
-from .tokenizer_files import NAMED_TOKENS, named_templates, read_backend, read_config
+from .tokenizer_files import NAMED_TOKENS, guarded, named_templates, read_backend, read_config
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -371,7 +371,8 @@ class SmolVLMTokenizer:
         if skip_special_tokens and (self.keep_markup if keep_markup is None else keep_markup):
             dropped = {self.added_tokens[token] for token in self.control_tokens}
             ids, skip_special_tokens = [id for id in ids if id not in dropped], False
-        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        decode = functools.partial(self.backend.decode, ids, skip_special_tokens=skip_special_tokens)
+        return guarded("decode the ids", InputError, decode)
 
     def __repr__(self) -> str:
         return f"SmolVLMTokenizer(vocabulary {len(self)}, {self.special_tokens_map})"
@@ -380,10 +381,8 @@ class SmolVLMTokenizer:
 def _encoding(backend: "Tokenizer", text: Any, add_special_tokens: bool) -> "Encoding":
     if not isinstance(text, str):
         raise InputError(f"text is a {type(text).__name__}; it needs a string")
-    try:
-        return backend.encode(text, add_special_tokens=add_special_tokens)
-    except Exception as error:  # lone surrogates
-        raise InputError(f"cannot tokenise the text: {error}") from error
+    # Lone surrogates, or a regular expression of the tokenizer that does not come to an end.
+    return guarded("tokenise the text", InputError, lambda: backend.encode(text, add_special_tokens=add_special_tokens))
 
 
 def list_of_texts(text: Any) -> list[str]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, SmolVLMError
 from ..io import read_bytes, read_json
 
 if TYPE_CHECKING:
@@ -102,28 +102,37 @@ def read_backend(directory: str, config: dict[str, Any], *, pre_tokenizer: str |
     path = os.path.join(directory, "tokenizer.json")
     if os.path.exists(path):
         text = read_bytes(path, limit=_MOST_BYTES)
-        backend = _guarded(path, lambda: Tokenizer.from_buffer(text))
+        backend = guarded(f"read the tokenizer {path!r}", CheckpointError, lambda: Tokenizer.from_buffer(text))
     else:
         backend = _from_vocab(directory, config)
     if pre_tokenizer == "transformers-5":
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif pre_tokenizer is not None:
         raise InputError(f"pre_tokenizer is {pre_tokenizer!r}; it is None or 'transformers-5'")
-    for token in _added(directory, config):
-        backend.add_tokens([token])
+    added = list(_added(directory, config))
     named = [_as_added(token) for token in _named(config)]
+    guarded(f"add tokens to the tokenizer of {directory!r}", CheckpointError, lambda: backend.add_tokens(added))
     backend.add_special_tokens(named)
     return backend
 
 
-def _guarded(path: str, work: Callable[[], Any]) -> Any:
-    """The result of a call into the tokenizers library, which raises bare exceptions, and panics, at a faulty file."""
+def guarded(what: str, error: type[SmolVLMError], work: Callable[[], Any]) -> Any:
+    """The result of a call into the tokenizers library.
+
+    Args:
+        what: what it is for, for the message "cannot WHAT: …".
+        error: the exception to raise.
+        work: the call.
+
+    Raises:
+        SmolVLMError: an `error` for whatever the library raises: bare exceptions, and panics, which are no Exception.
+    """
     try:
         return work()
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as fault:
+        if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
             raise
-        raise CheckpointError(f"cannot read the tokenizer {path!r}: {' '.join(str(error).split()):.300}") from error
+        raise error(f"cannot {what}: {' '.join(str(fault).split()):.300}") from fault
 
 
 def _as_added(token: Any, **defaults: bool) -> "AddedToken":
@@ -168,7 +177,7 @@ def _from_vocab(directory: str, config: dict[str, Any]) -> "Tokenizer":
         raise CheckpointError(f"no tokenizer in {directory!r}: neither tokenizer.json nor vocab.json with merges.txt")
     for path in (vocab, merges):
         read_bytes(path, limit=_MOST_BYTES)
-    backend = Tokenizer(_guarded(vocab, lambda: models.BPE.from_file(vocab, merges)))
+    backend = Tokenizer(guarded(f"read the tokenizer {vocab!r}", CheckpointError, lambda: models.BPE.from_file(vocab, merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
     return backend

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smolvlm_jax.errors import PromptError
+from smolvlm_jax.errors import CheckpointError, InputError, PromptError
 from smolvlm_jax.processing import SmolVLMProcessor, SmolVLMTokenizer
 
 from .conftest import tri_img, write_own_checkpoint
@@ -191,3 +191,18 @@ def test_tokens_without_embeddings_are_refused(tmp_path):
     check_vocabulary(tokenizer, SmolVLMTextConfig(vocab_size=len(tokenizer)))
     with pytest.raises(ConfigError, match=f"2 tokens beyond the model's {len(tokenizer) - 2} embeddings"):
         check_vocabulary(tokenizer, SmolVLMTextConfig(vocab_size=len(tokenizer) - 2))
+
+
+def test_panics_of_the_library_are_errors(tmp_path):
+    """A regular expression that backtracks without end, and a post-processor that names a token which is not there."""
+    directory = write_own_checkpoint(tmp_path / "m")
+    tokenizer = read(directory / "tokenizer.json")
+    slow = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    put(directory / "tokenizer.json", {**tokenizer, "pre_tokenizer": slow})
+    with pytest.raises(InputError, match="cannot tokenise"):
+        SmolVLMTokenizer.from_pretrained(directory).encode("a" * 2000 + "b")
+    around = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    around["single"] = [{"SpecialToken": {"id": "X", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    put(directory / "tokenizer.json", {**tokenizer, "post_processor": around})
+    with pytest.raises((InputError, CheckpointError), match="cannot"):
+        SmolVLMTokenizer.from_pretrained(directory).encode("a")
