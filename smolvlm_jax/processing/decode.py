@@ -15,6 +15,7 @@ from .containers import HEAD, recognise
 from .fetch import encoded_bytes, is_url, open_regular
 from .limits import MediaLimits, describe_source
 from .metadata import VideoMetadata
+from .parts import local_path
 from .pyav import Misread
 from .readers import BACKENDS, VideoReader, open_reader
 from .work import LimitError, Work
@@ -109,7 +110,7 @@ def _read(
 @contextlib.contextmanager
 def _local_file(source: Any, limits: MediaLimits) -> Iterator[str]:
     """The path of a regular file with the video, which is deleted afterwards if it was made here."""
-    made = None
+    made, source = None, local_path(source)
     try:
         if is_url(source):
             path = made = http.download(source, limits, limits.max_video_bytes)

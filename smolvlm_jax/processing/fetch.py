@@ -22,6 +22,7 @@ from ..errors import InputError, MediaError
 from . import http, notices
 from .limits import MediaLimits, describe_source
 from .orientation import orientation_of, upright
+from .parts import local_path
 from .pixels import channel_axis, flatten_alpha, is_array, reduce_16bit
 
 # What pictures of data sets are, HEIF where pillow-heif is installed. None of these plug-ins opens another format or starts a
@@ -117,12 +118,13 @@ def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     """A readable binary file of an encoded picture.
 
     Args:
-        source: bytes, an http(s) URL, a path, a `data:` URL, or base64 text of 64 characters and more.
+        source: bytes, an http(s) or `file:` URL, a path, a `data:` URL, or base64 text of 64 characters and more.
         limits: what may be read.
 
     Raises:
         MediaError: there is nothing at `source`, or the limits forbid it.
     """
+    source = local_path(source)
     if is_url(source):
         return io.BytesIO(http.fetch_url(source, limits, limits.max_bytes))
     content = encoded_bytes(source, limits.max_bytes, "picture")

@@ -113,15 +113,15 @@ def source_of(where: str, value: Any) -> Any:
         value = found[0]
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
-    return local_path(value) if isinstance(value, str) else value
+    return local_path(value)
 
 
-def local_path(text: str) -> str:
-    """The path that a file: URL of this machine names; any other text as it is."""
-    if text[:5].lower() != "file:":
-        return text
-    rest = text[5:]
+def local_path(source: Any) -> Any:
+    """The path that a file: URL of this machine names; anything else as it is. Raises PromptError for another machine's."""
+    if not isinstance(source, str) or source[:5].lower() != "file:":
+        return source
+    rest = source[5:]
     host, slash, path = rest[2:].partition("/") if rest.startswith("//") else rest.partition("/")
     if host.lower() not in ("", "localhost") or not slash:
-        raise PromptError(f"{text[:200]!r} names no file of this machine: a file URL is file:///PATH")
+        raise PromptError(f"{source[:200]!r} names no file of this machine: a file URL is file:///PATH")
     return unquote(slash + path)

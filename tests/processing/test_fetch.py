@@ -331,3 +331,14 @@ def test_header_size_is_the_decoded_size(tmp_path):
         assert image_size(content) == load_image(content).size[::-1] == ((20, 30) if orientation < 5 else (30, 20))
     turned = Image.open(io.BytesIO(content))
     assert image_size(turned) == (20, 30) and image_size(turned, exif_transpose=True) == (30, 20)
+
+
+def test_file_urls(tmp_path):
+    Image.new("RGB", (5, 4)).save(tmp_path / "a b.png")
+    for url in (f"file://{tmp_path}/a%20b.png", f"FILE://localhost{tmp_path}/a%20b.png", f"file:{tmp_path}/a b.png"):
+        assert load_image(url).size == (5, 4)
+    for url in ("file://elsewhere/a.png", "file:a.png", "file://"):
+        with pytest.raises(InputError, match="file"):
+            load_image(url)
+    with pytest.raises(MediaError, match="switched off"):
+        load_image(f"file://{tmp_path}/a%20b.png", MediaLimits(files=False))
