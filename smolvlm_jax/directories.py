@@ -16,7 +16,7 @@ from .errors import CheckpointError, StorageError
 from .io import lock, sync_directory
 from .terminal import say
 
-__all__ = ["check_free_space", "temporary_directory", "whole_directory"]
+__all__ = ["check_free_space", "disk_full", "temporary_directory", "whole_directory"]
 
 # `force` replaces only a directory with one of these files, so that a mistyped path deletes no other data.
 _OURS = ("config.json", "manifest.json")
@@ -63,7 +63,7 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
     except BaseException as error:
         if handle is not None:
             _remove(temporary)
-        if _disk_full(error):
+        if disk_full(error):
             raise StorageError(
                 f"the disk is full: {destination} was not written, and what was written of it has been removed"
             ) from error
@@ -132,7 +132,7 @@ def _recover(destination: Path, replaced: Path, notify: Callable[[str], None]) -
         replaced.rename(destination)
 
 
-def _disk_full(error: BaseException | None) -> bool:
+def disk_full(error: BaseException | None) -> bool:
     """Whether an exception or one of its causes means so; tensorstore quotes the system's message in its own."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

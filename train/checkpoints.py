@@ -1,16 +1,25 @@
 """Checkpoints of a run: written while it continues, the newest few and the best kept, restored on any number of devices."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
 from ..convert.file_sums import damaged_files, write_sums
-from ..errors import CheckpointError
+from ..directories import disk_full
+from ..errors import CheckpointError, StorageError
 from .processes import everyones
 from .state import TrainState
 from .steps import rename_aside, set_aside
 
 __all__ = ["Checkpoints"]
+
+
+def _repeated(record: logging.LogRecord) -> bool:
+    """A filter of log records: without those of orbax's threads, whose errors it raises again where they are waited for."""
+    return "_SignalingThread" not in str(record.msg)
 
 
 class Checkpoints:
@@ -44,13 +53,30 @@ class Checkpoints:
         if jax.process_index() == 0:
             set_aside(self.directory)
         everyones(None)  # the others wait for the first
+        logging.getLogger("absl").addFilter(_repeated)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(_repeated)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What goes wrong in writing, also before the block in orbax's threads, is one error."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = "the disk is full" if disk_full(error) else str(error).splitlines()[0][:300]
+            raise StorageError(
+                f"a checkpoint under {self.directory} cannot be written: {reason}. Those before it are whole, and the run goes "
+                "on from there when it is started again"
+            ) from error
 
     def _seal(self) -> None:
         """Orbax calls this when all files of a step are written, and renames the step's directory afterwards."""
@@ -66,6 +92,10 @@ class Checkpoints:
             state: the state.
             positions: the data position of every process.
             metrics: figures of the evaluation at this step.
+
+        Raises:
+            StorageError: this one cannot be written, or the one before it, whose writing went on meanwhile. Leaving the context
+                raises it too.
         """
         if step in self._manager.all_steps():
             return
@@ -73,7 +103,8 @@ class Checkpoints:
             state=self._ocp.args.StandardSave(state), data=self._ocp.args.JsonSave({"positions": positions})
         )
         metrics = metrics if metrics and self._better in metrics else None
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+        with self._writing():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def restore(self, like: TrainState) -> tuple[TrainState, list] | None:
         """Read the newest checkpoint; if it cannot be read and has no checksums that prove it whole, the one before it.

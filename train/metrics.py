@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import import_extra
+from ..io import errors_name
 from ..terminal import on_terminal
 
 __all__ = ["Log", "figures", "read_metrics"]
@@ -29,7 +30,8 @@ class Log:
     def __init__(self, directory: Path, *, steps: int, first: int, progress: bool | None, loggers: Sequence[str], main: bool):
         from tqdm import tqdm
 
-        self._file = _appending(directory / "metrics.jsonl") if main else None
+        self._path = directory / "metrics.jsonl"
+        self._file = _appending(self._path) if main else None
         show = main and (on_terminal() if progress is None else progress)
         self._bar = tqdm(total=steps, initial=first, unit="step", disable=not show, dynamic_ncols=True)
         self._board = _tensorboard(directory / "tensorboard") if main and "tensorboard" in loggers else None
@@ -43,8 +45,9 @@ class Log:
         if self._file is None:
             return
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
-        self._file.flush()
+        with errors_name(self._path):
+            self._file.write(json.dumps({"step": step, **plain}) + "\n")
+            self._file.flush()
         self._bar.set_postfix({name: text for name, text in figures(plain).items() if text or name != "skipped"})
         if self._board is not None:
             for name, value in values.items():

@@ -164,3 +164,22 @@ def test_a_step_is_checked_when_it_is_loaded_as_a_model(tiny_a, tmp_path):
     flip(tmp_path / "checkpoints" / "1" / "state" / "_sharding")
     with pytest.raises(CheckpointError, match="is damaged: state/_sharding has changed"):
         load(tmp_path, check=True)
+
+
+def test_a_full_disk_is_one_error_and_the_steps_before_it_stay(tmp_path, capfd):
+    """On a real file system of 400 KB, if the process may mount one."""
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small file system needs privileges that this test run does not have")
+    try:
+        noise = lambda step: jnp.asarray(np.random.default_rng(step).normal(size=20_000))
+        with pytest.raises(StorageError, match="the disk is full"), Checkpoints(tmp_path, keep=9) as checkpoints:
+            for step in range(1, 9):
+                checkpoints.save(step, TrainState(jnp.int32(step), {"a": noise(step)}, (jnp.ones(7),), jnp.int32(0)), [{}])
+        steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
+        assert steps and all(damaged_files(tmp_path / "checkpoints" / str(step)) == [] for step in steps)
+        assert "Traceback" not in capfd.readouterr().err
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
