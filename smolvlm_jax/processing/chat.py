@@ -77,6 +77,8 @@ def read_message(where: str, message: Any) -> Message:
     if not isinstance(message, Mapping) or not ("role" in message or "from" in message):
         raise PromptError(f"{where}: a message is a mapping with 'role' and 'content'")
     read = {name: value for name, value in message.items() if value is not None}
+    if read.get("type") == "message":  # as the items of OpenAI's endpoint /v1/responses say
+        del read["type"]
     for theirs, ours in _KEYS.items():
         if theirs not in read:
             continue

@@ -77,7 +77,9 @@ def renamed(record: Mapping, columns: Iterable[tuple[str, str]]) -> dict[str, An
         if name == UNUSED or column not in record:
             continue
         if not is_empty(out.get(name)):
-            raise InputError(f"columns give {column!r} the name {name!r}, which another column has: call that one {UNUSED}")
+            raise InputError(
+                f"column {name}={column}: another column has this name already; leave that one out (column {UNUSED}={name})"
+            )
         out[name] = record[column]
     return out
 
@@ -103,14 +105,15 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str]) ->
             what = "what a model would have to see"
         if what:
             raise InputError(
-                f"nothing reads the column {name!r:.80}, which holds {what}: give columns its name (image={name:.80}), or "
-                f"{UNUSED}={name:.80} if it is meant to be left out"
+                f"nothing reads the column {name!r:.80}, which holds {what}: rename it (column image={name:.80}) or leave it "
+                f"out (column {UNUSED}={name:.80})"
             )
         name = f"{name:.80}"
         meant = next((other for other in _nearly(name, known) if record.get(other) is None), None)
         if meant:
             raise InputError(
-                f"nothing reads the column {name!r:.80}: if {meant} is meant, call it so, or give columns {UNUSED}={name:.80}"
+                f"nothing reads the column {name!r:.80}: if {meant} is meant, rename it (column {meant}={name:.80}), or leave "
+                f"it out (column {UNUSED}={name:.80})"
             )
         names.append(name)
     return tuple(names)

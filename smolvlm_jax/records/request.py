@@ -60,6 +60,8 @@ def request_of(record: Mapping) -> Mapping[str, Any]:
         out[ours] = value
     if body is None:
         return out
+    if "input" in out and not any(name in out for name in (*CHATS, *ASKS, "system")):  # of the endpoint /v1/responses
+        out["prompt"], out["system"] = out.pop("input"), out.pop("instructions", None)
     for name in ("system", *CHATS, *ASKS, *MEDIA, *SETTINGS):
         if not is_empty(record.get(name)):
             raise InputError(f"nothing reads {name!r} beside a body; put it into the body")

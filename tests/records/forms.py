@@ -226,6 +226,14 @@ def _layouts() -> Iterator[Form]:
     yield Form("an instruction that messages repeat", {**repeated, "instruction": asked})
     body = {"model": "m", "messages": [turn("user", asked)], "max_tokens": 3, "user": "u", "n": 1, "logprobs": False}
     yield Form("body", {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": body})
+    parts = [{"type": "input_text", "text": asked}, {"type": "input_image", "image_url": "p0.png", "detail": "auto"}]
+    responses = {
+        "input": [{"type": "message", "role": "user", "content": parts}],
+        "instructions": system,
+        "max_output_tokens": 3,
+    }
+    yield Form("body of a response", {"custom_id": "c", "body": responses}, words=(asked, system), pictures=1)
+    yield Form("body of a response, a string", {"body": {"input": asked}})
     yield Form(
         "weight",
         {"messages": [turn("user", asked), turn("assistant", answer, weight=0), turn("user", system, weight=1)]},

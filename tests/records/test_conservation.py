@@ -185,5 +185,5 @@ def test_columns_of_the_users_own_are_named(folder):
         assert read.unread == ("label", "score", "file")
     read = read_conversation({**record, "mask": b"png"}, columns=(("unused", "mask"), ("unused", "label")))
     assert read.unread == ("score", "file")
-    with pytest.raises(InputError, match="'image'"):
+    with pytest.raises(InputError, match="column image=mask: another column has this name"):
         read_conversation({**record, "mask": "p1.png"}, columns=(("image", "mask"),))
