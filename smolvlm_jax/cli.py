@@ -59,7 +59,9 @@ def _text_pieces(processor, tokens: Iterator[int]) -> Iterator[str]:
 
 def _generate(options: argparse.Namespace) -> int:
     from .checkpoint import load, resolve
+    from .config import SmolVLMConfig
     from .generation import stream
+    from .processing.bounds import check_length
     from .processing.options import call_options, open_processor
 
     directory, pictures = resolve(options.model), PictureOptions(**given(options, PictureOptions))
@@ -67,6 +69,7 @@ def _generate(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
     content = [{"type": "image", "path": path} for path in options.image]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    check_length(processor, messages, SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings - 1)
     inputs = processor.encode_chat(messages, **call_options(pictures))
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
     with device_errors("--max-new-tokens, or take --dtype bfloat16"):

@@ -218,6 +218,18 @@ def test_the_exit_code_tells_of_errors(command, lines, tmp_path):
     assert json.loads((tmp_path / "a" / "_summary-0-of-1.json").read_text()) == again
 
 
+def test_files_that_are_not_read_are_named_at_the_start_and_in_the_summary(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    corpus.pictures(tmp_path / "in", 2)
+    for name in ("scan.pdf", "a.jxl", "b.JXL"):
+        (tmp_path / "in" / name).write_text("x")
+    code, summary, err = command(tmp_path / "in", tmp_path / "out", "--prompt", "?")
+    assert code == 0 and summary["records"] == 2 and summary["unread_files"] == {".jxl": 2, ".pdf": 1}
+    assert "kinds that are not read: 2 .jxl, 1 .pdf" in err and err.count("\n") == 1
+    code, _, err = command(tmp_path / "in", tmp_path / "out", "--prompt", "?", "--background", "white")
+    assert code == 2 and "pictures.background was None, is 'white'" in err
+
+
 def test_a_restart_may_have_other_hosts_but_no_other_question(command, lines, tmp_path):
     flags = (lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "1")
     assert command(*flags, "--num-shards", "2", "--shard-index", "0")[1]["records"] == 50
