@@ -63,6 +63,7 @@ CHANGES = (truncated, appended, written_over, rotated, gone)
 
 def run(path: Path, out: Path, after=lambda count: None) -> dict:
     source = open_source(path)
+    source.describe()
     out.mkdir(exist_ok=True)
     with WorkerPool(Setup(str(resolve("tiny")), source.parse), 0) as pool:
         engine = lambda: Double(after=after)

@@ -1,6 +1,7 @@
 """Files of every kind hold the same records; what cannot be read is an error of the row, or names what is read."""
 
 import bz2
+import contextlib
 import csv
 import datetime
 import gzip
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smolvlm_jax.errors import InputError, JobError
+from smolvlm_jax.errors import ChangedError, InputError, JobError
 from smolvlm_jax.records.sources import open_source
 from smolvlm_jax.train.records import messages_of, open_records
 
@@ -151,6 +152,20 @@ def test_a_later_file_that_cannot_be_read_ends_the_job_in_the_middle(tmp_path):
         for unit in source.units(3):
             rows += unit.rows()
     assert len(rows) == 7
+
+
+def test_a_copy_with_the_same_time_and_contents_is_the_same_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines())
+    info, source = path.stat(), open_source(path)
+    source.describe()  # as at the beginning of a job
+    for change, same in ((str, True), (str.swapcase, False)):
+        other = tmp_path / "other"
+        other.write_text(change(lines()))
+        os.utime(other, ns=(info.st_atime_ns, info.st_mtime_ns))
+        other.replace(path)
+        with contextlib.nullcontext() if same else pytest.raises(ChangedError, match="another file has taken its place"):
+            assert len([row for unit in source.units(3) for row in unit.rows()]) == 7
 
 
 def test_globs_and_names(tmp_path):

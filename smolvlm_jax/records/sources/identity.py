@@ -1,8 +1,10 @@
 """What the files of an input were when they were found, checked whenever they are read: answers belong to the input that the
 job began with, so a file that changes ends the job before a row is made of what it holds now."""
 
+import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from typing import IO
 
@@ -61,6 +63,8 @@ class Inputs:
         except OSError as error:
             raise InputError(f"the input {error.filename} cannot be read: {error.strerror}") from error
         self.sizes = [identity.size for identity in self._identities]
+        self._whole = sum(self.sizes) <= _WHOLE
+        self._digests: list[bytes] = []  # of each, once there is a fingerprint
 
     def open(self, number: int) -> io.FileIO:
         """A file, unbuffered and unchanged as yet. Raises ChangedError."""
@@ -79,7 +83,27 @@ class Inputs:
     def check(self, number: int, file: IO[bytes] | None = None) -> None:
         """Make sure that an opened file, or else what stands at its path, is what it was. Raises ChangedError."""
         path = self.paths[number]
-        check(self._identities[number], path if file is None else file.fileno(), path)
+        try:
+            check(self._identities[number], path if file is None else file.fileno(), path)
+        except ChangedError:
+            if not self._is_copy(number, file):
+                raise
+
+    def _is_copy(self, number: int, file: IO[bytes] | None) -> bool:
+        """Whether another file has the same size, time and contents, which is then the file from now on: a mounted bucket may
+        give a file another inode, and one that was moved away may be back from a copy."""
+        known = self._identities[number]
+        try:
+            with open(self.paths[number], "rb", buffering=0) if file is None else contextlib.nullcontext(file) as opened:
+                now = Identity.of(opened.fileno())
+                if not self._digests or (now.size, now.modified) != (known.size, known.modified):
+                    return False
+                if self._digest(number, opened) != self._digests[number]:
+                    return False
+        except OSError:
+            return False
+        self._identities[number] = now
+        return True
 
     def check_all(self) -> None:
         """`check` every path."""
@@ -92,18 +116,21 @@ class Inputs:
         Raises:
             InputError: if one cannot be read.
         """
-        digest = hashlib.blake2b(digest_size=16)
-        blocks = max(2, _BLOCKS // len(self.paths))
-        whole = sum(self.sizes) <= _WHOLE
-        for number, size in enumerate(self.sizes):
-            last = max(size - _BLOCK, 0)
-            count = -(-size // _BLOCK) if whole else blocks
-            places = sorted({min(place * _BLOCK, last) if whole else last * place // (blocks - 1) for place in range(count)})
-            try:
+        self._digests = []
+        try:
+            for number in range(len(self.paths)):
                 with self.open(number) as file:
-                    for place in places:
-                        file.seek(place)
-                        digest.update(file.read(_BLOCK) or b"")
-            except OSError as error:
-                raise InputError(f"the input {self.paths[number]} cannot be read: {error}") from error
-        return digest.hexdigest()
+                    self._digests.append(self._digest(number, file))
+        except OSError as error:
+            raise InputError(f"the input {error.filename} cannot be read: {error.strerror}") from error
+        return hashlib.blake2b(b"".join(self._digests), digest_size=16).hexdigest()
+
+    def _digest(self, number: int, file: IO[bytes]) -> bytes:
+        size, whole, blocks = self.sizes[number], self._whole, max(2, _BLOCKS // len(self.paths))
+        last = max(size - _BLOCK, 0)
+        count = -(-size // _BLOCK) if whole else blocks
+        places = sorted({min(place * _BLOCK, last) if whole else last * place // (blocks - 1) for place in range(count)})
+        digest = hashlib.blake2b(digest_size=16)
+        for place in places:
+            digest.update(os.pread(file.fileno(), _BLOCK, place))
+        return digest.digest()
