@@ -5,7 +5,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -109,25 +109,40 @@ def _read(
 
 @contextlib.contextmanager
 def _local_file(source: Any, limits: MediaLimits) -> Iterator[str]:
-    """The path of a regular file with the video, which is deleted afterwards if it was made here."""
-    made, source = None, local_path(source)
-    try:
-        if is_url(source):
-            path = made = http.download(source, limits, limits.max_video_bytes)
-        elif (content := encoded_bytes(source, limits.max_video_bytes, "video")) is not None:
-            descriptor, made = tempfile.mkstemp(suffix=".video")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            path = made
-        else:
-            path = os.fspath(source)
-            if not limits.files:
-                raise MediaError(f"local files are switched off, so {describe_source(path)} is not opened")
-            open_regular(path, limits.max_video_bytes, "video").close()
+    """The path of a regular file with the video."""
+    source = local_path(source)
+    if is_url(source):
+        with _temporary_file() as (file, path):
+            http.download(source, limits, limits.max_video_bytes, file)
+            file.flush()
+            yield path
+    elif (content := encoded_bytes(source, limits.max_video_bytes, "video")) is not None:
+        with _temporary_file() as (file, path):
+            file.write(content)
+            file.flush()
+            yield path
+    else:
+        path = os.fspath(source)
+        if not limits.files:
+            raise MediaError(f"local files are switched off, so {describe_source(path)} is not opened")
+        open_regular(path, limits.max_video_bytes, "video").close()
         yield path
+
+
+@contextlib.contextmanager
+def _temporary_file() -> Iterator[tuple[IO[bytes], str]]:
+    """A file and a path to it. Linux keeps it without a name, so that nothing of it is left by a process that is killed."""
+    with tempfile.TemporaryFile() as file:
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        if os.path.exists(path):
+            yield file, path
+            return
+    descriptor, path = tempfile.mkstemp(suffix=".video")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file, path
     finally:
-        if made is not None:
-            os.unlink(made)
+        os.unlink(path)
 
 
 def _installed(name: str) -> bool:

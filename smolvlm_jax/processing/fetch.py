@@ -221,7 +221,7 @@ def loaded(image: Image.Image, limits: MediaLimits) -> Image.Image:
             image.load()
         except Exception as error:  # a damaged file raises whatever its plug-in happens to raise
             raise MediaError(f"cannot decode {describe_source(image)}: {error or type(error).__name__}") from error
-    _check_size(image, image, limits)
+        _check_size(image, image, limits)
     return image
 
 

@@ -7,15 +7,13 @@ lead to an internal address. Proxies of the environment are not used, since they
 import contextlib
 import http.client
 import ipaddress
-import os
 import socket
-import tempfile
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from ..errors import MediaError
 from .addresses import is_public
@@ -41,20 +39,9 @@ def fetch_url(url: str, limits: MediaLimits, max_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def download(url: str, limits: MediaLimits, max_bytes: int) -> str:
-    """The body at `url` in a temporary file, which the caller deletes. Arguments and errors are those of `fetch_url`.
-
-    Returns:
-        The file's path.
-    """
-    descriptor, path = tempfile.mkstemp(suffix=".video")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _Fetch(url, limits, max_bytes, file.write).run()
-    except BaseException:
-        os.unlink(path)
-        raise
-    return path
+def download(url: str, limits: MediaLimits, max_bytes: int, file: IO[bytes]) -> None:
+    """Write the body at `url` to `file`. The other arguments and the errors are those of `fetch_url`."""
+    _Fetch(url, limits, max_bytes, file.write).run()
 
 
 @dataclass
