@@ -10,7 +10,7 @@ from ..io import read_bytes, read_json
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _LONGEST_TOKEN = 1000  # characters
 _MOST_BYTES = 40_000_000  # of tokenizer.json; the largest that are published have 34 MB
@@ -34,7 +34,13 @@ def read_config(directory: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     config = _checked(read_json(path, missing_ok=True), path)
     if "added_tokens_decoder" not in config:
         path = os.path.join(directory, "special_tokens_map.json")
-        config |= _checked(read_json(path, missing_ok=True), path)
+        more = _checked(read_json(path, missing_ok=True), path)
+        extra = config.get("extra_special_tokens")
+        if isinstance(extra, dict) and ("additional_special_tokens" in more or "extra_special_tokens" in more):
+            # Names from one file and a list from the other: both count.
+            config["model_specific_special_tokens"] = {**(config.get("model_specific_special_tokens") or {}), **extra}
+            del config["extra_special_tokens"]
+        config |= more
     return {**config, **overrides}
 
 
@@ -109,11 +115,24 @@ def read_backend(directory: str, config: dict[str, Any], *, pre_tokenizer: str |
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif pre_tokenizer is not None:
         raise InputError(f"pre_tokenizer is {pre_tokenizer!r}; it is None or 'transformers-5'")
-    added = list(_added(directory, config))
-    named = [_as_added(token) for token in _named(config)]
-    guarded(f"add tokens to the tokenizer of {directory!r}", CheckpointError, lambda: backend.add_tokens(added))
-    backend.add_special_tokens(named)
+    guarded(f"add tokens to the tokenizer of {directory!r}", CheckpointError, lambda: _add(backend, directory, config))
     return backend
+
+
+def _add(backend: "Tokenizer", directory: str, config: Mapping[str, Any]) -> None:
+    """Add the tokens of the small files, with the flags and in the order in which transformers adds them."""
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    listed = {token.content: token for token in _listed(directory, config)}
+    # Where the configuration lists added tokens, those of tokenizer.json count only if they are in the list.
+    flags = listed if "added_tokens_decoder" in config else {**listed, **known}
+    named, extra = _named(config)
+    special = [flags.get(_content(token), _as_added(token)) for name, token in named if name in NAMED_TOKENS]
+    special += [_as_added(token) for token in [*(token for name, token in named if name not in NAMED_TOKENS), *extra]]
+    for token in special:
+        if token.content not in known:
+            listed.setdefault(token.content, token)
+    backend.add_tokens(list(listed.values()))
+    backend.add_special_tokens(special)
 
 
 def guarded(what: str, error: type[SmolVLMError], work: Callable[[], Any]) -> Any:
@@ -143,24 +162,31 @@ def _as_added(token: Any, **defaults: bool) -> "AddedToken":
     return AddedToken(token["content"], **{**defaults, **{flag: token[flag] for flag in _FLAGS if flag in token}})
 
 
-def _named(config: Mapping[str, Any]) -> Iterator[Any]:
-    """Tokens that the configuration names: they are special."""
-    for key, value in config.items():
-        if key.endswith("_token") and isinstance(value, (str, dict)):
-            yield value
-        elif key in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens") and value:
-            yield from value.values() if isinstance(value, dict) else value
+def _content(token: Any) -> str:
+    return token if isinstance(token, str) else token["content"]
 
 
-def _added(directory: str, config: Mapping[str, Any]) -> Iterator["AddedToken"]:
-    """Tokens to add to the vocabulary, in the order of their ids."""
+def _named(config: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], list[Any]]:
+    """Special tokens: those that have names in the configuration, with their names, and those without."""
+    own = [(name, config.get(name)) for name in NAMED_TOKENS]
+    own += [(name, token) for name, token in config.items() if name.endswith("_token") and name not in NAMED_TOKENS]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []  # the older name counts alone
+    own += (config.get("model_specific_special_tokens") or {}).items()
+    own += extra.items() if isinstance(extra, dict) else []
+    named = [(name, token) for name, token in own if isinstance(token, (str, dict)) and token]
+    return named, [] if isinstance(extra, dict) else extra
+
+
+def _listed(directory: str, config: Mapping[str, Any]) -> Iterator["AddedToken"]:
+    """Added tokens that the configuration lists, or else added_tokens.json, in the order of their ids."""
     if "added_tokens_decoder" in config:
         for id in sorted(config["added_tokens_decoder"] or {}, key=int):
             yield _as_added(config["added_tokens_decoder"][id])
         return
     path = os.path.join(directory, "added_tokens.json")
     added = read_json(path, missing_ok=True)
-    special = {token if isinstance(token, str) else token["content"] for token in _named(config)}
+    named, extra = _named(config)
+    special = {_content(token) for token in [*(token for name, token in named if name in NAMED_TOKENS), *extra]}
     for content, id in added.items():
         if not _is_token(content) or not isinstance(id, int) or isinstance(id, bool):
             raise CheckpointError(f"{path}: {content!r:.80} must have its id, a whole number, got {id!r:.80}")
