@@ -45,7 +45,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> lis
         a, b, here = old.get(key), new.get(key), f"{name}.{key}".lstrip(".")
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, here)
-        elif a != b:
+        elif to_json(a, sort_keys=True) != to_json(b, sort_keys=True):  # as they are written: nan equals nan
             found.append(f"{here} was {_short(a)}, is {_short(b)}")
     return found
 

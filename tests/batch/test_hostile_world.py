@@ -12,7 +12,6 @@ from pathlib import Path
 
 import batch_corpus as corpus
 import pytest
-from tiers import fast_first
 
 from smolvlm_jax.batch.manifest import MANIFEST
 
@@ -142,7 +141,8 @@ if any("batch.workers" in argument for argument in sys.orig_argv):
 """
 
 
-@pytest.mark.parametrize(("count", "ends"), [(10**6, True), pytest.param(2, False, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize(("count", "ends"), [(2, False), (10**6, True)])
 def test_workers_killed_while_they_start(world, tmp_path, count, ends):
     source, truth = world
     out, log = tmp_path / "out", tmp_path / "log"
@@ -159,7 +159,8 @@ def test_workers_killed_while_they_start(world, tmp_path, count, ends):
 STREAMS = ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>&-", ">&-", "<&-", "2>/dev/full", ">/dev/full"]
 
 
-@pytest.mark.parametrize("streams", fast_first(1, STREAMS))
+@pytest.mark.thorough
+@pytest.mark.parametrize("streams", STREAMS)
 def test_standard_streams_that_lead_nowhere(world, tmp_path, streams):
     source, truth = world
     out = tmp_path / "out"
@@ -184,12 +185,13 @@ Programs.get = failing
 MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes.\nBufferAssignment: …"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "after", "message", "words"),
     [
         ("decode", 8, MEMORY, ("the device is out of memory", "--slots", "--ring-lengths")),
-        pytest.param("prefill", 3, "INTERNAL: the chip is gone", ("INTERNAL: the chip is gone",), marks=pytest.mark.thorough),
-        pytest.param("ring", 0, MEMORY, ("the device is out of memory",), marks=pytest.mark.thorough),
+        ("prefill", 3, "INTERNAL: the chip is gone", ("INTERNAL: the chip is gone",)),
+        ("ring", 0, MEMORY, ("the device is out of memory",)),
     ],
 )
 def test_the_device_fails_in_the_middle(world, tmp_path, kind, after, message, words):

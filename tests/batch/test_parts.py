@@ -368,6 +368,7 @@ def test_differences_name_keys_on_either_side():
         "b.c was 1, is 2",
         "b.d was None, is 3",
     ]
+    assert differences({"a": [1, float("nan")]}, {"a": (1, float("nan"))}) == []
 
 
 def test_the_models_digest_sees_every_file(tmp_path, monkeypatch):
