@@ -5,6 +5,7 @@ columns.py         which columns are read, and what becomes of others; layouts.p
 places.py          pictures in columns beside messages -> their places in them
 request.py         the body of a line of an OpenAI batch
 record.py          a record of a batch job: id, messages, sampling arguments of its own
+values.py          values of tables as what they were meant to be; values that cannot be read
 sources/           files, directories and globs -> records; kinds.py: endings of pictures and videos
 arrow.py           pyarrow, where it is installed
 """

@@ -39,7 +39,7 @@ def check(known: Identity, file: str | int, name: str) -> None:
     raise ChangedError(f"the input {name} has changed: {what}; {_ADVICE}")
 
 
-_ADVICE = "finished rows are kept: put the file back and run the same command again, or start afresh with --force"
+_ADVICE = "put it back and run the same command again; what is finished is kept"
 
 
 class Inputs:
