@@ -1,4 +1,4 @@
-# ruff: noqa: RUF009 (_option makes a field)
+# ruff: noqa: RUF009 (_option and _limit make fields)
 """`PictureOptions`: how pictures and videos are read, as the commands, the batch job and recipes are told it. Imports nothing
 heavy."""
 
@@ -15,7 +15,11 @@ __all__ = ["PictureOptions"]
 
 
 def _option(help: str) -> Any:
-    return field(default=None, metadata={"help": help})
+    return field(default=None, metadata={"help": f"{help} (default: as the checkpoint says)"})
+
+
+def _limit(help: str) -> Any:
+    return field(default=None, metadata={"help": f"{help} (default: that of MediaLimits)"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,18 @@ class PictureOptions:
     use_video_size: bool | None = _option("take the size of video_sampling even where there is another")
     backend: str | None = _option("what decodes videos first, pyav or decord")
     # limits
-    urls: bool | None = _option("http and https URLs may be fetched")
-    files: bool | None = _option("local paths may be opened")
-    private_addresses: bool | None = _option("URLs may lead to loopback, private and link-local addresses")
-    timeout: float | None = _option("seconds for one URL")
-    max_redirects: int | None = _option("redirects of one URL")
-    max_bytes: int | None = _option("of one encoded picture")
-    max_video_bytes: int | None = _option("of one encoded video")
-    max_pixels: int | None = _option("width × height of a picture or frame")
-    max_frames: int | None = _option("frames decoded from one video")
-    max_decoded_pixels: int | None = _option("of all frames that are decoded of one video together")
-    isolate: bool | None = _option("decode videos in a helper process")
-    decode_seconds: float | None = _option("that the helper may go without progress")
+    urls: bool | None = _limit("http and https URLs may be fetched")
+    files: bool | None = _limit("local paths may be opened")
+    private_addresses: bool | None = _limit("URLs may lead to loopback, private and link-local addresses")
+    timeout: float | None = _limit("seconds for one URL")
+    max_redirects: int | None = _limit("redirects of one URL")
+    max_bytes: int | None = _limit("of one encoded picture")
+    max_video_bytes: int | None = _limit("of one encoded video")
+    max_pixels: int | None = _limit("width × height of a picture or frame")
+    max_frames: int | None = _limit("frames decoded from one video")
+    max_decoded_pixels: int | None = _limit("of all frames that are decoded of one video together")
+    isolate: bool | None = _limit("decode videos in a helper process")
+    decode_seconds: float | None = _limit("that the helper may go without progress")
 
     def __post_init__(self):
         for name, kind in kinds().items():

@@ -14,7 +14,7 @@ from smolvlm_jax.cli import _parser
 from smolvlm_jax.errors import ConfigError, InputError
 from smolvlm_jax.media_options import PictureOptions
 from smolvlm_jax.processing import MediaLimits, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
-from smolvlm_jax.processing.options import open_processor
+from smolvlm_jax.processing.options import check_options, open_processor
 from smolvlm_jax.records.record import Record
 from smolvlm_jax.train.config import DataConfig, from_dict
 from smolvlm_jax.train.samples import Prepare
@@ -56,6 +56,22 @@ def test_values_of_the_wrong_type_are_refused(options, words):
         PictureOptions(**options)
     with pytest.raises(ConfigError, match=f"data.image_options: {words}"):
         DataConfig(image_options=tuple(options.items()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("background", "no colour", "no colour"),
+        ("pages", "last", "pages"),
+        ("pages", 0, "pages"),
+        ("backend", "vlc", "backend"),
+        ("resample", 9, "resample"),
+        ("max_tiles", 0, "max_tiles"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_a_job(name, value, words):
+    with pytest.raises(InputError, match=words):
+        check_options(open_processor(TINY, PictureOptions(**{name: value})))
 
 
 def test_unknown_names_are_refused(capsys):

@@ -34,8 +34,8 @@ class DataSource:
     """Conversations from one place.
 
     Attributes:
-        path: a file (.jsonl, .json, .csv, .tsv, .tar, .parquet, .arrow; .gz, .bz2, .xz or .zst may follow), a directory of such, one
-            that `Dataset.save_to_disk` wrote, or the Hub id of a dataset (owner/name).
+        path: a file (.jsonl, .json, .csv, .tsv, .tar, .parquet, .arrow; .gz, .bz2, .xz or .zst may follow), a directory of such
+            files, one that `Dataset.save_to_disk` wrote, or the Hub id of a dataset (owner/name).
         weight: how often it is drawn from, against the other sources of the mixture.
         limit: use only its first so many records.
         split: which of its splits, where it has several.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, import_extra
+from ..processing.options import check_options
 from ..terminal import say
 from .config import DataConfig, require_same
 from .packing import BatchShape, make_batch, plan_rows
@@ -79,6 +80,7 @@ class TrainingData:
         self._index, self._count, self._seed = index, count, seed
         self._prepare = Prepare(processor, config)
         self.processor = own = self._prepare.processor
+        check_options(own)
         self._pad = own.tokenizer.pad_token_id
         self.shape = BatchShape.of(
             config,

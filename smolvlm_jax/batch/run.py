@@ -12,6 +12,7 @@ from ..errors import device_errors
 from ..generation_config import GenerationConfig
 from ..io import write_json
 from ..locate import resolve
+from ..processing.options import check_options
 from ..records.sources import Source, counted, open_source
 from ..terminal import say
 from .config import BatchConfig
@@ -57,7 +58,7 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
         notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
     longest = longest_prompt(directory, config.ring_lengths)
     setup = Setup(str(directory), source.parse, config.sampling, config.pictures, longest, config.record_memory)
-    setup.processor().count_tokens(512, 512)  # a mistake in the picture options would be an error of every record
+    check_options(setup.processor())
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     manifest = Manifest(folder, _facts(config, directory, source, keep))
     manifest.agree(config.force, notify)

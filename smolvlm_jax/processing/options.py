@@ -4,11 +4,15 @@ import dataclasses
 import os
 from typing import Any
 
+from PIL import Image
+
 from ..media_options import PictureOptions
+from .choices import one_of
 from .limits import MediaLimits
 from .processor import SmolVLMProcessor
+from .readers import BACKENDS
 
-__all__ = ["call_options", "open_processor"]
+__all__ = ["call_options", "check_options", "open_processor"]
 
 _LIMITS = tuple(entry.name for entry in dataclasses.fields(MediaLimits))
 # What is said anew in every call: the processor has other defaults for conversations than for single calls.
@@ -29,6 +33,18 @@ def open_processor(directory: str | os.PathLike, options: PictureOptions) -> Smo
     if backend is not None:  # for transformers a keyword of another meaning
         processor.video_processor.backend = backend
     return processor
+
+
+def check_options(processor: SmolVLMProcessor) -> None:
+    """Try the options on a picture of one pixel: a mistake in them would be an error of every record.
+
+    Raises:
+        InputError: an option has a value that makes no sense.
+    """
+    backend = processor.video_processor.backend
+    if backend is not None:
+        one_of("backend", backend, tuple(BACKENDS))
+    processor.image_processor(Image.new("RGBA", (1, 1)), pixel_format="uint8")
 
 
 def call_options(options: PictureOptions) -> dict[str, Any]:
