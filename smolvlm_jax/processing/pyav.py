@@ -26,6 +26,8 @@ __all__ = ["Misread", "PyAVReader"]
 # Codecs whose key frames are not marked reliably, so that everything before a frame is decoded.
 _DECODE_THROUGH = {"gif"}
 _READ_BYTES = 1 << 16
+# PyAV's number of a picture that is decoded without others.
+_INTRA = 1
 # Threads of one decoder: those of a big machine would be hundreds, each with its stack and heap.
 _THREADS = 4
 # What other versions of FFmpeg turn into the same RGB.
@@ -203,6 +205,8 @@ class PyAVReader:
                         continue
                     if count == len(due) or frame.pts != due[count]:
                         raise Misread("its frames do not come at the times that its packets have")
+                    if not count and not (frame.key_frame or frame.pict_type == _INTRA):  # AVI without an index says so of all
+                        raise Misread("its key frames are none")
                     count += 1
                     if frame.is_corrupt:  # how it looks depends on what was decoded before
                         raise Misread("some of its frames are damaged")

@@ -252,6 +252,7 @@ CLIPS = [
     Clip(name="plain.h264", **_H264),
     Clip(name="cut.ts", **_H264, after=lambda b: b[12 * 188 + 50 :], shown=tuple(range(11, 40))),
     Clip(name="broken-off.mkv", codec="libx264", gop=1, after=lambda b: b[: len(b) // 2], shown=tuple(range(21))),
+    Clip(name="no-index.avi", codec="msmpeg4", after=lambda b: b[: b.index(b"idx1")]),
     Clip(name="hidden.webm", codec="libvpx", hidden=(5, 11, 30)),
     Clip(name="hidden.ivf", codec="libvpx", hidden=(1, 2, 38)),
     # edit lists
