@@ -13,11 +13,10 @@ from typing import Any
 
 from ..errors import PromptError
 
-__all__ = ["compile_template", "harmless", "literals", "run", "variables_of"]
+__all__ = ["compile_template", "harmless", "literals", "run", "variables_of", "weight"]
 
 _LONGEST = 200_000  # characters of a template; to parse so many takes up to two seconds
-# A harmless template may write its words, and all it is given, as often as it has room to say so.
-_SHORT = 4_000
+_SHORT = 4_000  # of a harmless one
 _MAX_PRODUCT = 10**7
 # What a loop of a harmless template may use beside the value of its own turn.
 _SMALL_NAMES = frozenset({"loop", "bos_token", "eos_token", "pad_token", "unk_token"})
@@ -97,6 +96,14 @@ def harmless(template: str) -> bool:
         return len(template) <= _SHORT and _harmless(_parsed(template), None)
     except RecursionError:
         return False
+
+
+@functools.lru_cache(maxsize=64)
+def weight(template: str) -> int:
+    """How often at most a harmless template goes over all that it is given: once for each name and loop in it."""
+    from jinja2 import nodes
+
+    return 1 + sum(1 for _ in _parsed(template).find_all((nodes.Name, nodes.For)))
 
 
 def _harmless(node: Any, own: frozenset[str] | None) -> bool:
@@ -179,15 +186,21 @@ def variables_of(template: str) -> frozenset[str]:
         raise PromptError(f"the chat template is not valid: {_line(error)}") from error
 
 
-def run(template: str, variables: Mapping[str, Any]) -> str:
+def run(template: str, variables: Mapping[str, Any], longest: int) -> str:
     """The text that the template makes of `variables`, JSON values by name.
 
     Raises:
-        PromptError: the template is not valid, or fails.
+        PromptError: the template is not valid, fails, or makes a text of more than `longest` characters.
     """
     compiled = compile_template(template)
+    pieces, left = [], longest
     try:
-        return compiled.render(**variables)
+        for piece in compiled.generate(**variables):
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"it makes a prompt of more than {longest:,} characters")
+        return "".join(pieces)
     except MemoryError:
         raise
     except Exception as error:  # a template is a program, and raises whatever its expressions raise

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import PromptError
 from . import rendering
 from .chat import Message
+from .parts import SOURCES
 from .rendering import variables_of
 
 __all__ = ["DEFAULT_CHAT_TEMPLATE", "choose_template", "plain", "render", "variables_of"]
@@ -22,6 +23,7 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+_LONGEST_NAME = 4096  # characters of the name of a picture or video: what is longer is the picture itself
 
 
 def choose_template(given: str | dict[str, str] | None, name: str | None, *, video: bool) -> str:
@@ -60,6 +62,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return f"<{type(value).__name__}>"
+
+
+def _without_data(messages: list[Message]) -> list[Message]:
+    """`messages` without what pictures and videos are made of, where it is given as text (base64, data: URLs)."""
+
+    def shown(item: Any) -> Any:
+        if not isinstance(item, Mapping) or item.get("type") not in SOURCES:
+            return item
+        keys = SOURCES[item["type"]]
+        long = [key for key in keys if isinstance(item.get(key), str) and len(item[key]) > _LONGEST_NAME]
+        return {**item, **dict.fromkeys(long, "<data>")} if long else item
+
+    def clear(message: Message) -> Message:
+        content = message.get("content")
+        return {**message, "content": list(map(shown, content))} if isinstance(content, list) else message
+
+    return list(map(clear, messages))
 
 
 _WANTS_STRINGS = re.compile(r"\bis\s+(not\s+)?string\b")
@@ -102,7 +121,7 @@ def render(
     variables = plain(variables)
     prompts = []
     for index, messages in enumerate(conversations):
-        chat = _as_template_wants(template, plain(messages), strings[index])
+        chat = _as_template_wants(template, plain(_without_data(messages)), strings[index])
         final = _mark_final(chat, index) if continue_final_message else None
         try:
             text = rendering.render(template, {**variables, "messages": chat, "add_generation_prompt": add_generation_prompt})

@@ -115,9 +115,27 @@ def test_both_places_render_the_same(template):
         "eos_token": "</s>",
         "tools": [{"a": "é"}],
     }
-    here = sandbox.run(template, variables)
+    here = sandbox.run(template, variables, 10**6)
     assert rendering._ask("run", template, variables, 10**6) == here
     assert frozenset(rendering._ask("variables_of", template)) == sandbox.variables_of(template)
+
+
+def test_harmless_templates_are_bounded_as_well():
+    """By form they do little, but they may be given much, and may write words of their own for each of its characters."""
+    letters = [{"role": "user", "content": "é" * 1_000_000}]
+    words = "{% for m in messages %}{% for c in m.content %}" + "word " * 700 + "{% endfor %}{% endfor %}"
+    every = "{{ messages ~ '" + "' ~ messages ~ '" * 180 + "' }}"
+    assert sandbox.harmless(words) and sandbox.harmless(every)
+    for template in (words, every):
+        with pytest.raises(PromptError, match=r"characters|memory"):
+            rendering.render(template, {"messages": letters})
+    assert len(rendering.render(DOCLING, {"messages": letters})) > 1_000_000
+
+
+def test_pictures_as_text_are_not_handed_to_templates():
+    item = {"type": "image", "url": "data:image/png;base64," + "A" * 5_000}
+    seen = render("{{ messages[0].content[0].url }}{# type #}", [[{"role": "user", "content": [item]}]], strings=[set()])
+    assert len(seen[0]) < 100
 
 
 def test_the_child_is_replaced_and_serves_on():
