@@ -180,7 +180,7 @@ def test_globs_and_names(tmp_path):
 
 def test_webdataset(tmp_path):
     members = {
-        "s/0001.json": b'{"prompt": "What?", "max_new_tokens": 3}',
+        "s/0001.json": b'\xef\xbb\xbf{"prompt": "What?", "max_new_tokens": 3, "image": "0001.jpg"}',
         "s/0001.jpg": b"one",
         "s/0002.a.png": b"two a",
         "s/0002.b.png": b"two b",
@@ -190,20 +190,24 @@ def test_webdataset(tmp_path):
         "s/0004.txt": b"A caption.",
         "s/0004.mp4": b"video",
         "s/._0004.mp4": b"of a Mac",
+        "LICENSE": b"of the data",
+        "x/1.json": b'{"image": "other.jpg"}',
+        "x/1.jpg": b"one",
     }
     path = archive(tmp_path, members)
     for packed in (tmp_path / "b.tar.gz", tmp_path / "b.tgz"):
         packed.write_bytes(gzip.compress(path.read_bytes()))
     for one in (path, tmp_path / "b.tar.gz", tmp_path / "b.tgz"):
         records = read(one, columns=(("prompt", "txt"),)) if one == path else read(one)
-        assert [record.id for record in records] == ["s/0001", "s/0002", 3, "s/0004"]
-    first, second, third, fourth = read(path, prompt="Job's?")
+        assert [record.id for record in records] == ["s/0001", "s/0002", 3, "s/0004", 5, 6]
+    first, second, third, fourth, fifth, sixth = read(path, prompt="Job's?")
     assert first.messages[0]["content"] == [{"type": "image", "image": b"one"}, {"type": "text", "text": "What?"}]
     assert first.overrides == {"max_new_tokens": 3}
     assert second.messages[0]["content"][:2] == [{"type": "image", "image": b"two a"}, {"type": "image", "image": b"two b"}]
     assert second.messages[0]["content"][2]["text"] == "Größer?"
     assert "record 3, s/0003" in third.error and "not valid JSON" in third.error
     assert fourth.messages[0]["content"] == [{"type": "video", "video": b"video"}, {"type": "text", "text": "Job's?"}]
+    assert "LICENSE, has no ending" in fifth.error and "has image in its .json, and a member for it" in sixth.error
     data = bytearray(path.read_bytes())
     data[2 * 512] ^= 0xFF  # the second header
     path.write_bytes(data)

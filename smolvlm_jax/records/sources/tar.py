@@ -5,6 +5,7 @@
 and --column prompt=txt makes it `0001.txt`. A record without an id has the name that its members share.
 """
 
+import codecs
 import json
 import os
 import posixpath
@@ -65,16 +66,19 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
     now = wrong = ""
     for member in archive:
         archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
-        found = _NAME.fullmatch(posixpath.normpath(member.name))
-        if member.isdir() or not found:
+        path = posixpath.normpath(member.name)
+        if member.isdir() or posixpath.basename(path).startswith("."):
             continue
-        name, ending = found[1], found[2].lower()
+        found = _NAME.fullmatch(path)
+        name, ending = (found[1], found[2].lower()) if found else (path, "")
         if name != now:
             if members or wrong:
                 yield json.dumps([now, wrong or members]).encode() + b"\n"
             now, members, wrong = name, [], ""
         if not member.isreg() or member.issparse():
             wrong = f"has the member .{ending}, which is no plain file"
+        if not ending:
+            wrong = "has no ending that says what it is"
         if any(ending == other for other, _, _ in members):
             wrong = f"has two members .{ending}"
         members.append([ending, member.offset_data, member.size])
@@ -89,12 +93,13 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
 def _record(place: str, name: str, members: list[tuple[str, bytes]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     media: dict[str, list[bytes]] = {"image": [], "video": []}
+    names = {posixpath.basename(f"{name}.{ending}").lower() for ending, _ in members}
     for ending, data in sorted(members):
         last = "." + ending.rpartition(".")[2]
         if last in PICTURES or last in VIDEOS:
             media["image" if last in PICTURES else "video"].append(data)
         elif last == ".json":
-            value = decode_json(f"{place}.{ending}", data)
+            value = decode_json(f"{place}.{ending}", data.removeprefix(codecs.BOM_UTF8))
             if not isinstance(value, dict):
                 raise InputError(f"{place}.{ending} holds a {type(value).__name__}; it needs an object")
             out |= {key: item for key, item in value.items() if item is not None}
@@ -104,7 +109,8 @@ def _record(place: str, name: str, members: list[tuple[str, bytes]]) -> dict[str
         key, given = (kind, found[0]) if len(found) == 1 else (kind + "s", found)
         if not found:
             continue
-        if key in out:
+        named = out.get(key)
+        if named is not None and not (isinstance(named, str) and posixpath.basename(named).lower() in names):
             raise InputError(f"{place} has {key} in its .json, and a member for it")
         out[key] = given
     if "id" not in out and "custom_id" not in out:
