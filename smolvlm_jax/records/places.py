@@ -54,7 +54,7 @@ def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, word: 
     if given and not bare and _same([_held(item) for item in items], sources):
         return messages  # the column repeats what the items hold
     places = len(bare) if indices else len(bare) + tags
-    own = f", beside {len(items) - len(bare)} with a {kind} of their own" if len(items) > len(bare) else ""
+    own = f"; items that hold one themselves: {len(items) - len(bare)}" if len(items) > len(bare) else ""
     left = f": no {kind}s left for the others" if given < places else ""
     raise InputError(
         f"{given} {kind}(s) beside messages with {places} place(s) for them ({len(bare)} {kind} items without one, {tags} "
