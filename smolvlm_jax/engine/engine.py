@@ -185,7 +185,7 @@ class Engine:
         """Move what has arrived to `waiting`; requests that cannot be answered yield their error. Waits for an arrival only if
         there is nothing else to do."""
         held = sum(state.prepared.nbytes for state in waiting)
-        while len(waiting) < self.config.lookahead and held < self.config.lookahead_bytes // 2:
+        while not waiting or (len(waiting) < self.config.lookahead and held < self.config.lookahead_bytes // 2):
             nothing = not waiting and not self._under_way and all(ring.idle == ring.slots for ring in self._rings)
             state = feed.take(wait=nothing)
             if state is None:

@@ -135,3 +135,14 @@ def test_pixels_are_forgotten_and_their_number_is_not():
     tiles = np.ones((3, 8, 8, 3), np.uint8)
     light = Prepared.of(np.arange(5, dtype=np.int32), tiles).without_pixels()
     assert light.tiles.shape == tiles.shape and light.tiles.base.nbytes == 1 and len(light.digests) == 3
+
+
+@pytest.mark.thorough
+def test_an_engine_answers_however_little_may_wait(processor, tmp_path):
+    from smolvlm_jax.engine import Engine, Request, SamplingParams
+
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    engine = Engine.from_pretrained("tiny", ring_lengths=(256,), slots=(2,), lookahead_bytes=1)
+    messages = chat("?", {"type": "image", "path": str(tmp_path / "a.png")})
+    found = list(engine.generate(Request(n, messages, params=SamplingParams(max_new_tokens=2)) for n in range(5)))
+    assert sorted(result.id for result in found) == [0, 1, 2, 3, 4] and all(result.tiles for result in found)
