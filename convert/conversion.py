@@ -14,8 +14,10 @@ from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, logical_axes
 from ..terminal import say
+from .arrays import checksum
 from .chunks import abstract_mesh
-from .hosts import barrier, process_count, process_index
+from .from_orbax import find_checkpoint, open_orbax
+from .hosts import barrier, everyones, process_count, process_index
 from .leaves import total_bytes
 from .manifest import Checksums, describe, write_manifest
 from .opened import Checkpoint, open_checkpoint
@@ -148,6 +150,7 @@ def _write_orbax(
     checksums = Checksums(source.root, source.files) if process_index() == 0 else None
     barrier("the destination is claimed")
     writer.write(target / "params", source.leaves, axes)
+    arrays = writer.checksums if process_count() == 1 else _checksums_together(target / "params")
     if checksums is not None:
         write_manifest(
             target,
@@ -159,6 +162,16 @@ def _write_orbax(
             dtype=(dtype or source.dtype).name,
             mesh=None if mesh is None else dict(mesh.shape),
             files=checksums.result(),
-            arrays=dict(sorted(writer.checksums.items())),
+            arrays=dict(sorted(arrays.items())),
         )
     return writer.nonfinite
+
+
+def _checksums_together(directory: Path) -> dict[str, str]:
+    """Of all arrays that several processes have written in parts: each process reads its share of them back."""
+    barrier("the arrays are written")
+    found = find_checkpoint(directory)
+    leaves = {} if found is None else open_orbax(found)
+    share = sorted(leaves)[process_index() :: process_count()]
+    parts = everyones({path: checksum(leaves[path].borrow()) for path in share})
+    return {path: text for part in parts for path, text in part.items()}

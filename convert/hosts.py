@@ -1,16 +1,18 @@
 """Conversions by several processes, each of which does its part: with one process, or without a mesh, everything."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding
 
 from ..sharding import partition_spec
 from .chunks import AnyMesh
 from .regions import Region, bounds, concrete
 
-__all__ = ["barrier", "my_regions", "process_count", "process_index"]
+__all__ = ["barrier", "everyones", "my_regions", "process_count", "process_index"]
 
 
 def process_count() -> int:
@@ -29,6 +31,16 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def everyones(value: Any) -> list:
+    """The JSON values of all processes, in the order of processes, on each of them."""
+    from jax.experimental import multihost_utils
+
+    text = json.dumps(value).encode()
+    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    return [json.loads(bytes(row).decode()) for row in multihost_utils.process_allgather(padded)]
 
 
 def my_regions(axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh | None) -> list[Region] | None:

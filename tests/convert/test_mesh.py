@@ -186,7 +186,8 @@ def test_two_processes_convert_together(original, tmp_path):
         assert loading < 0.7 * total
     assert helpers.call("verify", original, tmp_path / "out", "--quiet") == 0
     assert (tmp_path / "out" / "params" / "ocdbt.process_1").is_dir()
-    assert (tmp_path / "out" / "manifest.json").is_file()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert len(manifest["arrays"]) == len(helpers.weights(original)), "verify has compared the arrays with them"
 
 
 def test_the_command_under_slurm(original, tmp_path):
