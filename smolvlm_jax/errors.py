@@ -29,6 +29,12 @@ class CheckpointError(SmolVLMError, ValueError):
     """A checkpoint that is absent, incomplete, or disagrees with its config."""
 
 
+class DownloadError(CheckpointError):
+    """A model that cannot be downloaded at the moment: the network or the server fails. The same command may be run again."""
+
+    exit_code = 1
+
+
 class InputError(SmolVLMError, ValueError):
     """Arguments that contradict each other: counts of pictures, tiles and image tokens, shapes, ranges."""
 

@@ -4,7 +4,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from .errors import CheckpointError, import_extra
+from .errors import CheckpointError, DownloadError, import_extra
 
 __all__ = ["bundled_models", "resolve", "resolve_file"]
 
@@ -12,6 +12,8 @@ _ASSETS = resources.files("smolvlm_jax") / "assets"
 # What is downloaded: no code, and pickled weights only where there are no others.
 _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "params/*")
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
+# Answers of the Hub that do not change with time; anything else is trouble of the network or the server.
+_FINAL = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DisabledRepoError", "HFValidationError")
 
 
 def bundled_models() -> list[str]:
@@ -60,7 +62,8 @@ def resolve_file(source: str | os.PathLike, revision: str | None = None) -> Path
 
 def _download(name: str, revision: str | None) -> Path:
     """The snapshot of a Hub repository in the local cache: safetensors, or pickled weights if it has nothing else."""
-    snapshot_download = import_extra("huggingface_hub", f"downloading {name} from the Hub", "hub").snapshot_download
+    hub = import_extra("huggingface_hub", f"downloading {name} from the Hub", "hub")
+    snapshot_download = hub.snapshot_download
     try:
         found = Path(snapshot_download(name, revision=revision, allow_patterns=list(_PATTERNS)))
         if not any(found.glob("*.safetensors")) and not (found / "params").is_dir():
@@ -69,4 +72,6 @@ def _download(name: str, revision: str | None) -> Path:
             found = Path(snapshot_download(name, revision=pinned, allow_patterns=[*_PATTERNS, *_PICKLES]))
         return found
     except Exception as error:
-        raise CheckpointError(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        final = hub.constants.HF_HUB_OFFLINE or any(kind.__name__ in _FINAL for kind in type(error).__mro__)
+        kind = CheckpointError if final else DownloadError
+        raise kind(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error

@@ -129,6 +129,23 @@ def test_what_is_not_in_the_cache_is_one_line(cache, tmp_path):
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("offline", "name", "code"),
+    [(True, "LocalEntryNotFoundError", 2), (False, "LocalEntryNotFoundError", 1), (False, "HFValidationError", 2)],
+)
+def test_a_network_that_fails_is_no_mistake_of_the_user(monkeypatch, offline, name, code):
+    hub = pytest.importorskip("huggingface_hub", reason="needs the hub: pip install 'smolvlm-jax[hub]'")
+
+    def fails(*args, **options):
+        raise getattr(hub.errors, name)("no answer\nfrom the server")
+
+    monkeypatch.setattr(hub, "snapshot_download", fails)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(CheckpointError, match=r"cannot download somebody/tiny: .*no answer$") as caught:
+        checkpoint.resolve("somebody/tiny")
+    assert caught.value.exit_code == code
+
+
 def test_pickles_are_downloaded_only_where_there_is_nothing_else(original, tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub", reason="needs the hub: pip install 'smolvlm-jax[hub]'")
     asked = []
