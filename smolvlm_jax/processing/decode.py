@@ -18,7 +18,7 @@ from .metadata import VideoMetadata
 from .parts import local_path
 from .pyav import Misread
 from .readers import BACKENDS, VideoReader, open_reader
-from .work import LimitError, Work
+from .work import RefusedError, Work
 
 __all__ = ["choose_backend", "decode_video"]
 
@@ -157,7 +157,7 @@ def _open(name: str, path: str, limits: MediaLimits, *, serial: bool) -> tuple[s
         return _decord_or_pyav(path, limits)
     try:
         return name, _reader(name, path, limits)
-    except LimitError:
+    except RefusedError:
         raise
     except Exception:  # the libraries raise what they like
         other = "decord" if name == "pyav" else "pyav"
@@ -172,7 +172,7 @@ def _decord_or_pyav(path: str, limits: MediaLimits) -> tuple[str, VideoReader]:
     """By decord if PyAV finds nothing in the video that decord is known to read wrongly, and both find the same times."""
     try:
         checked = _reader("pyav", path, limits, vouch=True)
-    except LimitError:
+    except RefusedError:
         raise
     except Exception:
         with contextlib.suppress(Exception):

@@ -23,7 +23,7 @@ from ..errors import MediaError
 from .limits import MediaLimits
 from .pyav import Misread
 from .readers import BACKENDS, VideoReader, open_reader
-from .work import LimitError, Work
+from .work import LimitError, RefusedError, Work
 
 __all__ = ["AVAILABLE", "IsolatedReader", "end_helpers", "serve"]
 
@@ -33,7 +33,7 @@ _MEMORY = 6 * 2**30
 _BYTES_PER_SECOND = 2_000_000
 # What a child sends while it works, and the errors whose kind matters to its parent.
 _WORKING = "working"
-_KINDS = {kind.__name__: kind for kind in (MediaError, LimitError, Misread)}
+_KINDS = {kind.__name__: kind for kind in (MediaError, RefusedError, LimitError, Misread)}
 
 # Children that wait for work, by process id, since a fork must not use its parent's children, and by backend: each backend
 # brings its own FFmpeg, and two of those in one process interfere with each other.

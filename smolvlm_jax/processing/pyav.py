@@ -6,12 +6,12 @@ Every frame that the decoder gives is compared with the times that were announce
 packets, or turn out wrong, the whole video is decoded once to count its frames, in the order in which they come.
 """
 
+import contextlib
 import os
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import MediaError
 from .containers import HEAD, recognise
-from .work import Work
+from .work import RefusedError, Work
 
 __all__ = ["Misread", "PyAVReader"]
 
@@ -101,22 +101,20 @@ class PyAVReader:
     def close(self) -> None:
         """Nothing: the file is open only while it is read."""
 
-    @contextmanager
+    @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         """The container and its film. FFmpeg reads through `file` alone: every protocol and every other file is refused."""
         import av
 
         av.logging.set_level(av.logging.PANIC)
-        with (
-            open(self._path, "rb") as file,
-            av.open(
-                file,
-                format=self._format,
-                buffer_size=_READ_BYTES,
-                options={"protocol_whitelist": "none", "enable_drefs": "0"},
-                io_open=_refuse,
-            ) as container,
-        ):
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(self._path, "rb"))
+            options = {"protocol_whitelist": "none", "enable_drefs": "0"}
+            try:
+                container = av.open(file, format=self._format, buffer_size=_READ_BYTES, options=options, io_open=_refuse)
+            except (av.InvalidDataError, av.EOFError) as error:
+                raise RefusedError(f"its {self._format} container is damaged: {error.strerror}") from error
+            stack.enter_context(container)
             # PyAV asks for invented times where a file has none; times that are not known have to be known as such.
             container.flags &= ~int(av.container.Flags.gen_pts.value)  # type: ignore[call-overload]
             stream = _film(container)
@@ -126,10 +124,14 @@ class PyAVReader:
             yield container, stream
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
-        for packet in container.demux(stream):
-            if packet.size:
+        """The packets of the film. Damage that cannot be read past is the end, as for a player."""
+        import av
+
+        with contextlib.suppress(av.InvalidDataError):
+            for packet in container.demux(stream):
                 self._work.packet()
-                yield packet
+                if packet.size:
+                    yield packet
 
     def _decode(self, stream: Any, packet: Any) -> Iterator[Any]:
         """The frames that come with a packet, or at the end (None). A damaged packet has none."""
@@ -278,7 +280,7 @@ def _film(container: Any) -> Any:
     """The stream that a player shows: FFmpeg's choice, but never a cover picture where there is anything else."""
     streams = [stream for stream in container.streams.video if not _is_picture(stream)]
     if not streams:
-        raise MediaError("there is no video stream in it" + (", only a picture" if container.streams.video else ""))
+        raise RefusedError("there is no video stream in it" + (", only a picture" if container.streams.video else ""))
     best = container.streams.best("video")
     moving = [stream for stream in streams if stream.frames != 1] or streams
     return best if best in moving else moving[0]

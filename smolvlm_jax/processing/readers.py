@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import MediaError
 from .containers import HEAD, recognise
 from .pyav import PyAVReader
-from .work import Work
+from .work import RefusedError, Work
 
 __all__ = ["BACKENDS", "VideoReader", "open_reader"]
 
@@ -111,7 +111,7 @@ def open_reader(backend: str, path: str, work: Work, *, serial: bool = False, vo
     decord = backend == "decord"
     reader = _Decord(path, work) if decord else PyAVReader(path, work, serial=serial, vouch=vouch)
     if reader.total < 1:
-        raise MediaError("it has no frames")
+        raise RefusedError("it has no frames")
     # The rate that a file states may be missing, or be that of its clock: then it follows from the times of the frames.
     length = float(reader.seconds[-1])
     stated = math.isfinite(reader.fps) and 0 < reader.fps <= 100_000
@@ -120,5 +120,5 @@ def open_reader(backend: str, path: str, work: Work, *, serial: bool = False, vo
     elif not stated and reader.total == 1:
         reader.fps = 1.0
     elif not stated:
-        raise MediaError("it does not say its rate")
+        raise RefusedError("it does not say its rate")
     return reader

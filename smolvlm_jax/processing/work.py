@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 from ..errors import MediaError
 
-__all__ = ["LimitError", "Work"]
+__all__ = ["LimitError", "RefusedError", "Work"]
 
 # Thirty-eight hours at sixty frames a second. What is remembered of each packet takes some 30 bytes.
 _MAX_PACKETS = 2**23
 _REPORT_SECONDS = 0.2
 
 
-class LimitError(MediaError):
-    """A video that exceeds a limit: no other decoder need try it."""
+class RefusedError(MediaError):
+    """A video that holds nothing to see, or is damaged: another library, which is older, would find out more slowly."""
+
+
+class LimitError(RefusedError):
+    """A video that exceeds a limit."""
 
 
 @dataclass

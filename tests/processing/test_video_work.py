@@ -12,7 +12,7 @@ import pytest
 from smolvlm_jax.errors import MediaError
 from smolvlm_jax.processing import MediaLimits, decode, work
 from smolvlm_jax.processing.decode import decode_video
-from smolvlm_jax.processing.work import LimitError, Work
+from smolvlm_jax.processing.work import LimitError, RefusedError, Work
 
 from .conftest import need
 from .video_matrix import HEIGHT, WIDTH, Clip, number_of
@@ -59,7 +59,7 @@ def test_a_slow_decoder_that_gets_on_says_so(monkeypatch):
 
 
 def test_one_library_stands_in_for_the_other(clips, monkeypatch):
-    """In both directions; what exceeds a limit is not tried again, and the error is that of the first."""
+    """In both directions; what exceeds a limit or is damaged is not tried again, and the error is that of the first."""
     need("decord"), need("pyav")
     true, tried = decode._reader, []
 
@@ -80,10 +80,11 @@ def test_one_library_stands_in_for_the_other(clips, monkeypatch):
     with pytest.raises(MediaError, match=r"far.mp4.*pyav cannot"):
         decode_video(clips["one key"])
     tried.clear()
-    broken("pyav", error=LimitError)
-    with pytest.raises(MediaError, match="pyav cannot"):
-        decode_video(clips["one key"])
-    assert tried == ["pyav"]
+    for error in (LimitError, RefusedError):
+        broken("pyav", error=error)
+        with pytest.raises(MediaError, match="pyav cannot"):
+            decode_video(clips["one key"])
+    assert tried == ["pyav", "pyav"]
 
 
 def test_decord_alone(clips, monkeypatch):
