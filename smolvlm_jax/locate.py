@@ -73,5 +73,6 @@ def _download(name: str, revision: str | None) -> Path:
         return found
     except Exception as error:
         final = hub.constants.HF_HUB_OFFLINE or any(kind.__name__ in _FINAL for kind in type(error).__mro__)
-        kind = CheckpointError if final else DownloadError
-        raise kind(f"cannot download {name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        failure = CheckpointError if final else DownloadError
+        first = next(iter(str(error).splitlines()), "")
+        raise failure(f"cannot download {name}: {type(error).__name__}: {first}") from error
