@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import add_command, add_machine, add_quiet, given, parse_mesh
-from ..errors import InputError
+from ..errors import ChangedError, CheckpointError, InputError
 from ..terminal import say, show
 
 __all__ = ["add_parsers"]
@@ -62,7 +62,10 @@ def run_verify(args: argparse.Namespace) -> int:
     from .report import to_html, to_text
     from .verify import verify
 
-    report = verify(**given(args, verify), notify=(lambda line: None) if args.quiet else say)
+    try:
+        report = verify(**given(args, verify), notify=(lambda line: None) if args.quiet else say)
+    except ChangedError as error:
+        raise CheckpointError(str(error)) from error  # exit code 1 would say that they differ
     for path, text in ((args.report, to_html), (args.json, lambda report: json.dumps(report.to_dict(), indent=2) + "\n")):
         if path is not None and str(path) != "-":
             try:

@@ -13,7 +13,7 @@ from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert import conversion, leaves
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.verify import verify
-from smolvlm_jax.errors import ChangedError
+from smolvlm_jax.errors import ChangedError, CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +74,16 @@ def test_nothing_is_made_of_a_source_that_changes(original, tmp_path, monkeypatc
 
 def test_load_and_verify_notice_it_too(original, tmp_path, monkeypatch):
     source = Path(shutil.copytree(original, tmp_path / "source"))
-    for attempt in (lambda: load(source), lambda: verify(source, original, quiet=True)):
+    for attempt, error in (
+        (lambda: load(source), ChangedError),
+        (lambda: verify(source, original, quiet=True), ChangedError),
+        (lambda: helpers.call("verify", source, original, "--quiet"), CheckpointError),
+    ):
         with monkeypatch.context() as patch:
             disturbed(patch, source / "config.json", os.utime)
-            with pytest.raises(ChangedError, match=r"config\.json changed while it was read"):
+            with pytest.raises(error, match=r"config\.json changed while it was read") as caught:
                 attempt()
+        assert caught.value.exit_code == (1 if error is ChangedError else 2), "of verify, 1 says that they differ"
 
 
 def test_an_orbax_source_and_the_old_destination(original, tmp_path, monkeypatch):
