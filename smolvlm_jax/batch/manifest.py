@@ -16,6 +16,7 @@ __all__ = ["MANIFEST", "Manifest", "differences", "model_digest"]
 MANIFEST = "_manifest.json"
 FORMAT = 1
 _SMALL = 64 * 2**20
+_OWNER = "_rows-of-"  # with a manifest's key, the name of an empty file beside rows that were made under it
 _DAMAGED = f"its {MANIFEST} is empty or damaged"
 
 
@@ -91,7 +92,7 @@ class Manifest:
                     return
                 continue  # another process has just created one: compare with it
             absent = [f"there is no {MANIFEST}, but there is {path.name}" for path in strangers[:1]]
-            changes = absent if data is None else self._changes(data)
+            changes = absent if data is None else self._changes(data) or self._foreign(strangers)
             if not changes:
                 return
             if not force and (strangers or changes != [_DAMAGED]):
@@ -123,6 +124,7 @@ class Manifest:
         with open(self.path, "rb") as file:
             wait_for_lock(file, shared=True)
             self.check()
+            (self.path.parent / f"{_OWNER}{self.key}").touch()  # before any row is there
             yield
 
     def _read(self) -> bytes | None:
@@ -143,6 +145,11 @@ class Manifest:
             self._ours = data
         return changes
 
+    def _foreign(self, outputs: list[Path]) -> list[str]:
+        """What says that rows are of other facts, though the manifest says ours: somebody has put another manifest there."""
+        owners = [path.name for path in outputs if path.name.startswith(_OWNER) and path.name != f"{_OWNER}{self.key}"]
+        return [f"{name} says that it has rows of another manifest" for name in owners[:1]]
+
     def _replace(self, old: bytes, notify: Callable[[str], None]) -> None:
         """Move the other job's output aside, unless another process does so."""
         with suppress(FileNotFoundError), open(self.path, "r+b") as file:
@@ -155,7 +162,7 @@ class Manifest:
 
 def _outputs(folder: Path) -> list[Path]:
     """All files that a job writes, apart from the manifest."""
-    return sorted(p for pattern in ("part-*", ".part-*", "_summary-*") for p in folder.glob(pattern))
+    return sorted(p for pattern in ("part-*", ".part-*", "_summary-*", f"{_OWNER}*") for p in folder.glob(pattern))
 
 
 def _set_aside(folder: Path) -> Path:

@@ -331,6 +331,24 @@ def test_a_job_notices_that_its_directory_belongs_to_another_one(tmp_path):
     mine.check()
 
 
+def test_rows_stay_with_the_manifest_that_they_were_made_under(tmp_path):
+    """Whoever puts another manifest beside them, they are not taken for that job's."""
+    mine, other = Manifest(tmp_path / "mine", FACTS), Manifest(tmp_path / "other", {**FACTS, "prompt": "Why?"})
+    for job in (mine, other):
+        job.agree(False, print)
+        with job.held():
+            (job.path.parent / "part-000000.jsonl").write_text(job.facts["prompt"])
+        job.agree(False, print)
+    mine.path.write_bytes(other.path.read_bytes())
+    moved = Manifest(tmp_path / "mine", {**FACTS, "prompt": "Why?"})
+    with pytest.raises(InputError, match="rows of another manifest"):
+        moved.agree(False, print)
+    moved.agree(True, print)
+    assert not list((tmp_path / "mine").glob("part-*"))
+    assert (tmp_path / "mine" / "_replaced-1" / "part-000000.jsonl").read_text() == "What?"
+    moved.agree(False, print)
+
+
 def test_nobody_replaces_a_manifest_that_is_held(tmp_path):
     mine, other = Manifest(tmp_path, FACTS), Manifest(tmp_path, {**FACTS, "prompt": "Why?"})
     mine.agree(False, print)
