@@ -28,8 +28,8 @@ _DECODE_THROUGH = {"gif"}
 _READ_BYTES = 1 << 16
 # PyAV's number of a picture that is decoded without others.
 _INTRA = 1
-# Threads of one decoder: those of a big machine would be hundreds, each with its stack and heap.
-_THREADS = 4
+# Threads of one decoder, by its name; one for all others, since what they make of damaged frames depends on their number.
+_THREADS = {"libdav1d": 4}
 # What other versions of FFmpeg turn into the same RGB.
 _PLAIN_COLOURS = ("yuv420p", "yuvj420p")
 
@@ -118,7 +118,8 @@ class PyAVReader:
             # PyAV asks for invented times where a file has none; times that are not known have to be known as such.
             container.flags &= ~int(av.container.Flags.gen_pts.value)  # type: ignore[call-overload]
             stream = _film(container)
-            stream.thread_type, stream.codec_context.thread_count = "SLICE", min(_THREADS, os.cpu_count() or 1)
+            threads = min(_THREADS.get(stream.codec_context.name, 1), os.cpu_count() or 1)
+            stream.thread_type, stream.codec_context.thread_count = "SLICE", threads
             self._work.frame(stream.width or 0, stream.height or 0)
             stream.codec_context.options = {"max_pixels": str(self._work.max_pixels)}
             yield container, stream
