@@ -87,13 +87,10 @@ def limit_files(size: int):
 
 
 # The size that a file may have, the format of the output, and the file that is too large for it.
-FULL = [
-    (2000, "jsonl", ".rows"),
-    pytest.param(300, "jsonl", MANIFEST, marks=pytest.mark.thorough),
-    pytest.param(2000, "parquet", ".parquet", marks=pytest.mark.thorough),
-]
+FULL = [(300, "jsonl", MANIFEST), (2000, "jsonl", ".rows"), (2000, "parquet", ".parquet")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "format", "place"), FULL)
 def test_disk_full(world, tmp_path, size, format, place):
     source, truth = world
