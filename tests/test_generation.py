@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import fast_first
 
 from smolvlm_jax import GenerationConfig, generate, stream
 from smolvlm_jax.cache import KVCache
@@ -278,8 +279,8 @@ def test_drawn_frequencies_follow_the_probabilities():
 
 
 SETTINGS = [
-    {"temperature": 0.7},
     {"temperature": 1.8, "top_k": 0, "top_p": 0.9},
+    {"temperature": 0.7},
     {"temperature": 3.3, "top_k": 0, "top_p": 1 - 1e-12},
     {"top_k": 0, "top_p": 1e-300},
     {"temperature": 1.1, "min_p": 0.07, "repetition_penalty": 1.3},
@@ -289,21 +290,21 @@ SETTINGS = [
 ]
 
 
-def test_settings_of_each_row_draw_as_one_setting_for_all():
+@pytest.mark.parametrize("given", fast_first(1, SETTINGS))
+def test_settings_of_each_row_draw_as_one_setting_for_all(given):
     """To the last bit, which decides where a cut goes through scores that are nearly equal."""
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((400, 130)) * rng.uniform(0.5, 8, (400, 1)), jnp.float32)
     seen, drawn = jnp.asarray(rng.random(logits.shape) < 0.3), jnp.asarray(np.arange(400) % 7)
     number = np.arange(400, dtype=np.uint32)
     draw = lambda settings, logits: choose(logits, settings, seen=seen, keys=lambda: row_keys(number, number), drawn=drawn)
-    each = jax.jit(draw)
-    for given in SETTINGS:
-        settings = Sampling(do_sample=True, **given)
-        one = jax.jit(functools.partial(draw, settings))(logits)
-        assert np.array_equal(one, each(RowSampling.of([settings] * 400), logits)), given
-        assert (np.asarray(one) >= 0).all() and (np.asarray(one) < 130).all()
+    settings = Sampling(do_sample=True, **given)
+    one = jax.jit(functools.partial(draw, settings))(logits)
+    assert np.array_equal(one, jax.jit(draw)(RowSampling.of([settings] * 400), logits))
+    assert (np.asarray(one) >= 0).all() and (np.asarray(one) < 130).all()
 
 
+@pytest.mark.thorough
 def test_the_limit_is_what_the_prompt_leaves(tiny_a):
     """A row of a batch has as many new tokens as it has alone, and the last position of the model is used."""
     ids = np.random.default_rng(1).integers(10, 100, (2, 509))
