@@ -9,7 +9,6 @@ from ..errors import CheckpointError
 __all__ = ["check_values", "whole"]
 
 _LARGEST = 8192  # pixels of a side after resizing: 200 MB a picture
-_MOST_TILES = 1024  # of a square picture
 
 
 def whole(value: Any, least: int, most: int) -> bool:
@@ -91,8 +90,3 @@ def check_values(config: Mapping[str, Any], known: Mapping[str, Any], where: str
         fits, wants = _RULES.get(key, (_flag, "true or false") if isinstance(default, bool) else (lambda _: False, "left out"))
         if not fits(value):
             raise CheckpointError(f"{where}: {key} must be {wants}, got {value!r:.80}")
-    size, tile = ((config.get(key) or known[key]) for key in ("size", "max_image_size"))
-    if isinstance(size, Mapping) and isinstance(tile, Mapping) and tile.get("longest_edge"):
-        side = max((value for value in size.values() if isinstance(value, int)), default=1)
-        if (side / tile["longest_edge"]) ** 2 > _MOST_TILES:
-            raise CheckpointError(f"{where}: size {side} makes too many tiles of max_image_size {tile['longest_edge']}")

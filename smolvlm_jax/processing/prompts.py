@@ -17,6 +17,8 @@ GRID_PATTERN = r"<row_\d+_col_\d+>"
 VIDEO_INTRO = "You are provided the following series of {words} frames from a {duration} [H:MM:SS] video.\n"
 FRAME_INTRO = "\nFrame from {minutes:02d}:{seconds:02d}:"
 VIDEO_OUTRO = "\n\n"
+# A picture of the published sizes has 17. Damaged sizes in a file would ask for millions, of a pixel each.
+_MOST_TILES = 8192
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +46,17 @@ class MediaTokens:
         """The block of a picture: its tiles row by row, each after its marker, then the global view.
 
         A tokenizer without a marker for a row or column (the published ones stop at 6) reads it as plain text.
+
+        Raises:
+            InputError: no checkpoint has a use for so many tiles.
         """
         if not rows and not cols:
             return self.single()
+        if rows * cols > _MOST_TILES:
+            raise InputError(
+                f"a picture of {rows} × {cols} tiles, above the limit of {_MOST_TILES}: lower the processor's size, "
+                "or raise its max_image_size"
+            )
         text, slots = "", self.image_token * self.image_seq_len
         for row in range(1, rows + 1):
             for col in range(1, cols + 1):

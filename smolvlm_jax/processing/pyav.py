@@ -31,7 +31,7 @@ _INTRA = 1
 # Threads of one decoder, by its name; one for all others, since what they make of damaged frames depends on their number.
 _THREADS = {"libdav1d": 4}
 # What other versions of FFmpeg turn into the same RGB.
-_PLAIN_COLOURS = ("yuv420p", "yuvj420p")
+_PLAIN_COLOURS = ("yuv420p", "yuvj420p", "yuvj444p")
 
 
 class Misread(MediaError):
