@@ -15,6 +15,8 @@ import pytest
 
 from smolvlm_jax.batch.manifest import MANIFEST
 
+pytestmark = pytest.mark.thorough
+
 RECORDS = 48
 FLAGS = ("--workers", "1", "--slots", "4", "--ring-lengths", "64", "--shard-size", "16", "--max-error-rate", "0.2")
 COMMAND = "import sys; from smolvlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -90,7 +92,6 @@ def limit_files(size: int):
 FULL = [(300, "jsonl", MANIFEST), (2000, "jsonl", ".rows"), (2000, "parquet", ".parquet")]
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "format", "place"), FULL)
 def test_disk_full(world, tmp_path, size, format, place):
     source, truth = world
@@ -114,7 +115,6 @@ def test_disk_full(world, tmp_path, size, format, place):
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.thorough
 def test_disk_full_at_the_summary(world, tmp_path):
     source, truth = world
     out = tmp_path / "out"
@@ -138,7 +138,6 @@ if any("batch.workers" in argument for argument in sys.orig_argv):
 """
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "ends"), [(2, False), (10**6, True)])
 def test_workers_killed_while_they_start(world, tmp_path, count, ends):
     source, truth = world
@@ -156,7 +155,6 @@ def test_workers_killed_while_they_start(world, tmp_path, count, ends):
 STREAMS = ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>&-", ">&-", "<&-", "2>/dev/full", ">/dev/full"]
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("streams", STREAMS)
 def test_standard_streams_that_lead_nowhere(world, tmp_path, streams):
     source, truth = world
@@ -182,7 +180,6 @@ Programs.get = failing
 MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes.\nBufferAssignment: …"
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "after", "message", "words"),
     [
