@@ -237,6 +237,8 @@ def read_json(
         return {}
     text = read_text(path, error, limit)
     try:
+        if text.count(",") > _MAX_VALUES:  # before Python makes millions of objects of them
+            raise ValueError(f"it holds more than {_MAX_VALUES:,} values")
         value = parse_json(text, unique_keys)
         _check_extent(value)
         return value

@@ -147,6 +147,7 @@ def test_stops(tiny_a, golden):
         assert tokens == row[: stop + 1] + [2] * (len(tokens) - stop - 1)
 
 
+@pytest.mark.thorough
 def test_uint8_tiles_equal_float_pixels(tiny_a):
     tiles = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     values = ((tiles.astype(np.float64) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
@@ -164,6 +165,7 @@ def test_image_hidden_states_stand_in_for_pixels(tiny_a):
     assert new_tokens(tiny_a, pixel_values=None, image_hidden_states=out.image_hidden_states) == new_tokens(tiny_a)
 
 
+@pytest.mark.thorough
 def test_seeds(tiny_a):
     sample = lambda **kw: new_tokens(tiny_a, do_sample=True, **kw)[0]
     assert sample(seed=1) == sample(seed=1) != sample(seed=2)

@@ -138,6 +138,7 @@ def test_pixel_shuffle_refuses_other_grids():
             pixel_shuffle(jnp.zeros((1, patches, 4)), 2)
 
 
+@pytest.mark.thorough
 def test_bf16_stays_near_f32(tiny_a, golden):
     wide = tiny_a.apply(input_ids=tiny_a.ids, pixel_values=tiny_a.pixels).logits
     half = tiny_a.model.clone(dtype=jnp.bfloat16)

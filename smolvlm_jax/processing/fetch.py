@@ -170,9 +170,8 @@ def load_image(
         if not isinstance(source, Page):
             notices.pages(source, image)
         image.load()
-        _check_size(
-            getattr(source, "source", source), image, limits
-        )  # a file inside the file may be larger than the header said
+        # A file inside the file may be larger than the header said.
+        _check_size(getattr(source, "source", source), image, limits)
         turned = upright(image)
         if full_16bit:
             turned = reduce_16bit(turned)

@@ -365,6 +365,7 @@ def test_doctags_are_kept_for_the_checkpoints_that_write_them(tmp_path):
 # ---- signals
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.thorough)]
 )

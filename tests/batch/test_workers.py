@@ -96,6 +96,7 @@ def test_a_record_that_kills_its_worker_twice_is_an_error_and_others_are_not(plu
     assert made[11].id == "bad-11"
 
 
+@pytest.mark.thorough
 def test_a_record_that_hangs_is_an_error(plugins):
     tasks = records(plugins, 6)
     tasks[2] = (2, {"id": "slow", "prompt": "?", "image": str(plugins / "hang.png")})

@@ -265,6 +265,7 @@ assert any("lm_head.weight" in line for line in said), said
 """
 
 
+@pytest.mark.thorough
 def test_the_ear_for_warnings_hears(originals):
     """The round trip asserts that there are no warnings; here a process of its own shows that they would be seen."""
     done = subprocess.run(

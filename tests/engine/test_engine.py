@@ -155,6 +155,7 @@ DEFAULTS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("defaults", fast_first(1, DEFAULTS))
 def test_the_checkpoints_defaults_count_in_generate_and_in_the_engine(tiny, tmp_path, defaults):
     """The same sampled request is answered alike, whether a setting comes from the request, the checkpoint, or from neither."""

@@ -75,6 +75,7 @@ def test_loss_and_gradients(tiny, masked):
     assert bias <= 1e-7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["full", "masked"])
 def test_ten_steps_of_adamw(tiny, masked):
     torch.set_num_threads(1)

@@ -80,6 +80,7 @@ def test_what_does_not_fit_is_refused_with_its_length(setup):
         assert isinstance(sample, Skipped) and sample.detail.split()[1:3] == ["tokens", "and"], sample
 
 
+@pytest.mark.thorough
 def test_text_only_examples(setup):
     model, processor = setup
     example = numbers.Example([{"role": "user", "content": [{"type": "text", "text": "Number?"}]}], "7")
@@ -308,6 +309,7 @@ def test_the_recipe_in_short(tmp_path):
     assert 0 <= result["readings"] <= 1 and result["split"] == 1
 
 
+@pytest.mark.thorough
 def test_random_weights_see_no_brightness(tmp_path):
     """Filters with zero mean: a tile of one grey looks like a tile of another to them."""
     from smolvlm_jax.train.runner import open_mesh, open_model

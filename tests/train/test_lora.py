@@ -53,6 +53,7 @@ def test_at_first_the_model_is_the_base(tiny):
     assert all(bool(leaf.any()) == path.endswith("lora_a") for path, leaf in flatten_params(adapters).items())
 
 
+@pytest.mark.thorough
 def test_merged_equals_beside(tiny):
     """Adapters on every projection, the head included."""
     tree = combine(tiny.params, drawn(tiny.model), EVERYTHING.scale)

@@ -65,6 +65,7 @@ def undisturbed(home):
     return home / "whole"
 
 
+@pytest.mark.thorough
 def test_what_a_run_leaves(undisturbed):
     names = {p.name for p in undisturbed.iterdir()}
     assert names == {

@@ -96,6 +96,7 @@ def test_packed_equals_the_models_own_loss(case, packed):
     assert float(packed[0][0]) == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_padding_between_tiles(case, packed):
     """The padding behind a row's tiles changes nothing, whatever it is and however much: rows with many tiles and few."""
     mask = case.packed["tile_mask"]
@@ -177,6 +178,7 @@ def test_accumulated_equals_one_batch(case):
     assert np.median(far) <= 1e-5 and max(far) <= 2e-3
 
 
+@pytest.mark.thorough
 def test_parts_have_their_own_rates_and_frozen_ones_stay(case):
     """After one step of Adam from nothing every trained number moves by its rate, whatever its gradient."""
     rates = (("vision", 0.0), ("connector", 1e-4), ("text", 3e-5))
@@ -216,6 +218,7 @@ def test_adapters_train_and_the_base_stays(case):
     assert all("lora_" in p or part_of(p) == "connector" for p in paths)
 
 
+@pytest.mark.thorough
 def test_bfloat16_computes_and_float32_remembers(case, packed):
     model = case.model.clone(dtype=jnp.bfloat16)
     (loss, _), gradients = case.loss(case.packed, model=model)
