@@ -32,6 +32,8 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "J
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Kinds of pages of a TIFF, by its tag of that number, that are not pages of their own: smaller copies and masks.
 _SUBFILE, _NO_PAGE = 254, 1 | 4
+# Tags of a TIFF for its width and height.
+_SIDES = (256, 257)
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,11 @@ def _check_size(source: Any, image: Image.Image, limits: MediaLimits) -> None:
         )
 
 
-def _turned_size(image: Image.Image, *, turn: bool) -> tuple[int, int]:
+def _turned_size(image: Any, *, turn: bool) -> tuple[int, int]:
     width, height = image.size
-    return (width, height) if turn and orientation_of(image) in (5, 6, 7, 8) else (height, width)
+    # Newer versions of Pillow turn a TIFF themselves, and say so from the start: its tags hold the sides as they are stored.
+    turned = image.format == "TIFF" and (width, height) != tuple(map(image.tag_v2.get, _SIDES))
+    return (width, height) if turn and not turned and orientation_of(image) in (5, 6, 7, 8) else (height, width)
 
 
 def _is_heif(file: IO[bytes]) -> bool:

@@ -19,8 +19,16 @@ def pages(source: Any, image: Any) -> None:
     """Of a file with several pictures, the first is read. The second one of a JPEG is a preview, which viewers leave out."""
     if image.format == "TIFF" and "pages" not in _said and image.tag_v2.next:
         _say("pages", source, "has more than one page, of which the first is read; pages='all' reads all of them")
-    elif image.format in ("GIF", "PNG", "WEBP", "AVIF") and "animation" not in _said and getattr(image, "is_animated", False):
+    elif image.format in ("GIF", "PNG", "WEBP", "AVIF") and "animation" not in _said and _is_animated(image):
         _say("animation", source, "is animated, and its first frame is read; a GIF may be given as a video")
+
+
+def _is_animated(image: Any) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # Pillow looks for a second frame, whose damage is not the first one's
+        image.seek(0)
+        return False
 
 
 def depth(source: Any, image: Image.Image) -> None:

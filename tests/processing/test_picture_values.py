@@ -137,6 +137,13 @@ def test_animations_and_depth_are_announced(notices):
     assert "floating point" in notices()[-1]
 
 
+@pytest.mark.parametrize("rest", [b",", b",\0\0\0\0", b"!\xf9\4\0"])
+def test_damage_behind_the_first_frame_does_not_matter(rest, notices):
+    """Whether or not it was looked for a second frame, which is done until one was announced."""
+    whole = encoded(Image.fromarray(tri_img(9, 9)), "GIF")
+    assert np.array_equal(load_image(whole[:-1] + rest), load_image(whole))
+
+
 def test_plain_pictures_give_no_notice(notices):
     for kind in ("GIF", "PNG", "WEBP", "TIFF", "JPEG"):
         load_image(encoded(Image.fromarray(tri_img(9, 9)), kind))
