@@ -184,7 +184,8 @@ class PyAVReader:
         self._places = array("q", [place for _, place in places])  # which packet each frame is
         self.seconds = (np.array(self._frames, np.float64) - self._frames[0]) * self._base
         alone = len(container.streams.video) == 1 and stream.codec_context.pix_fmt in _PLAIN_COLOURS
-        self.plain = alone and len(places) == len(times)
+        even = not (stream.width % 2 or stream.height % 2)  # at odd edges, versions of FFmpeg round colours differently
+        self.plain = alone and even and len(places) == len(times)
 
     def _chosen_frames(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(index, frame) of increasing indices, from stretches of packets that each begin with a key frame."""
@@ -250,15 +251,19 @@ class PyAVReader:
             yield from self._decode(stream, None)
 
     def _decode_all(self) -> None:
-        times = [frame.pts for frame in self._all_frames()]
-        usual = 1 / self.fps if 0 < self.fps < float("inf") else 0.0
-        if not usual:
-            steps = [b - a for a, b in pairwise(times) if a is not None and b is not None and b > a]
-            usual = float(np.median(steps)) * self._base if steps else 0.0
+        both = [(frame.pts, frame.dts) for frame in self._all_frames()]
+        timed = any(pts is not None for pts, _ in both)
+        # AVI has times of decoding only, with gaps where frames were left out.
+        times = [pts if timed else dts for pts, dts in both]
+        stated = 1 / self.fps if 0 < self.fps < float("inf") else 0.0
+        steps = [b - a for a, b in pairwise(times) if a is not None and b is not None and b > a]
+        usual = float(np.median(steps)) * self._base if steps and not (timed and stated) else stated
+        # Frames may share a tick of a coarse clock; a clock that never moves is none.
+        least = 0 if steps else 1
         seconds, previous = [0.0] * len(times), None
         for place, time in enumerate(times):
             if place:
-                known = time is not None and previous is not None and time > previous
+                known = time is not None and previous is not None and time - previous >= least
                 seconds[place] = seconds[place - 1] + ((time - previous) * self._base if known else usual)
             previous = time
         self.seconds = np.array(seconds)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import MediaError
 from .containers import HEAD, recognise
-from .pyav import PyAVReader
+from .pyav import Misread, PyAVReader
 from .work import RefusedError, Work
 
 __all__ = ["BACKENDS", "VideoReader", "open_reader"]
@@ -76,7 +76,10 @@ class _Decord:
                 self._open()
             for last in (*(False for _ in range(int(index) - self._next)), True):
                 self._work.packet()
-                frame = self._reader.next()
+                try:
+                    frame = self._reader.next()
+                except Exception as error:  # StopIteration among them
+                    raise Misread("decord does not decode all of its frames") from error
                 self._work.frame(frame.shape[1], frame.shape[0])
                 if last:
                     self._next = int(index) + 1

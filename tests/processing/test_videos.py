@@ -34,6 +34,7 @@ def clips(tmp_path_factory):
         "variable mkv": write_video(folder / "variable.mkv", frames, codec="libx264", times=times),
         "one frame": write_video(folder / "one.mp4", frames[:1], codec="libx264"),
         "odd size": write_video(folder / "odd.mp4", tri_video(5, 38, 50), codec="libx264"),
+        "odd sides": write_video(folder / "odd.avi", tri_video(9, 47, 65)),
     }
     for degrees in (90, 180, 270):
         paths[f"turned {degrees}"] = turn(paths["constant"], folder / f"turned{degrees}.mp4", degrees)
@@ -52,6 +53,35 @@ def test_backends_agree(clips, data):
         assert len(one) == len(two) and all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)), name
         first.video_backend = second.video_backend = None
         assert first == second, name
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_clocks_that_are_coarse_or_have_gaps(backend, tmp_path):
+    """Frames that share a millisecond, and an AVI whose clock goes on where frames were left out, keep their times."""
+    need(backend)
+    frames = tri_video(20, 48, 64)
+    _, fast = decode_video(write_video(tmp_path / "fast.mkv", frames, rate=2500), backend=backend)
+    assert np.allclose(fast.frames_seconds, np.arange(20) / 2500, atol=1.1e-3) and fast.duration < 0.02
+    gap = [40 * n + (400 if n > 9 else 0) for n in range(20)]
+    for codec in ("mpeg4", "libx264"):
+        _, gone_on = decode_video(write_video(tmp_path / f"{codec}.avi", frames, codec=codec, times=gap), backend=backend)
+        assert np.allclose(np.sort(np.diff(gone_on.frames_seconds)), np.sort(np.diff(gap)) / 1000, atol=2e-3), codec
+
+
+def test_pyav_reads_on_where_decord_fails(tmp_path):
+    """Key frames that are not marked: decord gives up only when it is asked for frames."""
+    need("decord"), need("pyav")
+    import av
+
+    source, path = write_video(tmp_path / "a.mkv", tri_video(20, 48, 64), codec="libx264"), tmp_path / "unmarked.mkv"
+    with av.open(str(source)) as given, av.open(str(path), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream, packet.is_keyframe = stream, False
+                made.mux(packet)
+    (one, _), (two, _) = (decode_video(path, backend=backend) for backend in ("decord", "pyav"))
+    assert len(one) == 20 and np.array_equal(one, two)
 
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
