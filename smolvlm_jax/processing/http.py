@@ -66,7 +66,7 @@ class _Fetch:
                 raise
             except (OSError, http.client.HTTPException, ValueError) as error:
                 slow = time.monotonic() >= self.deadline
-                why = f"nothing complete after {self.limits.timeout} seconds" if slow else (str(error) or type(error).__name__)
+                why = f"nothing complete after {self.limits.timeout} seconds" if slow else _line(error) or type(error).__name__
                 raise MediaError(f"cannot fetch {self.name}: {why}") from error
             if following is None:
                 return
@@ -103,7 +103,7 @@ class _Fetch:
                     raise MediaError(f"{self.name} redirects to nowhere")
                 return urllib.parse.urljoin(target, place)
             if response.status != 200:
-                raise MediaError(f"{self.name} answers {response.status} {response.reason}")
+                raise MediaError(f"{self.name} answers {response.status} {_line(response.reason)}")
             self._body(response)
             return None
         finally:
@@ -127,6 +127,11 @@ class _Fetch:
             self.write(chunk)
         if declared.isdigit() and received < int(declared):
             raise MediaError(f"{self.name} broke off after {received} of {declared} bytes")
+
+
+def _line(text: object) -> str:
+    """What a server may have worded, as one short line without control characters."""
+    return "".join(character for character in " ".join(str(text).split()) if character.isprintable())[:200]
 
 
 def _checked_address(url: str, host: str, port: int, limits: MediaLimits) -> tuple[Any, ...]:

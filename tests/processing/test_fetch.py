@@ -76,6 +76,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header("Content-Length", str(len(PNG)))
                 self.end_headers()
                 self.wfile.write(PNG[:50])
+            elif path == "/words":
+                self.wfile.write(b"HTTP/1.1 500 no\x1b[31m" + b"x" * 9000 + b"\r\n\r\n")
+            elif path == "/no-http":
+                self.wfile.write(b"\x89PNG\r\n" + b"x" * 9000 + b"\r\n\r\n")
             elif path == "/text":
                 self.answer(b"<html>not a picture</html>")
             else:
@@ -203,6 +207,14 @@ def test_time_limit(server, path):
 
 
 @network
+@network
+@pytest.mark.parametrize("path", ["/words", "/no-http"])
+def test_words_of_a_server_are_one_short_line(server, path):
+    with pytest.raises(MediaError) as raised:
+        load_image(server + path, LOCAL)
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 400
+
+
 def test_size_limits(server, tmp_path):
     limits = MediaLimits(private_addresses=True, max_bytes=10**6)
     for path in ("declared", "endless"):
@@ -322,7 +334,7 @@ def test_header_size_is_the_decoded_size(tmp_path):
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        for kind in ("PNG", "JPEG", "WEBP"):
+        for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
             content = encoded(PICTURE, kind, exif=exif)
             assert image_size(content) == load_image(content).size[::-1] == ((20, 30) if orientation < 5 else (30, 20))
         block = exif.tobytes().removeprefix(b"Exif\0\0")
