@@ -35,6 +35,8 @@ class LimitError(PromptError):
     """A template asked for more memory or time than it may have."""
 
 
+# Errors of a child whose kind matters to its parent.
+_KINDS: dict[str, type[PromptError]] = {kind.__name__: kind for kind in (LimitError, sandbox.InvalidError)}
 _lock = threading.Lock()
 _children: dict[int, Child] = {}  # by process id, since a fork must not use its parent's child
 
@@ -95,7 +97,7 @@ def _ask(*request: Any) -> Any:
                 raise PromptError(f"it needs a child process, which does not start: {fault}") from fault
         try:
             child.send(request, _PATIENCE)
-            value, error = child.receive(_PATIENCE)
+            value, error, kind = child.receive(_PATIENCE)
         except BaseException as fault:  # an interrupt as well leaves an answer behind that nobody waits for
             _children.pop(os.getpid(), None)
             slow, gone = isinstance(fault, TimeoutError), isinstance(fault, (OSError, EOFError))
@@ -107,7 +109,7 @@ def _ask(*request: Any) -> Any:
                 raise LimitError(f"it takes more than {_MEMORY / 2**30:.1f} GiB of memory, or is nested too deeply") from None
             raise
     if error is not None:
-        raise PromptError(error)
+        raise _KINDS.get(kind, PromptError)(error)
     return value
 
 
@@ -120,7 +122,7 @@ def end_children() -> None:
 
 
 def serve() -> None:
-    """In the child: answer requests with (value, None) or (None, error) until the parent is gone."""
+    """In the child: answer requests with (value, None, None) or (None, error, kind) until the parent is gone."""
     import resource
 
     channel = parent()
@@ -132,13 +134,13 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # its signal ends a process, whatever C code it is in
         try:
             if name == "variables_of":
-                answer: Any = sorted(sandbox.variables_of(template)), None
+                answer: Any = sorted(sandbox.variables_of(template)), None, None
             else:
-                answer = sandbox.run(template, *rest), None
+                answer = sandbox.run(template, *rest), None, None
         except PromptError as error:
-            answer = None, str(error)
+            answer = None, str(error), type(error).__name__
         except MemoryError:
-            answer = None, f"it takes more than {_MEMORY / 2**30:.1f} GiB of memory"
+            answer = None, f"it takes more than {_MEMORY / 2**30:.1f} GiB of memory", LimitError.__name__
         signal.setitimer(signal.ITIMER_PROF, 0)
         channel.send(answer)
         del answer, rest

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import PromptError
 
-__all__ = ["compile_template", "harmless", "literals", "run", "variables_of", "weight"]
+__all__ = ["InvalidError", "compile_template", "harmless", "literals", "run", "variables_of", "weight"]
 
 _LONGEST = 200_000  # characters of a template; to parse so many takes up to two seconds
 _SHORT = 4_000  # of a harmless one
@@ -24,6 +24,10 @@ _LOOP_ATTRIBUTES = frozenset({"first", "last", "index", "index0", "revindex", "r
 _FILTERS = frozenset({"capitalize", "lower", "upper", "title", "trim", "length", "count", "string", "safe", "tojson"})
 _METHODS = frozenset({"capitalize", "lower", "upper", "title", "strip", "lstrip", "rstrip"})
 _TESTS = frozenset({"string", "defined", "undefined", "none", "mapping", "iterable", "sequence", "number", "true", "false"})
+
+
+class InvalidError(PromptError):
+    """A template that is no program, whatever it is given."""
 
 
 @functools.lru_cache
@@ -76,7 +80,7 @@ def _parsed(template: str) -> Any:
     try:
         return _environment().parse(template)
     except Exception as error:  # beside jinja's own errors a RecursionError
-        raise PromptError(f"the chat template is not valid: {_line(error)}") from error
+        raise InvalidError(f"the chat template is not valid: {_line(error)}") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -170,8 +174,10 @@ def compile_template(template: str) -> Any:
     """The template, compiled in jinja2's immutable sandbox. Raises PromptError where it is not valid jinja."""
     try:
         return _environment().from_string(template)
+    except MemoryError:  # of a constant that is worked out
+        raise
     except Exception as error:  # beside jinja's own errors, what Python's compiler says about the program it made
-        raise PromptError(f"the chat template is not valid: {_line(error)}") from error
+        raise InvalidError(f"the chat template is not valid: {_line(error)}") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,7 +189,7 @@ def variables_of(template: str) -> frozenset[str]:
     try:
         return frozenset(jinja2.meta.find_undeclared_variables(tree))
     except Exception as error:
-        raise PromptError(f"the chat template is not valid: {_line(error)}") from error
+        raise InvalidError(f"the chat template is not valid: {_line(error)}") from error
 
 
 def run(template: str, variables: Mapping[str, Any], longest: int) -> str:

@@ -59,7 +59,7 @@ def _probes(template: str) -> Iterator[str]:
             messages = [{"role": role, "content": content} for role in roles]
             try:
                 yield rendering.render(template, {**named, "messages": messages, "add_generation_prompt": True})
-            except rendering.LimitError as error:
+            except (rendering.LimitError, sandbox.InvalidError) as error:
                 raise PromptError(f"the chat template cannot be used: {error}") from error
             except PromptError:  # a template may refuse some of these, such as roles it does not know
                 continue

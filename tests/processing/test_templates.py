@@ -6,6 +6,7 @@ import pytest
 
 from smolvlm_jax.errors import PromptError
 from smolvlm_jax.processing import rendering, sandbox
+from smolvlm_jax.processing.steering import steering_words
 from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE, render
 
 DOCLING = (
@@ -64,6 +65,18 @@ def test_memory_and_time_are_bounded(name):
         render(HOSTILE[name], [CHAT], strings=[set()])
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 700
     assert time.monotonic() - start < 30  # 3 s of processor time, on a machine that does other things as well
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ '{0:>9999999999}'.format(1) }}", "{{ '%09999999999d' % 1 }}", "{{ 1" + "+1" * 9000 + " }}"]
+)
+def test_a_template_that_can_never_be_used_is_tried_once(template, monkeypatch):
+    """Which of its words steer is found by rendering it; what fails for every conversation is not tried with each."""
+    asked, ask = [], rendering._ask
+    monkeypatch.setattr(rendering, "_ask", lambda *request: asked.append(request) or ask(*request))
+    with pytest.raises(PromptError, match=r"memory|not valid"):
+        steering_words(template, frozenset({"<x>"}), frozenset())
+    assert len(asked) == 1
 
 
 def test_a_limit_is_a_line_that_says_which(monkeypatch):
