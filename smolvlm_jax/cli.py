@@ -12,7 +12,7 @@ from . import __version__
 from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given
 from .batch.cli import add_parser as add_batch
 from .convert.cli import add_parsers as add_converter
-from .errors import SmolVLMError, device_errors
+from .errors import InputError, SmolVLMError, device_errors
 from .generation_config import SamplingParams
 from .media_options import PictureOptions
 from .terminal import say, standard_streams
@@ -66,7 +66,10 @@ def _generate(options: argparse.Namespace) -> int:
 
     directory, pictures = resolve(options.model), PictureOptions(**given(options, PictureOptions))
     processor = open_processor(directory, pictures)
-    prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
+    try:
+        prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not valid {error.encoding}: {error.reason} at byte {error.start}") from error
     content = [{"type": "image", "path": path} for path in options.image]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
     check_length(processor, messages, SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings - 1)

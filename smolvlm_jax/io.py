@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -186,8 +187,8 @@ def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointErr
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"the key {next(name for name, count in counts.items() if count > 1)!r:.80} occurs twice")
     return found
 
 

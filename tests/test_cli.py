@@ -44,6 +44,12 @@ def test_two_pictures_and_a_prompt_from_standard_input():
     assert done.returncode == 0 and done.stdout.endswith("The second.\n"), done.stdout + done.stderr
 
 
+def test_a_prompt_that_is_no_text(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 au lait"), "utf-8"))
+    assert main(["generate", "-"]) == 2
+    assert capsys.readouterr().err == "smolvlm-jax: standard input is not valid utf-8: invalid continuation byte at byte 3\n"
+
+
 def test_sampling_flags(capsys):
     flags = ["--do-sample", "--temperature", "0.7", "--top-k", "3", "--top-p", "0.9", "--min-p", "0.05", "--seed", "4"]
     assert main(["generate", "--image", str(NUMBER), *flags, "--repetition-penalty", "1.1", "Read the number."]) == 0

@@ -207,7 +207,7 @@ class BatchJob:
         try:
             for row in self._sink.read(path):
                 self.tally.add(row, 0.0, reused=True)
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}): remove it, and its records are answered again") from error
         self.tally.advance(unit.share * self._shard.count, reused=True)
 

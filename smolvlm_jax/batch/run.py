@@ -1,6 +1,7 @@
 """`run_batch`: a batch job from its configuration, with workers, engine, manifest and summary."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.loading import is_docling, load_engine
-from ..errors import device_errors
+from ..errors import InputError, device_errors
 from ..generation_config import GenerationConfig
 from ..io import write_json
 from ..locate import resolve
 from ..processing.options import check_options
-from ..records.sources import Source, counted, open_source
+from ..records.sources import Source, counted, open_source, takes_in
 from ..terminal import say
 from .config import BatchConfig
 from .hosts import shard_of
 from .job import BatchJob, Shard
 from .manifest import Manifest, model_digest
+from .parts import part_name
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
 from .sinks import open_sink
@@ -54,6 +56,8 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     shard, sink, folder = Shard(index, count, config.shard_size), open_sink(config.format), Path(config.output)
     directory = Path(resolve(config.model))
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
+    if takes_in(os.fspath(config.input), os.path.join(folder, f"{part_name(0)}{sink.ending}")):
+        raise InputError(f"OUTPUT ({folder}) is where INPUT is read from, so answers would be input: choose another directory")
     if source.unread:
         notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
     longest = longest_prompt(directory, config.ring_lengths)

@@ -32,7 +32,9 @@ _MOST_SEGMENTS = 32
 def persistent_cache() -> None:
     """Keep compiled programs on disk, unless the user has said where, or that they do not want it."""
     if jax.config.values["jax_compilation_cache_dir"] is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        if not home.is_absolute():
+            return  # a user without a home, as containers have them
         jax.config.update("jax_compilation_cache_dir", str(home / "smolvlm_jax" / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

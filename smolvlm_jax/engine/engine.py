@@ -144,7 +144,11 @@ class Engine:
             raise InputError("this engine is already answering: one generate() at a time")
         begin = self._clock()
         self._idle_since = begin
-        feed = Feed(requests, self._arrive, self.config.lookahead, self.config.lookahead_bytes // 2)
+        try:
+            feed = Feed(requests, self._arrive, self.config.lookahead, self.config.lookahead_bytes // 2)
+        except BaseException:  # what cannot be iterated, say
+            self._busy.release()
+            raise
         waiting: deque[RequestState] = deque()
         ended = False
         try:

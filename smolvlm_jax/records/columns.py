@@ -47,10 +47,11 @@ _REFUSED = frozenset(
         "history",
     }
 )
+# Lengths are bounded, or a long text would be looked through once for each ending in it.
 # .ts is left out: as the name of a file beside a text it is mostly a program.
 _ENDS = "|".join(re.escape(ending) for ending in (*PICTURES, *VIDEOS) if ending != ".ts")
 _NAMES_MEDIA = re.compile(
-    rf"data:(image|video)/|(https?|file)://\S+({_ENDS})([?#]\S*)?$|[^\n?*]{{1,1000}}({_ENDS})$", re.IGNORECASE
+    rf"data:(image|video)/|(https?|file)://\S{{1,2000}}({_ENDS})([?#]\S{{0,2000}})?$|[^\n?*]{{1,1000}}({_ENDS})$", re.IGNORECASE
 )
 # How base64 text of a JPEG, PNG, GIF, WebP or MP4 begins.
 _BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|AAAA[A-Za-z0-9+/]{2}Z0eX)[A-Za-z0-9+/\s]{50}")
@@ -142,10 +143,10 @@ def _held(value: Any, used: Collection[str]) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _nearly(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The known names that `name` misspells by a letter or by its case; a plural is another word."""
+    """The known names that `name` misspells by a letter or by its case; the plural of a word is another one."""
     low, found = name.lower(), []
     for other in known:
-        plural = low in (other + "s", other.removesuffix("s"))
+        plural = "_" not in other and low in (other + "s", other.removesuffix("s"))
         if len(other) >= _SHORTEST and (low == other or (not plural and _one_letter_off(low, other))):
             found.append(other)
     return tuple(found)

@@ -1,5 +1,6 @@
 """The body of a line of an OpenAI batch, read under our names."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -34,6 +35,8 @@ _NEUTRAL: dict[str, tuple] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
+# Endpoints whose requests are answered; those of others, such as /v1/embeddings, look alike.
+_ENDPOINTS = re.compile(r"(completions|responses)/?(\?.*)?$")
 # Keys of a record that holds a body.
 BODY = ("body", "custom_id", "id", "method", "url")
 
@@ -50,6 +53,8 @@ def request_of(record: Mapping) -> Mapping[str, Any]:
     request = record if body is None else body
     if not isinstance(request, Mapping):
         raise InputError(f"body is a {type(body).__name__}; it needs an object with messages")
+    if isinstance(body, Mapping) and not _ENDPOINTS.search(str(record.get("url") or "/completions")):
+        raise InputError(f"url is {record.get('url')!r:.80}; answered are requests for …/completions and …/responses")
     out = dict(request)
     for theirs, ours in _OPENAI.items():
         value = out.pop(theirs, None)

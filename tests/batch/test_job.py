@@ -145,6 +145,14 @@ def test_a_damaged_part_is_named(lines, tmp_path, format):
     assert run(lines, tmp_path / "out", format=format)["new_records"] == 10
 
 
+def test_a_part_with_lines_that_are_no_rows_is_damaged(lines, tmp_path):
+    run(lines, tmp_path / "out")
+    for line in ("[]", "5", "null", "{}", '{"finish_reason": []}'):
+        (tmp_path / "out" / "part-000003.jsonl").write_text(line + "\n")
+        with pytest.raises(InputError, match=r"part-000003.*remove it"):
+            run(lines, tmp_path / "out")
+
+
 def test_what_an_engine_answered_before_it_failed_is_kept(lines, tmp_path):
     out = tmp_path / "out"
 
@@ -262,6 +270,20 @@ def test_parquet_in_and_out(command, tmp_path):
     by_name = {row["id"]: row["text"].split(", seed")[0] for row in corpus.rows_of(tmp_path / "media")}
     assert [row["id"] for row in found] == names
     assert {row["id"]: row["text"].split(", seed")[0] for row in found} == by_name, "bytes and files are the same pictures"
+
+
+def test_answers_are_never_input(command, lines, tmp_path):
+    """Where the parts would be found by the next run, which would refuse to go on."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "a.jsonl").write_bytes(lines.read_bytes())
+    flags = ("--max-error-rate", "1", "--prompt", "?")
+    for source, out in (("in", "in"), ("in/*.jsonl", "in"), ("in/**/*.jsonl", "in/deep")):
+        code, _, err = command(tmp_path / source, tmp_path / out, *flags)
+        assert code == 2 and "is where INPUT is read from" in err and err.count("\n") == 1, (source, out)
+    for source, out in (("in", "in/deep"), ("in/*.jsonl", "in/out"), ("in/a.jsonl", "in")):
+        for new in (100, 0):
+            code, summary, _ = command(tmp_path / source, tmp_path / out, *flags)
+            assert code == 0 and summary["new_records"] == new, (source, out)
 
 
 def test_launchers_are_asked(command, lines, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 from tiers import fast_first
 
 from smolvlm_jax import SmolVLMProcessor, generate, load, make_mesh, resolve
-from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams, prepare
+from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams, compiled, prepare
 from smolvlm_jax.errors import InputError
 
 SMALL = EngineConfig(ring_lengths=(64, 128, 256), slots=(3, 2, 1), prefill_tokens=128, encoder_tiles=2, chunk=3)
@@ -324,6 +324,9 @@ def test_leaving_early_and_failing_inputs_leave_the_engine_usable(tiny, engine):
     results.close()
     assert {r.id: r.token_ids for r in engine.generate(requests)} == want
 
+    with pytest.raises(TypeError):
+        list(engine.generate(None))
+
     def failing():
         yield from requests[:5]
         raise OSError("the disk is gone")
@@ -416,3 +419,17 @@ def test_compiled_programs_are_kept_on_disk(tmp_path):
     run(**home)
     assert sorted((tmp_path / "home" / "smolvlm_jax" / "programs").glob("*-cache")) == kept
     assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")) == str(tmp_path / "own")
+
+
+def test_a_user_without_a_home_keeps_no_programs(monkeypatch):
+    """As in a container whose user is unknown to it."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        compiled.persistent_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

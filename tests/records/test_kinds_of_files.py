@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import sqlite3
 import tarfile
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from smolvlm_jax.errors import ChangedError, InputError, JobError
-from smolvlm_jax.records.sources import open_source
+from smolvlm_jax.records.sources import media, open_source
 from smolvlm_jax.train.records import messages_of, open_records
 
 RECORDS = [
@@ -86,6 +87,52 @@ def test_compression_with_zstandard(tmp_path):
     (tmp_path / "a.jsonl.zst").write_bytes(whole[:-5])
     with pytest.raises(InputError, match=r"a\.jsonl\.zst cannot be unpacked"):
         read(tmp_path / "a.jsonl.zst")
+
+
+@pytest.mark.parametrize("packer", [name for name in PACKERS if name])
+def test_what_follows_a_packed_stream_is_read_or_an_error(tmp_path, packer):
+    """Files of several streams, with padding between them or not; one of which the second is no stream, cut off or empty."""
+    pack, data = PACKERS[packer], lines().encode()
+    first, second = pack(data[:200]), pack(data[200:])
+    (tmp_path / "a.jsonl").write_bytes(data)
+    path = tmp_path / f"a.jsonl{packer}"
+    for whole in (first + second, first + bytes(8) + second + bytes(512)):
+        path.write_bytes(whole)
+        assert read(path) == read(tmp_path / "a.jsonl")
+    for broken in (first + b"\1" + second[1:], first + second + b"more", first + second[:-9], first[:-9] + second, b""):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=rf"a\.jsonl{packer} cannot be unpacked"):
+            read(path)
+
+
+def test_an_archive_whose_records_stand_apart_or_that_is_cut_off_is_refused(tmp_path):
+    """Packed by kind of file instead of by name, each question would be asked without its picture."""
+    texts = {f"{n}.json": b'{"prompt": "What?"}' for n in range(3)}
+    path = archive(tmp_path, texts | {f"{n}.jpg": b"x" for n in range(3)})
+    with pytest.raises(InputError, match=r"members of one record, '0', stand apart"):
+        read(path)
+    path = archive(tmp_path, texts)
+    path.write_bytes(path.read_bytes()[: 2 * 1024])
+    with pytest.raises(InputError, match="cut off at byte 2048"):
+        read(path)
+
+
+def test_pipes_and_devices_are_no_input(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for path in (tmp_path / "a.jsonl", "/dev/null"):
+        with pytest.raises(InputError, match="no file and no directory"):
+            open_source(path, prompt="?")
+
+
+def test_names_that_cannot_be_sorted_are_a_full_disk(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+
+    def full(*args):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(media.MediaSource, "_sort", full)
+    with pytest.raises(JobError, match=r"disk is full.*TMPDIR"):
+        open_source(tmp_path, prompt="?")
 
 
 def test_training_reads_the_same_files(tmp_path):

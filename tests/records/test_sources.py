@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,35 @@ def test_a_line_of_an_openai_batch():
     assert (params.max_new_tokens, params.do_sample, params.temperature, params.stop) == (9, True, 0.5, ("\n",))
     greedy = record_from({"custom_id": "c", "body": {**body, "temperature": 0}}, 1)
     assert with_overrides(SamplingParams(do_sample=True, temperature=2.0), greedy).do_sample is False
+
+
+def test_requests_for_other_endpoints_are_refused():
+    body = {"model": "m", "input": "Hello"}
+    for url, error in {
+        "/v1/responses": None,
+        "/openai/v1/chat/completions?api-version=2024": None,
+        None: None,
+        "/v1/embeddings": "/v1/embeddings",
+        "/v1/moderations": "/v1/moderations",
+    }.items():
+        found = record_from({"custom_id": "c", "method": "POST", "url": url, "body": body}, 1).error
+        assert found is None if error is None else error in found, url
+
+
+def test_long_records_are_read_in_time_that_grows_with_their_length():
+    """A key that occurs twice among many, and a text with many endings of pictures: either took minutes."""
+    began = time.perf_counter()
+    keys = ",".join(f'"k{n}":0' for n in range(50_000))
+    with pytest.raises(InputError, match="'k49999' occurs twice"):
+        jsonl.decode_json("line 1", f'{{{keys},"k49999":0}}'.encode())
+    assert record_from({"prompt": "a", "note": "http://" + "a.jpg#" * 50_000 + " "}, 1).unread == ("note",)
+    assert time.perf_counter() - began < 5
+
+
+def test_settings_without_their_plural_are_misspelt():
+    for name in ("max_new_token", "max_token", "top_ks"):
+        assert f"nothing reads the column '{name}'" in record_from({"prompt": "a", name: 5}, 1).error
+    assert record_from({"prompt": "a", "questions": "x"}, 1).unread == ("questions",)
 
 
 def test_a_record_without_messages_takes_the_jobs_prompt():

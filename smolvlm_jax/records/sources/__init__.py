@@ -15,13 +15,13 @@ from ..kinds import PICTURES, VIDEOS, is_media
 from .base import Row, Source, Unit
 from .json_files import JsonSource
 from .jsonl import JsonlSource, LineSource
-from .media import MediaSource, counted
+from .media import MediaSource, counted, takes_in
 from .parquet import ParquetSource
 from .plain import COMPRESSED
 from .tables import TableSource
 from .tar import TarSource
 
-__all__ = ["LINES", "SOURCES", "Row", "Source", "Unit", "counted", "open_source"]
+__all__ = ["LINES", "SOURCES", "Row", "Source", "Unit", "counted", "open_source", "takes_in"]
 
 # Kinds of files of lines, and of files that are turned into such.
 LINES: tuple[type[LineSource], ...] = (JsonlSource, JsonSource, TableSource, TarSource)
@@ -55,6 +55,8 @@ def open_source(
     path = os.fspath(path)
     if not os.path.exists(path) and not any(c in path for c in "*?["):
         raise InputError(f"no input {path!r}: no such file or directory; a glob has one of * ? [ in it")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path!r} is no file and no directory: a pipe or a device cannot be read again after an interruption")
     kind = SOURCES[name] if name else next(kind for kind in SOURCES.values() if kind.claims(path))
     guessed = name is None and kind is MediaSource
     if guessed and os.path.isfile(path) and not is_media(path):

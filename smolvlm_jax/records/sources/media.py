@@ -11,11 +11,11 @@ import math
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, JobError
 from ...io import Identity
 from ..kinds import HEIF, PICTURES, VIDEOS, is_media
 from ..record import Record
@@ -23,7 +23,7 @@ from .base import Row, Source, Unit
 from .identity import check
 from .plain import ending_of
 
-__all__ = ["MediaSource", "counted"]
+__all__ = ["MediaSource", "counted", "takes_in"]
 
 _FIELDS = ", ".join(Identity._fields)
 
@@ -64,20 +64,29 @@ class MediaSource(Source):
         self.unread = Counter()
         self.plausible = False
         self._under_way: dict[bytes, Identity] = {}  # from the reading of a row to the check of its file
+        self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
+        try:
+            self._sort(_walk(self._folder, pattern, self.unread))
+        except sqlite3.Error as error:
+            raise JobError(
+                f"the names in {path!r} cannot be sorted in a temporary file ({error}): make room for it, or set TMPDIR "
+                "to where there is some"
+            ) from error
+        if not self._count:
+            others = f"; it has {counted(self.unread)}" if self.unread else ""
+            raise InputError(f"no picture and no video in {path!r}{others}")
+
+    def _sort(self, found: Iterable[tuple[bytes, Identity]]) -> None:
         self._database = sqlite3.connect("", check_same_thread=False)
         self._database.execute(f"CREATE TABLE found (name BLOB PRIMARY KEY, {_FIELDS}) WITHOUT ROWID")
-        found = ((name, *map(str, identity)) for name, identity in _walk(self._folder, pattern, self.unread))
-        self._database.executemany("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?)", found)
+        rows = ((name, *map(str, identity)) for name, identity in found)
+        self._database.executemany("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?)", rows)
         self._database.execute("CREATE TABLE media AS SELECT * FROM found ORDER BY name")
         self._database.execute("DROP TABLE found")
-        self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
         for name, size in self._database.execute("SELECT name, size FROM media ORDER BY rowid"):
             self._digest.update(name + b"\0%d\n" % int(size))
             self._count, self._bytes = self._count + 1, self._bytes + int(size)
             self.plausible = self.plausible or is_media(os.fsdecode(name))
-        if not self._count:
-            others = f"; it has {counted(self.unread)}" if self.unread else ""
-            raise InputError(f"no picture and no video in {path!r}{others}")
 
     @classmethod
     def claims(cls, path: str) -> bool:
@@ -167,6 +176,15 @@ def _wanted(parts: tuple[str, ...], pattern: tuple[str, ...] | None) -> bool:
     if pattern is None:
         return parts[-1].lower().endswith((*PICTURES, *VIDEOS))
     return _matches(parts, pattern)
+
+
+def takes_in(path: str, file: str) -> bool:
+    """Whether a file, which need not exist, would be one of those at a directory or glob, as far as its place tells."""
+    if os.path.isfile(path):
+        return False
+    folder, pattern = _split(path)
+    parts = tuple(os.path.relpath(os.path.realpath(file), os.path.realpath(folder)).split(os.sep))
+    return len(parts) == 1 if pattern is None else _matches(parts, pattern)
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

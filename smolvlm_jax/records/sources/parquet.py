@@ -42,6 +42,9 @@ class ParquetSource(FileSource):
             try:
                 with self.inputs.open(number) as raw, pyarrow.parquet.ParquetFile(io.BufferedReader(raw)) as file:
                     self._counts.append(file.metadata.num_rows)
+                    groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+                    if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
+                        raise OSError(f"its groups have {sum(groups)} rows, and it says {file.metadata.num_rows}")
                     names = file.schema_arrow.names
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{place!r} is no Parquet file that can be read: {error}") from error

@@ -6,15 +6,18 @@ records are found by byte offsets in every case, and memory does not grow with t
 
 import bz2
 import codecs
+import contextlib
 import gzip
 import lzma
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from ...errors import InputError, import_extra
+from ...io import errors_name
 
 __all__ = ["COMPRESSED", "copy_of", "ending_of", "plain"]
 
@@ -26,12 +29,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_READERS: dict[str, Callable[..., Any]] = {
-    ".gz": gzip.open,
-    ".tgz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
+# What unpacks one stream of a file that may hold several.
+_STREAMS: dict[str, Callable[[], Any]] = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -75,13 +74,17 @@ def plain(file: IO[bytes], path: str, *, text: bool = True) -> IO[bytes]:
 
 def copy_of(blocks: Iterable[bytes]) -> IO[bytes]:
     """An unlinked temporary file with these contents, at its beginning."""
+    place = Path(tempfile.gettempdir())
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever asks closes it)
     try:
         for block in blocks:
-            copy.write(block)
-        copy.seek(0)
+            with errors_name(place):
+                copy.write(block)
+        with errors_name(place):
+            copy.seek(0)
     except BaseException:
-        copy.close()
+        with contextlib.suppress(OSError):  # it would write once more
+            copy.close()
         raise
     return copy
 
@@ -94,19 +97,34 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 def _unpacked(file: IO[bytes], path: str) -> Iterator[bytes]:
     ending = os.path.splitext(path.lower())[1]
     if ending == ".zst":
-        frames = _zstandard(file)
-        read = lambda: next(frames, b"")
+        blocks = _zstandard(file)
+    elif ending in _STREAMS:
+        blocks = _streams(file, _STREAMS[ending])
     else:
-        reader = _READERS[ending](file)
-        read = lambda: reader.read(_BLOCK)
-    while True:
-        try:
-            block = read()
-        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(f"{path} cannot be unpacked: {error}") from error
-        if not block:
-            return
-        yield block
+        reader = gzip.GzipFile(fileobj=file)
+        blocks = iter(lambda: reader.read(_BLOCK), b"")
+    try:
+        if not os.fstat(file.fileno()).st_size:
+            raise ValueError("it is empty")
+        yield from blocks
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{path} cannot be unpacked: {error}") from error
+
+
+def _streams(file: IO[bytes], new: Callable[[], Any]) -> Iterator[bytes]:
+    """Stream after stream. Python's own readers end in silence where the next one is damaged."""
+    data = file.read(_BLOCK)
+    while data:
+        stream = new()
+        while not stream.eof:
+            if stream.needs_input and not data and not (data := file.read(_BLOCK)):
+                raise ValueError("it ends in the middle of a stream")
+            block, data = stream.decompress(data, _BLOCK), b""
+            if block:
+                yield block
+        data = stream.unused_data.lstrip(b"\0")
+        while not data and (data := file.read(_BLOCK)):
+            data = data.lstrip(b"\0")  # padding
 
 
 def _zstandard(file: IO[bytes]) -> Iterator[bytes]:

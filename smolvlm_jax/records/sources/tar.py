@@ -64,6 +64,7 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
     """A line [name, [[ending, place, size], …]] for each record, or [name, what is wrong with it]."""
     members: list[list] = []
     now = wrong = ""
+    ended: set[str] = set()  # names of records that are whole
     for member in archive:
         archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
         path = posixpath.normpath(member.name)
@@ -74,6 +75,9 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
         if name != now:
             if members or wrong:
                 yield json.dumps([now, wrong or members]).encode() + b"\n"
+                ended.add(now)
+            if name in ended:
+                raise ValueError(f"members of one record, {name!r:.200}, stand apart in it: pack it sorted by name")
             now, members, wrong = name, [], ""
         if not member.isreg() or member.issparse():
             wrong = f"has the member .{ending}, which is no plain file"
@@ -84,6 +88,9 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
         members.append([ending, member.offset_data, member.size])
     if members or wrong:
         yield json.dumps([now, wrong or members]).encode() + b"\n"
+    archive.fileobj.seek(archive.offset)
+    if not archive.fileobj.read(512):
+        raise ValueError(f"it is cut off at byte {archive.offset}: no mark says that it ends there")
     archive.fileobj.seek(archive.offset)
     while block := archive.fileobj.read(2**20):
         if block.strip(b"\0"):
