@@ -38,9 +38,12 @@ _UNSUPPORTED: Mapping[str, tuple] = {
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
     "megatron_config": (None, {}),
+    "use_bdlora": (False, None),
+    "arrow_config": (None, {}),
 }
-# Ways to start that also change the base's weights: the adapter belongs to a base that nobody has.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+# Ways to start, by name, that leave the base's weights alone. With others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) the adapter
+# belongs to a base that nobody has.
+_KEEPS_BASE = ("gaussian", "eva", "orthogonal")
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 
 
@@ -72,16 +75,7 @@ class Adapter:
         """
         by_name = {torch_name(path)[0]: path for path in leaves}
         merged, problems = dict(leaves), []
-        for module, factors in self._modules().items():
-            path = _find(by_name, f"{module}.weight")
-            try:
-                if path is None:
-                    raise ValueError("the base has no such parameter")
-                if set(factors) != {"A", "B"}:
-                    raise ValueError(f"lora_{'B' if 'A' in factors else 'A'} is missing")
-                merged[path] = self._merged(leaves[path], module, factors["A"], factors["B"])
-            except ValueError as fault:
-                problems.append(f"{module}: {fault}")
+        twice = "the adapter has it twice"
         for name, shape in self.reader.shapes.items():
             if is_factor(name):
                 continue
@@ -90,19 +84,38 @@ class Adapter:
             if path is None or shape != wanted:
                 problems.append(f"{name} {shape}: the base has " + (f"the shape {wanted}" if path else "no such parameter"))
                 continue
+            if merged[path] is not leaves[path]:
+                problems.append(f"{name}: {twice}")
+                continue
             match = Match(path, name, torch_name(path)[1])
             merged[path] = _As(TorchLeaf(match, leaves[path].shape, self.reader), leaves[path].dtype)
+        adapted: set[str] = set()
+        # after these: PEFT saves the table of an embedding, whole, beside its factors
+        for module, factors in self._modules().items():
+            path = _find(by_name, f"{module}.weight")
+            try:
+                if path is None:
+                    raise ValueError("the base has no such parameter")
+                by_part = dict(factors)
+                if path in adapted or len(factors) > len(by_part):
+                    raise ValueError(twice)
+                adapted.add(path)
+                if set(by_part) != {"A", "B"}:
+                    raise ValueError(f"lora_{'B' if 'A' in by_part else 'A'} is missing")
+                merged[path] = self._merged(merged[path], module, by_part["A"], by_part["B"])
+            except ValueError as fault:
+                problems.append(f"{module}: {fault}")
         if problems:
             listed = "\n  ".join(first_few(sorted(problems)))
             raise CheckpointError(f"{self.path}: {len(problems)} tensors of the adapter do not fit its base\n  {listed}")
         return merged
 
-    def _modules(self) -> dict[str, dict[str, str]]:
-        """Module -> "A" and "B" -> the tensor's name."""
-        modules: dict[str, dict[str, str]] = {}
+    def _modules(self) -> dict[str, list[tuple[str, str]]]:
+        """Module -> pairs of "A" or "B" and the tensor's name."""
+        modules: dict[str, list[tuple[str, str]]] = {}
         for name in self.reader.shapes:
             if found := _FACTOR.fullmatch(name):
-                modules.setdefault(found.group(1).removesuffix(".base_layer"), {})[found.group(3)] = name
+                modules.setdefault(found.group(1).removesuffix(".base_layer"), []).append((found.group(3), name))
         return modules
 
     def _merged(self, leaf: Leaf, module: str, a: str, b: str) -> Leaf:
@@ -110,6 +123,8 @@ class Adapter:
         pattern = torch_name(leaf.path)[1]
         shape = torch_shape(pattern, leaf.shape)
         turned = "lora_embedding_" in a  # an embedding's factors are those of its transpose
+        if not self.reader.shapes[a] or not self.reader.shapes[b]:
+            raise ValueError(f"A {self.reader.shapes[a]} and B {self.reader.shapes[b]} are no matrices")
         rank, inside = self.reader.shapes[a][0], math.prod(self.reader.shapes[a][1:])
         outside, inner = self.reader.shapes[b][0], math.prod(self.reader.shapes[b][1:])
         expected = (math.prod(shape[1:]), shape[0]) if turned else (shape[0], math.prod(shape[1:]))
@@ -124,7 +139,7 @@ class Adapter:
     def _of(self, patterns: str, key: str, module: str) -> float:
         """A module's rank or alpha: of the first pattern that it ends with, as PEFT looks for it, or the general one."""
         for name, value in (self.settings.get(patterns) or {}).items():
-            if module == name.removeprefix("^") or module.endswith(f".{name}"):
+            if re.match(rf"(.*\.)?({name})$", module):
                 return value
         return self.settings[key]
 
@@ -231,10 +246,10 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
                 "save the model"
             )
     start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+    if isinstance(start, str) and start.lower() not in (*_KEEPS_BASE, "true", "false"):
         raise CheckpointError(
-            f"{path}: init_lora_weights = {start!r:.80} changed the weights of the base as well: merge the adapter with PEFT "
-            "(merge_and_unload) and save the model"
+            f"{path}: init_lora_weights = {start!r:.80} may have changed the weights of the base as well: merge the adapter "
+            "with PEFT (merge_and_unload) and save the model"
         )
     for key in ("r", "lora_alpha"):
         if not number(settings.get(key)):
@@ -248,5 +263,6 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
                 f"{path}: {key} has {odd[0]!r:.80}: only names of modules are supported, no regular expressions"
             )
     for key in ("base_model_name_or_path", "revision"):
-        if not isinstance(settings.get(key), str | None):
+        name = settings.get(key)
+        if name is not None and not (isinstance(name, str) and name.isprintable() and len(name) < 4096):
             raise CheckpointError(f"{path}: {key} = {settings[key]!r:.80} is not a name")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import add_command, add_machine, add_quiet, given, parse_mesh
-from ..errors import ChangedError, CheckpointError, InputError
+from ..errors import CheckpointError, InputError, SmolVLMError
 from ..terminal import say, show
 
 __all__ = ["add_parsers"]
@@ -64,8 +64,11 @@ def run_verify(args: argparse.Namespace) -> int:
 
     try:
         report = verify(**given(args, verify), notify=(lambda line: None) if args.quiet else say)
-    except ChangedError as error:
-        raise CheckpointError(str(error)) from error  # exit code 1 would say that they differ
+    except (SmolVLMError, OSError, MemoryError) as error:
+        if getattr(error, "exit_code", 1) == 2:
+            raise
+        # exit code 1 would say that they differ
+        raise CheckpointError(f"out of memory: {error}" if isinstance(error, MemoryError) else str(error)) from error
     for path, text in ((args.report, to_html), (args.json, lambda report: json.dumps(report.to_dict(), indent=2) + "\n")):
         if path is not None and str(path) != "-":
             try:

@@ -111,7 +111,7 @@ def convert(
             raise InputError("a mesh says how an orbax checkpoint is cut; safetensors shards are cut by max_shard_size")
         wanted, limit = parse_dtype(dtype), parse_size(max_shard_size)
         for root in (opened.root, opened.path):
-            if root.resolve().is_relative_to(Path(destination).resolve()):
+            if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(destination)):  # resolve() raises for a loop
                 raise InputError(f"{destination} is or contains the source {root}: choose another destination")
         if kind == "hf" and process_count() > 1:
             raise InputError("safetensors files are written by one process: run the export outside the distributed job")

@@ -116,7 +116,8 @@ class Checkpoint:
             return None
         if self.digests is None:
             return damaged_files(self.item.parent)
-        lines, leaves = [], self.stored or self.leaves
+        leaves = self.stored or self.leaves
+        lines = [f"{path} is missing, which {MANIFEST} has" for path in self.digests if path not in leaves]
         for path in mismatches(leaves, self.digests, progress):
             leaf = leaves[path]
             files = leaf.files() if isinstance(leaf, OrbaxLeaf) else []

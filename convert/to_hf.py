@@ -4,6 +4,7 @@ The library's writer needs a whole shard in memory. A safetensors file is a head
 by the tensors: the header is written first, then the tensors are streamed.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +29,10 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 def parse_size(text: str | int) -> int:
     """ "4GB", "500MiB" or a number of bytes. Raises InputError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
-    size = int(float(found.group(1)) * _UNITS[found.group(2).upper()]) if found and found.group(2).upper() in _UNITS else 0
+    number = float(found.group(1)) * _UNITS.get(found.group(2).upper(), 0) if found else 0
+    size = int(number) if math.isfinite(number) else 0
     if size < 1:
-        raise InputError(f"{text!r} is not a size: write a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB")
+        raise InputError(f"{str(text)[:80]!r} is not a size: write a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB")
     return size
 
 

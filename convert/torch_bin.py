@@ -171,7 +171,9 @@ class BinReader(TensorReader):
         announced = 0
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, SavedTensor):
-                raise CheckpointError(f"{file} holds {name!r:.200}: {type(tensor).__name__}, which is no tensor")
+                raise CheckpointError(
+                    f"{file} holds {name!r:.200}: {type(tensor).__name__}, which is no tensor: save the state_dict() alone"
+                )
             dtype = _KNOWN.get(tensor.storage.dtype)
             if dtype is None:
                 raise CheckpointError(f"{file}: {name} has dtype {tensor.storage.dtype}, which no weight of these models has")

@@ -76,7 +76,8 @@ def _tensor(arguments: tuple) -> SavedTensor:
     """What `torch._utils._rebuild_tensor_v2` would make."""
     storage, offset, shape, stride, *rest = arguments
     if not isinstance(storage, Storage) or not _naturals((offset,)) or not _naturals(shape) or not _naturals(stride):
-        raise ValueError(f"a tensor has the offset {offset!r}, the shape {shape!r} and the stride {stride!r}")
+        # not quoted: tuples in tuples that are shared print as exponentially many
+        raise ValueError("a tensor's offset, shape or stride is no size")
     if len(shape) != len(stride):
         raise ValueError(f"a tensor has the shape {shape} and the stride {stride}")
     if len(rest) > 2 and rest[2]:

@@ -162,9 +162,13 @@ def parse_mesh(text: str | None) -> dict[str, int] | None:
     if text is None:
         return None
     sizes = dict.fromkeys(_AXES, 1)
+    left = list(_AXES)
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis.strip() not in sizes or not size.strip().isdecimal() or int(size) < 1:
-            raise InputError(f"{part!r} in --mesh {text} is not AXIS=SIZE with an axis of {', '.join(_AXES)} and a size from 1")
+        if axis.strip() not in left or not size.strip().isdecimal() or int(size) < 1:
+            raise InputError(
+                f"{part!r} in --mesh {text} is not AXIS=SIZE with an axis of {', '.join(_AXES)}, each once, and a size from 1"
+            )
         sizes[axis.strip()] = int(size)
+        left.remove(axis.strip())
     return sizes

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -172,6 +173,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         _positive("evaluation.", self, "samples", "batch_size", "max_new_tokens")
+        _between("evaluation.", self, 0, math.inf, "every", "show")
         _columns("evaluation.", self.columns)
 
 
@@ -262,10 +264,17 @@ class TrainConfig:
 
     def __post_init__(self):
         _positive("", self, "steps", "learning_rate", "checkpoint_every", "accumulation", "loss_chunk", "tile_chunk")
-        _positive("", self, "log_every", "keep", "clip_norm")
+        _positive("", self, "log_every", "keep", "epsilon")
+        if not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm must be positive, not {self.clip_norm!r}")
+        _between("", self, 0, math.inf, "weight_decay", "warmup_steps", "warmup_fraction", "final_fraction")
+        _between("", self, 0, 1, "beta1", "beta2")
+        _between("", self, 0, 2**31, "seed", "steps")
         starts = [0, *(start for start, _ in self.restarts)]
         if starts != sorted(set(starts)):
             raise ConfigError(f"restarts must come in order, each after step 0: {self.restarts}")
+        if not all(0 < peak < math.inf for _, peak in self.restarts):
+            raise ConfigError(f"the peaks of restarts must be positive and finite: {self.restarts}")
         _choice("schedule", self.schedule, ("cosine", "linear", "constant"))
         _choice("weights", self.weights, ("checkpoint", "random"))
         _choice("remat", self.remat, ("none", "full", "dots"))
@@ -275,8 +284,10 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
         for part, rate in self.learning_rates:
             _choice("a key of learning_rates", part, PARTS)
-            if rate < 0:
-                raise ConfigError(f"the learning rate of {part} is negative")
+            if not 0 <= rate < math.inf:
+                raise ConfigError(f"the learning rate of {part} is {rate!r}: it cannot be negative, nor without end")
+        if self.lora is not None and self.weights == "random":
+            raise ConfigError("lora adapts the weights of a checkpoint: with weights random train everything, without lora")
         for logger in self.loggers:
             _choice("an entry of loggers", logger, ("tensorboard",))
 
@@ -307,8 +318,17 @@ def _positive(where: str, config: Any, *names: str) -> None:
     """Raise ConfigError unless these fields are positive, or None. where: prefix of their names in the message."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{where}{name} must be positive, not {value!r}")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{where}{name} must be positive and finite, not {value!r}")
+
+
+def _between(where: str, config: Any, low: float, high: float, *names: str) -> None:
+    """Raise ConfigError unless low <= field < high, or the field is None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value < high:
+            limit = "" if high == math.inf else f" and less than {high}"
+            raise ConfigError(f"{where}{name} must be at least {low}{limit}, not {value!r}")
 
 
 def _choice(name: str, value, choices: Sequence[str]) -> None:
@@ -345,7 +365,7 @@ def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
         ConfigError: a key is unknown, missing or of the wrong type; the message names it and the keys that are known.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where or 'a recipe'} must be a mapping of keys to values, not {data!r}")
+        raise ConfigError(f"{where.rstrip('.') or 'a recipe'} must be a mapping of keys to values, not {data!r}")
     hints = typing.get_type_hints(cls)
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     for key in data:
@@ -375,9 +395,11 @@ def _convert(value, kind, where: str):
         if kind is float and not isinstance(value, bool):
             return float(value)
         if kind is int and not isinstance(value, bool):
+            if isinstance(value, int):
+                return value
             if float(value) == int(float(value)):
                 return int(float(value))
-        elif isinstance(value, kind):
+        elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
     except (TypeError, ValueError, OverflowError):
         pass

@@ -73,6 +73,7 @@ def close(found: Path, wanted: dict) -> bool:
         ({}, 6 / 4),
         ({"use_rslora": True}, 6 / math.sqrt(4)),
         ({"lora_alpha": 32, "alpha_pattern": {"q_proj": 6, "patch_embedding": 6, "^lm_head": 6}}, 6 / 4),
+        ({"lora_alpha": 32, "alpha_pattern": {"self.attn.q_proj": 6, "patch.embedding": 6, "lm_head": 6}}, 6 / 4),
         ({"r": 9, "rank_pattern": {"self_attn.q_proj": 4, "patch_embedding": 4, "lm_head": 4}}, 6 / 4),
     ],
 )
@@ -126,6 +127,20 @@ def test_what_was_trained_whole_takes_the_place_of_the_bases(base, tmp_path):
     assert close(tmp_path / "merged", wanted)
 
 
+def test_an_embeddings_table_is_saved_beside_its_factors(base, tmp_path):
+    """PEFT saves the table of an embedding that has an adapter, which training may have changed: both count."""
+    rng = np.random.default_rng(2)
+    table = helpers.weights(base)[f"{WORDS}.weight"] + 1
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((4, len(table)), (table.shape[1], 4)))
+    tensors = {
+        f"base_model.model.{WORDS}.lora_embedding_A": a,
+        f"base_model.model.{WORDS}.lora_embedding_B": b,
+        f"base_model.model.{WORDS}.base_layer.weight": table,
+    }
+    convert(write(tmp_path / "adapter", tensors, base), tmp_path / "merged", to="hf", quiet=True)
+    assert close(tmp_path / "merged", helpers.weights(base) | {f"{WORDS}.weight": table + 1.5 * (b @ a).T})
+
+
 def test_the_result_has_the_dtype_of_the_base(tmp_path):
     base = helpers.make(tmp_path / "hf", dtype="bfloat16")
     tensors = factors(base)
@@ -146,6 +161,7 @@ def test_the_result_has_the_dtype_of_the_base(tmp_path):
         {"layer_replication": [[0, 2]]},
         {"target_parameters": ["x"]},
         {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "lora_ga"},
         {"r": 0},
         {"r": "4"},
         {"r": 8},
@@ -175,6 +191,8 @@ def test_tensors_without_a_place_are_listed_ten_at_most(base, tmp_path):
         (stray, r"40 tensors of the adapter .*\n(.*\n){10}  … and 30 more"),
         ({next(iter(stray)): np.ones((4, 48), np.float32)}, "lora_B is missing"),
         (factors(base) | {f"base_model.model.{QUERY}.lora_B.weight": np.ones((48, 3), np.float32)}, "do not make .48, 48."),
+        (factors(base) | {f"base_model.model.{QUERY}.lora_A.weight": np.ones((), np.float32)}, "are no matrices"),
+        (factors(base) | {f"base_model.model.{QUERY}.lora_A.default.weight": np.ones((4, 48), np.float32)}, "has it twice"),
         ({"base_model.model.lm_head.weight": np.ones((9, 9), np.float32)}, r"the base has the shape .160, 48."),
         ({f"base_model.model.{QUERY}.lora_magnitude_vector": np.ones(9, np.float32)}, "no such parameter"),
     ):

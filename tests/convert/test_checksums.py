@@ -109,6 +109,15 @@ def test_verify_says_which_of_two_is_damaged(orbax, tmp_path, capsys):
     assert helpers.call("verify", orbax, orbax, "--quiet") == 0
 
 
+def test_an_array_that_only_the_manifest_has_is_missing(orbax, tmp_path):
+    bad = Path(shutil.copytree(orbax, tmp_path / "bad"))
+    manifest = json.loads((bad / "manifest.json").read_text())
+    manifest["arrays"]["model/lost/kernel"] = "crc32:00000000"
+    (bad / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"is damaged: model/lost/kernel is missing, which manifest\.json has"):
+        load(bad, check=True)
+
+
 def test_what_has_no_checksums_is_said_to_have_none(original, orbax, tmp_path):
     old = Path(shutil.copytree(orbax, tmp_path / "old"))
     manifest = json.loads((old / "manifest.json").read_text())

@@ -254,6 +254,13 @@ def test_source_and_destination_are_different(originals):
         convert(originals(), originals().parent, force=True, quiet=True)
 
 
+def test_a_destination_that_leads_nowhere(originals, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, message in (("loop", "exists"), ("loop/below", "cannot write")):
+        with pytest.raises(CheckpointError, match=message):
+            convert(originals(), tmp_path / name, quiet=True)
+
+
 EAR = """
 import sys
 import transformers

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.report import to_html, to_text
 from smolvlm_jax.convert.verify import verify
-from smolvlm_jax.errors import CheckpointError, InputError
+from smolvlm_jax.errors import CheckpointError, DownloadError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +230,21 @@ def test_the_command(original, orbax, tmp_path, capsys):
         helpers.call("verify", original, orbax, "--report", tmp_path / "no" / "where.html")
     with pytest.raises(CheckpointError):
         helpers.call("verify", original, tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "error", [DownloadError("no answer"), PermissionError(13, "Permission denied"), MemoryError()], ids=repr
+)
+def test_what_cannot_be_compared_does_not_differ(original, monkeypatch, error):
+    """Exit code 1 would say that the two differ."""
+
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr("smolvlm_jax.convert.verify.verify", fails)
+    with pytest.raises(CheckpointError) as caught:
+        helpers.call("verify", original, original)
+    assert caught.value.exit_code == 2
 
 
 def test_progress_is_for_terminals(original, tmp_path, capsys, monkeypatch):

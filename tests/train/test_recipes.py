@@ -136,13 +136,35 @@ def test_words_change_a_recipe():
         (["learning_rates={head: 1}"], "a key of learning_rates is 'head'"),
         (["data.too_long=cut"], "data.too_long is 'cut'; the choices are skip, drop_pictures"),
         (["data.train=3"], "it needs a path, or a list of sources"),
-        (["remat={"], "not valid YAML"),
+        (["remat={"], "'remat={' is not valid YAML"),
+        (["output=2024-13-45"], "'output=2024-13-45' is not valid YAML"),
+        (["data.image_options={max_tiles: 1, max_tiles: 2}"], "the key 'max_tiles' occurs twice"),
+        (["steps=true"], "steps is True; it needs a value of type int"),
+        (["learning_rate=.nan"], "learning_rate must be positive and finite, not nan"),
+        (["learning_rates={text: .inf}"], "the learning rate of text is inf"),
+        (["data.train=[{path: a.jsonl, weight: .nan}]"], "weight must be positive and finite"),
+        (["weight_decay=.nan"], "weight_decay must be at least 0, not nan"),
+        (["beta2=1"], "beta2 must be at least 0 and less than 1"),
+        (["seed=-1"], "seed must be at least 0"),
+        (["restarts=[[1, -1]]"], "the peaks of restarts must be positive"),
+        (["evaluation={path: a, every: -1}"], "evaluation.every must be at least 0"),
+        (["lora={}", "weights=random"], "lora adapts the weights of a checkpoint"),
     ],
 )
 def test_mistakes_are_named(words, message):
     with pytest.raises(ConfigError) as error:
         load_recipe("lora-256m", words)
     assert message in str(error.value)
+
+
+def test_a_key_that_occurs_twice_in_a_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("steps: 2\ndata: {train: a.jsonl}\nsteps: 3\n")
+    with pytest.raises(ConfigError, match=r"r.yaml is not valid YAML: the key 'steps' occurs twice"):
+        load_recipe(str(path))
+    path.write_bytes(b"steps: 2\noutput: \xff\n")
+    with pytest.raises(ConfigError, match=r"cannot read .*r.yaml"):
+        load_recipe(str(path))
 
 
 def test_no_such_recipe(capsys):

@@ -33,20 +33,38 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     if path is None:
         raise ConfigError(f"no recipe {name!r}: not a file, and not one of the built-in {', '.join(recipe_names())}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} is not a mapping of keys to values")
-        for word in overrides:
-            key, equals, value = word.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"{word!r} is not KEY=VALUE")
-            _set(data, key.split("."), yaml.safe_load(value), word)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    data = _read(yaml, text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is not a mapping of keys to values")
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{word!r} is not KEY=VALUE")
+        _set(data, key.split("."), _read(yaml, value, repr(word)), word)
     try:
         return from_dict(data)
     except ConfigError as error:
         raise ConfigError(f"recipe {path.stem}: {error}") from error
+
+
+def _read(yaml: Any, text: str, what: str) -> Any:
+    """What a YAML text holds. A key that occurs twice, of which YAML would take the last, is an error."""
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor):
+            node = super().compose_mapping_node(anchor)
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise yaml.MarkedYAMLError(problem=f"the key {twice[0]!r} occurs twice", problem_mark=node.start_mark)
+            return node
+
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that cannot be
+        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _set(data: dict, keys: list[str], value: Any, word: str) -> None:
