@@ -30,6 +30,8 @@ from .pixels import channel_axis, flatten_alpha, is_array, reduce_16bit
 # (TGA) would take any bytes for a picture.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Each scan of a JPEG goes over all of its pixels, and may take a few bytes. Progressive pictures have about ten.
+_MOST_SCANS = 100
 # Kinds of pages of a TIFF, by its tag of that number, that are not pages of their own: smaller copies and masks.
 _SUBFILE, _NO_PAGE = 254, 1 | 4
 # Tags of a TIFF for its width and height.
@@ -269,6 +271,8 @@ def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
             if number:
                 image.seek(number)
             _check_size(whole, image, limits)
+            if image.format in ("JPEG", "MPO") and _scans(file) > _MOST_SCANS:
+                raise MediaError(f"the picture {describe_source(whole)} is a JPEG of more than {_MOST_SCANS} scans")
             yield image
     except (MediaError, MemoryError):
         raise
@@ -290,6 +294,31 @@ def _check_size(source: Any, image: Image.Image, limits: MediaLimits) -> None:
             f"the picture {describe_source(source)} claims {width}×{height} pixels, above the limit of "
             f"{limits.max_pixels}; raise MediaLimits.max_pixels if that is meant"
         )
+
+
+def _scans(file: IO[bytes]) -> int:
+    """The number of scans of a JPEG, up to one more than _MOST_SCANS."""
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    count, at = content.count(b"\xff\xda"), 2
+    if count <= _MOST_SCANS:
+        return count
+    # Such bytes may stand in metadata, and behind the picture: phones put a film there.
+    count = 0
+    while count <= _MOST_SCANS and (at := content.find(b"\xff", at)) >= 0:
+        kind = content[at + 1 : at + 2]
+        if kind in (b"", b"\xd9"):
+            break
+        count += kind == b"\xda"
+        if kind == b"\xff":
+            at += 1
+        elif kind <= b"\x01" or b"\xd0" <= kind <= b"\xd8":  # these have no contents
+            at += 2
+        else:
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return count
 
 
 def _turned_size(image: Any, *, turn: bool) -> tuple[int, int]:

@@ -296,6 +296,17 @@ def test_decompression_bombs():
     assert time.perf_counter() - begun < 2
 
 
+def test_scans_of_a_jpeg_are_bounded():
+    """Each takes as long as the whole picture; such bytes in metadata or behind the picture are no scans."""
+    content = encoded(PICTURE, "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    with pytest.raises(MediaError, match="100 scans"):
+        load_image(content[:-2] + scan * 150 + content[-2:])
+    comment = b"\xff\xfe" + (402).to_bytes(2, "big") + b"\xff\xda" * 200
+    for harmless in (content, content[:2] + comment + content[2:] + b"\xff\xda" * 200):
+        assert np.array_equal(load_image(harmless), load_image(content))
+
+
 def test_programs_are_not_started():
     """Pillow would hand PostScript to Ghostscript."""
     with pytest.raises(MediaError, match=r"cannot decode"):
