@@ -381,8 +381,12 @@ class SmolVLMTokenizer:
 def _encoding(backend: "Tokenizer", text: Any, add_special_tokens: bool) -> "Encoding":
     if not isinstance(text, str):
         raise InputError(f"text is a {type(text).__name__}; it needs a string")
-    # Lone surrogates, or a regular expression of the tokenizer that does not come to an end.
-    return guarded("tokenise the text", InputError, lambda: backend.encode(text, add_special_tokens=add_special_tokens))
+    try:  # a regular expression of the tokenizer may not come to an end
+        return guarded("tokenise the text", InputError, lambda: backend.encode(text, add_special_tokens=add_special_tokens))
+    except InputError as error:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError("cannot tokenise the text: it holds half of a surrogate pair, which is no character") from error
+        raise
 
 
 def list_of_texts(text: Any) -> list[str]:

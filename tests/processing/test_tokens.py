@@ -213,6 +213,12 @@ def test_tokens_without_embeddings_are_refused(tmp_path):
         check_vocabulary(tokenizer, SmolVLMTextConfig(vocab_size=len(tokenizer) - 2))
 
 
+def test_half_a_surrogate_pair_is_named(tmp_path):
+    tokenizer = SmolVLMTokenizer.from_pretrained(write_own_checkpoint(tmp_path / "m"))
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        tokenizer.encode("a\ud800")
+
+
 def test_panics_of_the_library_are_errors(tmp_path):
     """A regular expression that backtracks without end, and a post-processor that names a token which is not there."""
     directory = write_own_checkpoint(tmp_path / "m")
