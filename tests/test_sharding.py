@@ -265,3 +265,9 @@ def test_the_published_sizes_split_where_they_can():
 def test_constrain_is_the_identity_without_a_mesh():
     x = jnp.ones((4, 4))
     assert constrain(x, "batch", "act_mlp") is x
+
+
+@pytest.mark.parametrize("sizes", [(0, -1, 1), (-1, 0, 1), (-2, -1, 1), (-1, -1, 1), (3, 1, 1)])
+def test_a_mesh_that_cannot_be_is_one_line(sizes):
+    with pytest.raises(InputError, match="mesh"):
+        make_mesh(*sizes)

@@ -189,9 +189,12 @@ _SHOWN = 10
 
 
 def _room(config: TrainConfig, directory: Path) -> int:
-    """Tokens of a held-out question that leaves room for its answer."""
+    """Tokens of a held-out question that leaves room for its answer. Raises ConfigError if no question does."""
     new = config.evaluation.max_new_tokens if config.evaluation else 0
-    return SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings - new
+    positions = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings
+    if new >= positions:
+        raise ConfigError(f"evaluation.max_new_tokens is {new}, and the model has {positions} positions: no question fits")
+    return positions - new
 
 
 # What the checkpoints of a run depend on: it cannot be continued with another.

@@ -22,6 +22,7 @@ from smolvlm_jax.train.config import DataConfig, TrainConfig, from_dict, to_dict
 from smolvlm_jax.train.memory import describe, memory_of
 from smolvlm_jax.train.partition import Partition
 from smolvlm_jax.train.recipes import load_recipe, recipe_names
+from smolvlm_jax.train.runner import _room
 from smolvlm_jax.train.state import create_state
 
 PUBLISHED = ("lora-256m", "full-500m-fsdp", "2.2b-lora-v5e8", "video-256m")
@@ -165,6 +166,12 @@ def test_a_key_that_occurs_twice_in_a_recipe(tmp_path):
     path.write_bytes(b"steps: 2\noutput: \xff\n")
     with pytest.raises(ConfigError, match=r"cannot read .*r.yaml"):
         load_recipe(str(path))
+
+
+def test_an_answer_that_leaves_no_question_room():
+    config = load_recipe("tiny-numbers", ["evaluation={path: a.jsonl, max_new_tokens: 1024}"])
+    with pytest.raises(ConfigError, match="the model has 1024 positions: no question fits"):
+        _room(config, resolve("tiny"))
 
 
 def test_no_such_recipe(capsys):
