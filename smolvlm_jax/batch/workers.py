@@ -65,7 +65,10 @@ class Preparer:
 
     def __call__(self, payload: Any) -> Request:
         """The prepared request, under the record's id."""
-        record = self._parse(payload)
+        try:
+            record = self._parse(payload)
+        except MemoryError:
+            return Request(None, error=NO_MEMORY)
         if record.messages is None:
             return Request(record.id, error=record.error)
         try:

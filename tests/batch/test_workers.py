@@ -16,7 +16,7 @@ psutil = pytest.importorskip("psutil", reason="watches processes with psutil: pi
 import batch_corpus as corpus
 
 from smolvlm_jax.batch.pool import WorkerPool, default_workers
-from smolvlm_jax.batch.workers import Preparer, Setup
+from smolvlm_jax.batch.workers import NO_MEMORY, Preparer, Setup
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.errors import SmolVLMError
 
@@ -194,3 +194,10 @@ list(pool.map([(n, {{"id": n, "prompt": "?", "image": {str(plugins / "hang.png")
 
 def test_the_default_number_of_workers():
     assert 1 <= default_workers() <= 64
+
+
+def test_a_record_that_cannot_be_parsed_for_want_of_memory_says_so():
+    def parse(payload):
+        raise MemoryError
+
+    assert Preparer(Setup(TINY, parse))(b"{}").error == NO_MEMORY
