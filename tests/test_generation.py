@@ -158,6 +158,7 @@ def test_uint8_tiles_equal_float_pixels(tiny_a):
     assert new_tokens(tiny_a, pixel_values=tiles) == new_tokens(tiny_a, pixel_values=floats)
 
 
+@pytest.mark.thorough
 def test_image_hidden_states_stand_in_for_pixels(tiny_a):
     out = tiny_a.apply(input_ids=tiny_a.ids, pixel_values=tiny_a.pixels)
     again = tiny_a.apply(input_ids=tiny_a.ids, image_hidden_states=out.image_hidden_states)

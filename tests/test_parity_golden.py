@@ -46,7 +46,7 @@ def test_decoder_stage_by_stage(tiny, golden, golden_arrays):
     assert float(last.std()) == pytest.approx(figures["logits_keep1"]["std"], abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_padded_batch_with_a_padding_picture(tiny, golden_arrays, jit):
     apply = jax.jit(tiny.model.apply) if jit else tiny.model.apply
     out = apply(

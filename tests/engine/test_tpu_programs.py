@@ -26,7 +26,7 @@ def compile_for_tpu(*arguments: str) -> dict:
 
 
 # Columns and slots of four chips: the engine's default rings for the 256M, and what else the figures in docs/design.md are for.
-RINGS = [("256", "1024"), pytest.param("2048", "256", marks=pytest.mark.thorough)]
+RINGS = [pytest.param(*ring, marks=pytest.mark.thorough) for ring in (("256", "1024"), ("2048", "256"))]
 MORE_RINGS = [("256", "256"), ("1024", "312"), ("2048", "156"), ("4096", "76"), ("8192", "36")]
 
 

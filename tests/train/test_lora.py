@@ -64,6 +64,7 @@ def test_merged_equals_beside(tiny):
     assert set(flatten_params(merge(tree))) == set(flatten_params(tiny.params))
 
 
+@pytest.mark.thorough
 def test_the_loss_sees_an_adapter_on_the_head(tiny):
     tree = combine(tiny.params, drawn(tiny.model), EVERYTHING.scale)
     batch = {"input_ids": tiny.ids, "labels": tiny.ids, "pixel_values": tiny.pixels}
