@@ -90,7 +90,7 @@ def peak(source, out, *flags: str) -> tuple[int, dict]:
     return most, json.loads(printed)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_records_of_many_pictures_wait_behind_slow_ones_in_bounded_memory(tmp_path):
     """2,000 records of ten pictures, four workers: at most 1.5 GB in all processes."""
     rng = np.random.default_rng(0)
