@@ -10,6 +10,7 @@ import handwritten_numbers as numbers
 import numpy as np
 import photographs
 import tiny_files
+from PIL import Image
 
 from smolvlm_jax.processing import SmolVLMProcessor
 from smolvlm_jax.train.config import DataConfig
@@ -29,6 +30,16 @@ def write_records(folder: Path, count: int, seed: int = 0, name: str = "train") 
     )
     photographs.save([kinds[i % 3]() for i in range(count)], folder, name)
     return folder / f"{name}.jsonl"
+
+
+def user(*texts: str, pictures: int = 0) -> dict:
+    """A turn with so many pictures in front of its texts."""
+    image = {"type": "image", "image": Image.new("RGB", (60, 40), (90, 120, 200))}
+    return {"role": "user", "content": [image] * pictures + [{"type": "text", "text": t} for t in texts]}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 def as_conversation(example: numbers.Example) -> list[dict]:
