@@ -6,10 +6,11 @@ where it came from.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterator
 
 from . import __version__
-from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given
+from .arguments import add_check, add_command, add_machine, add_model, add_pictures, add_sampling, given
 from .batch.cli import add_parser as add_batch
 from .convert.cli import add_parsers as add_converter
 from .errors import InputError, SmolVLMError, device_errors
@@ -38,6 +39,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("prompt", metavar="PROMPT", help="the question, or - to read it from standard input")
     command.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     add_model(command)
+    add_check(command)
     add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
     add_pictures(command)
     add_machine(command)
@@ -76,7 +78,7 @@ def _generate(options: argparse.Namespace) -> int:
     inputs = processor.encode_chat(messages, **call_options(pictures))
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
     with device_errors("--max-new-tokens, or take --dtype bfloat16"):
-        model, params = load(directory, dtype=options.dtype, attention=options.attention)
+        model, params = load(directory, dtype=options.dtype, attention=options.attention, check=options.check)
         steps = stream(model, params, **inputs, **sampling)
         for piece in _text_pieces(processor, (int(step[0]) for step in steps)):
             print(piece, end="", flush=True)
@@ -84,10 +86,23 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of a command. Where it takes any number of words, some may stand behind a switch."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    if hasattr(options, "overrides"):
+        options.overrides += [word for word in left if not word.startswith("-")]
+        left = [word for word in left if word.startswith("-")]
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    with standard_streams():
-        options = _parser().parse_args(arguments)
+    with standard_streams(), warnings.catch_warnings():
+        options = _parse(arguments)
+        warnings.showwarning = lambda message, *place: say(f"warning: {message}")
         try:
             return options.run(options)
         except BrokenPipeError:  # the reader of our output has closed it (`| head`)

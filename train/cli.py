@@ -1,8 +1,10 @@
 """`smolvlm-jax train RECIPE [key=value …]`. Importing this module imports nothing heavy."""
 
 import argparse
+from dataclasses import replace
 
-from ..arguments import add_command, add_quiet
+from ..arguments import add_check, add_command, add_quiet
+from ..errors import device_errors
 from ..terminal import show
 
 __all__ = ["add_parser"]
@@ -12,10 +14,11 @@ def run_train(args: argparse.Namespace) -> int:
     from .recipes import load_recipe
 
     config = load_recipe(args.recipe, args.overrides)
+    config = replace(config, check=config.check or args.check)
     if args.print:
         import yaml
 
-        from .config import to_dict
+        from .plain import to_dict
 
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="", flush=True)
         return 0
@@ -27,7 +30,8 @@ def run_train(args: argparse.Namespace) -> int:
     from .metrics import figures
     from .runner import run
 
-    result = run(config, progress=False if args.quiet else None)
+    with device_errors("data.batch_size or data.length, or take remat: full"):
+        result = run(config, progress=False if args.quiet else None)
     if not args.quiet and jax.process_index() == 0:
         shown = ", ".join(f"{name} {text}" for name, text in figures(result.metrics).items())
         show(f"{result.directory}: step {result.metrics.get('step')}, {shown}")
@@ -51,4 +55,5 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe: steps=100 data.length=1024 lora.rank=8"
     )
     command.add_argument("--print", action="store_true", help="print the recipe as it would be run, and stop")
+    add_check(command)
     add_quiet(command, "no bar, no summary")

@@ -1,16 +1,12 @@
-"""`TrainConfig`: all settings of a training run, from a recipe (YAML) and `key=value` words or from Python."""
+"""`TrainConfig`: all settings of a training run. bounds.py says what its numbers may be, plain.py how a recipe becomes one."""
 
-import dataclasses
-import json
-import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError, InputError
+from ..errors import ConfigError, InputError
 from ..media_options import PictureOptions, from_mapping
+from .bounds import RATE, STEP, check_products, check_range, check_ranges, shown
 
 __all__ = [
     "IGNORE",
@@ -20,9 +16,6 @@ __all__ = [
     "LoraConfig",
     "MeshConfig",
     "TrainConfig",
-    "from_dict",
-    "require_same",
-    "to_dict",
 ]
 
 PARTS = ("vision", "connector", "text")
@@ -52,7 +45,8 @@ class DataSource:
     columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
-        _positive(f"source {self.path}: ", self, "weight", "limit")
+        _named("the path of a source", self.path)
+        check_ranges(f"source {self.path}: ", self)
         _columns(f"source {self.path}: ", self.columns)
 
 
@@ -92,10 +86,8 @@ class DataConfig:
         _choice("data.too_long", self.too_long, ("skip", "drop_pictures"))
         _choice("data.loss_on", self.loss_on, ("assistant", "last", "all"))
         _choice("data.special_tokens_in_text", self.special_tokens_in_text, ("escape", "error", "allow"))
-        _positive("data.", self, "length", "batch_size", "window_rows")
+        check_ranges("data.", self)
         _ = self.pictures
-        if self.workers < 0 or (self.tiles_per_row is not None and self.tiles_per_row < 0):
-            raise ConfigError("data.workers and data.tiles_per_row cannot be negative")
 
     @property
     def pictures(self) -> PictureOptions:
@@ -122,7 +114,7 @@ class LoraConfig:
     targets: str = r"text_model/.*_proj"
 
     def __post_init__(self):
-        _positive("lora.", self, "rank", "alpha")
+        check_ranges("lora.", self)
 
     @property
     def scale(self) -> float:
@@ -145,6 +137,9 @@ class MeshConfig:
     fsdp: int = -1
     tensor: int = 1
     devices: int | None = None
+
+    def __post_init__(self):
+        check_ranges("mesh.", self)
 
 
 @dataclass(frozen=True)
@@ -172,8 +167,8 @@ class EvaluationConfig:
     columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
-        _positive("evaluation.", self, "samples", "batch_size", "max_new_tokens")
-        _between("evaluation.", self, 0, math.inf, "every", "show")
+        _named("evaluation.path", self.path)
+        check_ranges("evaluation.", self)
         _columns("evaluation.", self.columns)
 
 
@@ -222,6 +217,7 @@ class TrainConfig:
         distributed: this is one process of a jax job.
         topology: the accelerators that a recipe is meant for, such as "v5e:2x4"; `memory` compiles for them, a run ignores it.
         export: write OUTPUT/model at the end, in Hugging Face format, adapters merged.
+        check: compare the arrays that training starts from with their checksums; see `load`.
     """
 
     steps: int
@@ -261,20 +257,19 @@ class TrainConfig:
     distributed: bool = False
     topology: str | None = None
     export: bool = True
+    check: bool = False
 
     def __post_init__(self):
-        _positive("", self, "steps", "learning_rate", "checkpoint_every", "accumulation", "loss_chunk", "tile_chunk")
-        _positive("", self, "log_every", "keep", "epsilon")
-        if not self.clip_norm > 0:
-            raise ConfigError(f"clip_norm must be positive, not {self.clip_norm!r}")
-        _between("", self, 0, math.inf, "weight_decay", "warmup_steps", "warmup_fraction", "final_fraction")
-        _between("", self, 0, 1, "beta1", "beta2")
-        _between("", self, 0, 2**31, "seed", "steps")
+        _named("model", self.model)
+        _named("output", self.output)
+        check_ranges("", self)
+        check_products(self)
+        for number, (start, peak) in enumerate(self.restarts):
+            check_range(f"restarts[{number}][0]", start, *STEP)
+            check_range(f"restarts[{number}][1]", peak, *RATE)
         starts = [0, *(start for start, _ in self.restarts)]
         if starts != sorted(set(starts)):
             raise ConfigError(f"restarts must come in order, each after step 0: {self.restarts}")
-        if not all(0 < peak < math.inf for _, peak in self.restarts):
-            raise ConfigError(f"the peaks of restarts must be positive and finite: {self.restarts}")
         _choice("schedule", self.schedule, ("cosine", "linear", "constant"))
         _choice("weights", self.weights, ("checkpoint", "random"))
         _choice("remat", self.remat, ("none", "full", "dots"))
@@ -282,10 +277,11 @@ class TrainConfig:
             # Not float16: gradients and the encoder's activations exceed its range.
             if getattr(self, name) not in (None, "float32", "bfloat16") or (name == "param_dtype" and self.param_dtype is None):
                 raise ConfigError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
+        if len(dict(self.learning_rates)) < len(self.learning_rates):
+            raise ConfigError(f"learning_rates names a part twice: {self.learning_rates}")
         for part, rate in self.learning_rates:
             _choice("a key of learning_rates", part, PARTS)
-            if not 0 <= rate < math.inf:
-                raise ConfigError(f"the learning rate of {part} is {rate!r}: it cannot be negative, nor without end")
+            check_range(f"learning_rates.{part}", rate, 0, RATE[1])
         if self.lora is not None and self.weights == "random":
             raise ConfigError("lora adapts the weights of a checkpoint: with weights random train everything, without lora")
         for logger in self.loggers:
@@ -314,109 +310,11 @@ def _columns(where: str, columns: tuple[tuple[str, str], ...]) -> None:
             raise ConfigError(f"{where}columns gives {column!r} the name {name!r}; names are {', '.join(LEARNED)}")
 
 
-def _positive(where: str, config: Any, *names: str) -> None:
-    """Raise ConfigError unless these fields are positive, or None. where: prefix of their names in the message."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{where}{name} must be positive and finite, not {value!r}")
-
-
-def _between(where: str, config: Any, low: float, high: float, *names: str) -> None:
-    """Raise ConfigError unless low <= field < high, or the field is None."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not low <= value < high:
-            limit = "" if high == math.inf else f" and less than {high}"
-            raise ConfigError(f"{where}{name} must be at least {low}{limit}, not {value!r}")
+def _named(key: str, value: str) -> None:
+    if not value.strip() or "\0" in value:  # an empty path would be the current directory
+        raise ConfigError(f"{key} is {shown(value)}: it names nothing")
 
 
 def _choice(name: str, value, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; the choices are {', '.join(choices)}")
-
-
-def require_same(what: str, before: Mapping[str, Any], now: Mapping[str, Any], *names: str) -> None:
-    """Raise CheckpointError unless a run continues with the values of these keys that `what` was made with."""
-    for name in names:
-        if before.get(name) != now[name]:
-            raise CheckpointError(
-                f"{what} has {name} {before.get(name)!r}, but now it is {now[name]!r}: continue with the same, or choose "
-                "another output directory"
-            )
-
-
-def to_dict(config) -> dict[str, Any]:
-    """A config as plain data, which `from_dict` reads."""
-    pairs = ("learning_rates", "image_options")
-    plain = lambda items: {name: dict(value) if name in pairs else value for name, value in items}
-    return json.loads(json.dumps(dataclasses.asdict(config, dict_factory=plain)))  # lists in place of tuples, as in a file
-
-
-def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
-    """A config from plain data.
-
-    Args:
-        data: keys and values.
-        cls: the dataclass to make.
-        where: prefix of keys in messages.
-
-    Raises:
-        ConfigError: a key is unknown, missing or of the wrong type; the message names it and the keys that are known.
-    """
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where.rstrip('.') or 'a recipe'} must be a mapping of keys to values, not {data!r}")
-    hints = typing.get_type_hints(cls)
-    known = {entry.name: entry for entry in dataclasses.fields(cls)}
-    for key in data:
-        if key not in known:
-            raise ConfigError(f"unknown key {where}{key!s}; known are {', '.join(known)}")
-    values = {key: _convert(value, hints[key], f"{where}{key}") for key, value in data.items()}
-    required = [n for n, e in known.items() if e.default is e.default_factory is dataclasses.MISSING]
-    missing = [f"{where}{name}" for name in required if name not in values]
-    if missing:
-        raise ConfigError(f"missing: {', '.join(missing)}")
-    return cls(**values)
-
-
-def _convert(value, kind, where: str):
-    """A value converted to its field's type: YAML 1.1 reads 5e-6 as a string, and one path may stand for a list of sources."""
-    if isinstance(kind, types.UnionType):
-        if value is None:
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if kind in (DataSource, EvaluationConfig) and isinstance(value, str):
-            value = {"path": value}
-        return value if isinstance(value, kind) else from_dict(value, kind, f"{where}.")
-    if typing.get_origin(kind) is tuple:
-        return _convert_tuple(value, typing.get_args(kind), where)
-    try:
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-        if kind is int and not isinstance(value, bool):
-            if isinstance(value, int):
-                return value
-            if float(value) == int(float(value)):
-                return int(float(value))
-        elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ConfigError(f"{where} is {value!r}; it needs a value of type {kind.__name__}")
-
-
-def _convert_tuple(value, inner, where: str):
-    sources = inner[0] is DataSource
-    if isinstance(value, Mapping) and not sources:
-        value = list(value.items())
-    if isinstance(value, (str, Mapping)):
-        value = [value]
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} is {value!r}; it needs a {'path, or a list of sources' if sources else 'list'}")
-    if typing.get_origin(inner[0]) is tuple:
-        kinds = typing.get_args(inner[0])
-        if not all(isinstance(v, (list, tuple)) and len(v) == len(kinds) for v in value):
-            raise ConfigError(f"{where} is {value!r}; it needs groups of {len(kinds)} values")
-        return tuple(tuple(x if k is Any else _convert(x, k, where) for x, k in zip(v, kinds, strict=True)) for v in value)
-    return tuple(_convert(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value))
+        raise ConfigError(f"{name} is {shown(value)}; the choices are {', '.join(choices)}")

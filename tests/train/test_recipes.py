@@ -18,9 +18,10 @@ from smolvlm_jax.cli import main
 from smolvlm_jax.errors import ConfigError
 from smolvlm_jax.parameters import abstract_params, flatten_params
 from smolvlm_jax.sizes import published_config
-from smolvlm_jax.train.config import DataConfig, TrainConfig, from_dict, to_dict
+from smolvlm_jax.train.config import DataConfig, TrainConfig
 from smolvlm_jax.train.memory import describe, memory_of
 from smolvlm_jax.train.partition import Partition
+from smolvlm_jax.train.plain import from_dict, to_dict
 from smolvlm_jax.train.recipes import load_recipe, recipe_names
 from smolvlm_jax.train.runner import _room
 from smolvlm_jax.train.state import create_state
@@ -121,6 +122,8 @@ def test_words_change_a_recipe():
     assert (config.steps, config.data.length, config.lora.rank, config.learning_rate) == (7, 512, 4, 5e-6)
     assert [(s.path, s.weight) for s in config.data.train] == [("a.jsonl", 2.0), ("b.parquet", 1.0)]
     assert load_recipe("lora-256m", ["lora=null"]).lora is None
+    both = load_recipe("lora-256m", ["lora={rank: 4}", "lora.alpha=3"]).lora
+    assert (both.rank, both.alpha) == (4, 3.0)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
@@ -141,15 +144,29 @@ def test_words_change_a_recipe():
         (["output=2024-13-45"], "'output=2024-13-45' is not valid YAML"),
         (["data.image_options={max_tiles: 1, max_tiles: 2}"], "the key 'max_tiles' occurs twice"),
         (["steps=true"], "steps is True; it needs a value of type int"),
-        (["learning_rate=.nan"], "learning_rate must be positive and finite, not nan"),
-        (["learning_rates={text: .inf}"], "the learning rate of text is inf"),
-        (["data.train=[{path: a.jsonl, weight: .nan}]"], "weight must be positive and finite"),
-        (["weight_decay=.nan"], "weight_decay must be at least 0, not nan"),
-        (["beta2=1"], "beta2 must be at least 0 and less than 1"),
-        (["seed=-1"], "seed must be at least 0"),
-        (["restarts=[[1, -1]]"], "the peaks of restarts must be positive"),
-        (["evaluation={path: a, every: -1}"], "evaluation.every must be at least 0"),
+        (["learning_rate=.nan"], "learning_rate must be a number from 1e-12 to 1000, not nan"),
+        (["learning_rates={text: .inf}"], "learning_rates.text must be a number from 0 to 1000, not inf"),
+        (
+            ["data.train=[{path: a.jsonl, weight: .nan}]"],
+            "source a.jsonl: weight must be a number from 1e-09 to 1e+09, not nan",
+        ),
+        (["weight_decay=.nan"], "weight_decay must be a number from 0 to 1000, not nan"),
+        (["beta2=1"], "beta2 must be a number from 0 to 0.999999, not 1.0"),
+        (["seed=-1"], "seed must be a number from 0 to 2,147,483,647, not -1"),
+        (["restarts=[[1, -1]]"], "restarts[0][1] must be a number from 1e-12 to 1000, not -1.0"),
+        (["evaluation={path: a, every: -1}"], "evaluation.every must be a number from 0 to 2,147,483,647, not -1"),
         (["lora={}", "weights=random"], "lora adapts the weights of a checkpoint"),
+        (["data.length=1e18"], "data.length must be a number from 1 to 1,048,576, not 1000000000000000000"),
+        (["data.window_rows=1e15"], "data.window_rows must be a number from 1 to 1,024, not 1000000000000000"),
+        (["learning_rates=[[text, 1], [text, 2]]"], "learning_rates names a part twice"),
+        (["output="], "output is None"),
+        (["output=''"], "output is '': it names nothing"),
+        (["data.train=''"], "the path of a source is '': it names nothing"),
+        (['output="a\\0b"'], "it names nothing"),
+        (["steps=1", "steps=2"], "'steps=1' and 'steps=2' set the same"),
+        (["lora.alpha=3", "lora={rank: 4}"], "'lora.alpha=3' and 'lora={rank: 4}' set the same"),
+        (["lora={rank: 4}", "lora.rank=5"], "set the same"),
+        (["lora=null", "lora.rank=5"], "set the same"),
     ],
 )
 def test_mistakes_are_named(words, message):
@@ -184,6 +201,28 @@ def test_a_recipe_can_be_printed(capsys):
 
     assert main(["train", "full-500m-fsdp", "steps=3", "--print"]) == 0
     assert from_dict(yaml.safe_load(capsys.readouterr().out)) == load_recipe("full-500m-fsdp", ["steps=3"])
+
+
+def test_switches_stand_before_and_after_the_words(capsys):
+    """In every order; a word that is neither is an error that names it."""
+    import yaml
+
+    orders = (
+        ["--print", "lora-256m", "steps=3", "seed=4"],
+        ["lora-256m", "--print", "steps=3", "seed=4"],
+        ["lora-256m", "steps=3", "--print", "--quiet", "seed=4"],
+        ["lora-256m", "steps=3", "seed=4", "--check", "--print"],
+    )
+    for words in orders:
+        assert main(["train", *words]) == 0
+        found = from_dict(yaml.safe_load(capsys.readouterr().out))
+        assert found == load_recipe("lora-256m", ["steps=3", "seed=4", "check=" + str("--check" in words)]), words
+    for words in (["lora-256m", "--qiuet", "steps=3"], ["lora-256m", "steps=3", "-x"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *words])
+        assert ended.value.code == 2 and "unrecognized arguments: -" in capsys.readouterr().err
+    assert main(["train", "lora-256m", "--quiet", "steps"]) == 2
+    assert "'steps' is not KEY=VALUE" in capsys.readouterr().err
 
 
 def test_warm_up_is_a_share_of_the_steps():

@@ -251,7 +251,7 @@ def test_tensorboard(home, tmp_path):
 def test_mistakes_are_one_line(home, tmp_path):
     cases = {
         ("data.lenght=3",): r"unknown key data\.lenght; known are train, length",
-        ("steps=-1",): "must be positive",
+        ("steps=-1",): "steps must be a number from 1 to 2,147,483,647, not -1",
         ("data.train=/nowhere.jsonl",): "no training data at /nowhere.jsonl",
         ("model=nowhere",): "no model 'nowhere'",
         ("mesh.devices=9",): "mesh.devices is 9, but there are 1",

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, import_extra
-from ..config import TrainConfig, from_dict
+from ..config import TrainConfig
+from ..plain import from_dict
 
 __all__ = ["load_recipe", "recipe_names"]
 
@@ -39,11 +40,18 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     data = _read(yaml, text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is not a mapping of keys to values")
+    given: list[tuple[str, str]] = []
     for word in overrides:
-        key, equals, value = word.partition("=")
+        key, equals, text = word.partition("=")
         if not equals or not key:
             raise ConfigError(f"{word!r} is not KEY=VALUE")
-        _set(data, key.split("."), _read(yaml, value, repr(word)), word)
+        value = _read(yaml, text, repr(word))
+        leaves = _leaves(key, value)
+        for name, other in given:
+            if any(f"{a}.".startswith(f"{b}.") for leaf in (key, *leaves) for a, b in ((leaf, name), (name, leaf))):
+                raise ConfigError(f"{other!r} and {word!r} set the same: leave one out")
+        given += [(leaf, word) for leaf in leaves]
+        _set(data, key.split("."), value, word)
     try:
         return from_dict(data)
     except ConfigError as error:
@@ -65,6 +73,13 @@ def _read(yaml: Any, text: str, what: str) -> Any:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that cannot be
         raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    """The keys that a value sets, with dots between levels."""
+    if isinstance(value, dict):
+        return [leaf for name, inner in value.items() for leaf in _leaves(f"{key}.{name}", inner)]
+    return [key]
 
 
 def _set(data: dict, keys: list[str], value: Any, word: str) -> None:
