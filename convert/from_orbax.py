@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..io import read_json
 from .blocks import copy_into
 from .chunks import chunk_regions
+from .file_sums import check_name
 from .leaves import Leaf, own
 from .ocdbt_files import value_files
 from .regions import Region, whole
@@ -69,7 +70,7 @@ def find_checkpoint(directory: Path) -> Found | None:
         None if the directory neither is nor holds an orbax checkpoint.
 
     Raises:
-        CheckpointError: it holds an orbax checkpoint, but no model's.
+        CheckpointError: it holds an orbax checkpoint, but no model's, or the step that is taken was written as another one.
     """
     inner = directory / "checkpoints"
     run = inner if inner.is_dir() and _steps(inner) else directory
@@ -78,6 +79,7 @@ def find_checkpoint(directory: Path) -> Found | None:
     if holder is None:
         return None
     step = int(holder.name) if holder.name.isdecimal() else None
+    check_name(holder)
     for item in _items(holder):
         keys, zarr3 = _tree(item)
         for prefix in _PREFIXES:

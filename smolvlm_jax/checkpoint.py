@@ -19,9 +19,11 @@ from .convert.arrays import checksum
 from .convert.leaves import ArrayLeaf, Leaf, widest
 from .convert.manifest import describe, write_manifest
 from .convert.opened import open_checkpoint
+from .convert.orbax_errors import reason, told_once
 from .convert.place import place
 from .convert.to_hf import parse_size, write_hf
-from .directories import whole_directory
+from .directories import disk_full, whole_directory
+from .errors import StorageError
 from .generation_config import GenerationConfig
 from .io import COMPANIONS, companion_files
 from .locate import bundled_models, resolve, resolve_file
@@ -125,8 +127,13 @@ def save(
     arrays = {path: checksum(array) for path, array in sorted(flat.items())} if whole else None
     with whole_directory(Path(directory), force) as target:
         describe(target, model.config, dtype=dtype, companions=_companions(companions))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(target / "params", params)
+        try:
+            with told_once(), ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(target / "params", params)
+        except ValueError as error:  # as which tensorstore raises errors of the system
+            if disk_full(error):
+                raise
+            raise StorageError(f"cannot write {directory}: {reason(error)}") from error
         write_manifest(target, source=None, layout="full", dtype=dtype.name, files={}, arrays=arrays)
 
 

@@ -1,13 +1,15 @@
 """Checkpoints of a run: written while it continues, the newest few and the best kept, restored on any number of devices."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from ..convert.file_sums import damaged_files, write_sums
+from ..convert.orbax_errors import reason, told_once
 from ..directories import disk_full
 from ..errors import CheckpointError, StorageError
 from .processes import everyones
@@ -15,11 +17,6 @@ from .state import TrainState
 from .steps import rename_aside, set_aside
 
 __all__ = ["Checkpoints"]
-
-
-def _repeated(record: logging.LogRecord) -> bool:
-    """A filter of log records: without those of orbax's threads, whose errors it raises again where they are waited for."""
-    return "_SignalingThread" not in str(record.msg)
 
 
 class Checkpoints:
@@ -34,15 +31,16 @@ class Checkpoints:
         better: the metric by which the best one is kept as well.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is whole.
+        CheckpointError: there are checkpoints, and none of them is whole, or none can be kept there.
     """
 
     def __init__(self, directory: Path, keep: int, better: str = "exact_match"):
         import orbax.checkpoint as ocp
 
         policies = ocp.checkpoint_managers
-        best = policies.BestN(get_metric_fn=lambda metrics: metrics[better], n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
+            best_fn=self._figure,  # without it orbax does not write the metrics down
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides
             cleanup_tmp_directories=True,  # what a killed process was writing
@@ -53,8 +51,20 @@ class Checkpoints:
         if jax.process_index() == 0:
             set_aside(self.directory)
         everyones(None)  # the others wait for the first
-        logging.getLogger("absl").addFilter(_repeated)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._silence = ExitStack()
+        self._silence.enter_context(told_once())
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except Exception as error:  # what orbax raises where it does not understand what it finds
+            self._silence.close()
+            if isinstance(error, OSError):
+                raise
+            raise CheckpointError(f"{self.directory} cannot be opened: {reason(error)}") from error
+
+    def _figure(self, metrics: Any) -> float:
+        """By which the best is kept; whatever stands in its place is the worst."""
+        found = metrics.get(self._better) if isinstance(metrics, Mapping) else None
+        return float(found) if isinstance(found, (int, float)) else -math.inf
 
     def __enter__(self):
         return self
@@ -64,7 +74,7 @@ class Checkpoints:
             with self._writing():
                 self._manager.close()
         finally:
-            logging.getLogger("absl").removeFilter(_repeated)
+            self._silence.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -72,17 +82,18 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            reason = "the disk is full" if disk_full(error) else str(error).splitlines()[0][:300]
+            why = "the disk is full" if disk_full(error) else reason(error)
             raise StorageError(
-                f"a checkpoint under {self.directory} cannot be written: {reason}. Those before it are whole, and the run goes "
+                f"a checkpoint under {self.directory} cannot be written: {why}. Those before it are whole, and the run goes "
                 "on from there when it is started again"
             ) from error
 
     def _seal(self) -> None:
         """Orbax calls this when all files of a step are written, and renames the step's directory afterwards."""
         if jax.process_index() == 0:
-            for step in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                write_sums(step)
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                if (step := path.name.partition(".")[0]).isdecimal():
+                    write_sums(path, int(step))
 
     def save(self, step: int, state: TrainState, positions: list, metrics: dict[str, float] | None = None) -> None:
         """Start writing; returns when the state has been copied.
@@ -102,46 +113,66 @@ class Checkpoints:
         args = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(state), data=self._ocp.args.JsonSave({"positions": positions})
         )
-        metrics = metrics if metrics and self._better in metrics else None
         with self._writing():
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=args, metrics=dict(metrics or {}), force=True)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, list] | None:
-        """Read the newest checkpoint; if it cannot be read and has no checksums that prove it whole, the one before it.
+    def restore(self, like: TrainState, check: Callable[[Any], None] = lambda position: None) -> tuple[TrainState, list] | None:
+        """Read the newest checkpoint; the one before it, if what this one holds cannot be what was saved.
 
         Args:
             like: the state to expect, as ShapeDtypeStructs with the shardings to restore to; the number of devices may differ
                 from that of the run that saved it.
+            check: raises CheckpointError for a data position that is none.
 
         Returns:
             The state, and the data position of every process; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: it belongs to another model or optimiser.
+            CheckpointError: they belong to another model or optimiser.
         """
         args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like), data=self._ocp.args.JsonRestore())
-        faults: dict[int, str] = {}
+        faults: dict[str, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(step, args=args)
-                found = restored.state, restored.data["positions"]
+                found = restored.state, _positions(restored, step, check)
+            except CheckpointError as error:
+                faults[str(step)] = str(error)
+                continue  # in all processes alike
             except Exception as error:  # of damaged files orbax, tensorstore and jax raise whatever it leads to
-                faults[step] = (str(error).strip() or type(error).__name__).splitlines()[0]
                 # Several processes restore together: one of them alone cannot go on to another step.
-                if damaged_files(self.directory / str(step), 0) is None and jax.process_count() == 1:
-                    continue
-                break
-            rename_aside(self.directory, faults, step)
+                if damaged_files(self.directory / str(step), 0) is not None or jax.process_count() > 1:
+                    raise CheckpointError(
+                        f"the checkpoint of step {step} under {self.directory} belongs to another model or optimiser: continue "
+                        f"with the configuration it was made with, or start in another directory ({reason(error)})"
+                    ) from error
+                faults[str(step)] = reason(error)
+                continue
+            if jax.process_index() == 0:
+                rename_aside(self.directory, faults, step)
+            everyones(None)
             self._manager.reload()
             return found
         if not faults:
             return None
-        newest = max(faults)
+        newest, fault = next(iter(faults.items()))
         raise CheckpointError(
-            f"the checkpoint of step {newest} under {self.directory} belongs to another model or optimiser: continue with "
-            f"the configuration it was made with, or start in another directory ({faults[newest]})"
+            f"no checkpoint under {self.directory} can be restored (step {newest}: {fault}): they are damaged, or belong to "
+            "another model or optimiser"
         )
 
     def preempted(self, step: int) -> bool:
         """In a job of several processes: whether one of them was told to stop, agreed on by all of them."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+
+def _positions(restored: Any, step: int, check: Callable[[Any], None]) -> list:
+    """The data positions that were restored with a state. Raises CheckpointError if they are not the step's."""
+    if int(restored.state.step) != step:
+        raise CheckpointError(f"it is the state of step {int(restored.state.step)}")
+    positions = restored.data.get("positions") if isinstance(restored.data, Mapping) else None
+    if not isinstance(positions, list) or not positions:
+        raise CheckpointError("it has no data position")
+    for position in positions:
+        check(position)
+    return positions

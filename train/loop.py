@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ..errors import ConfigError
 from ..model import SmolVLMForConditionalGeneration
 from .checkpoints import Checkpoints
 from .metrics import Log
 from .partition import Partition
-from .pipeline import TrainingData
+from .pipeline import TrainingData, check_position
 from .prefetch import prefetch
 from .processes import everyones
 from .state import TrainState, abstract_state, create_state, learning_rate, state_shardings
@@ -62,6 +63,7 @@ def fit(
 
     Raises:
         Preempted: after SIGTERM, once a checkpoint is written.
+        ConfigError: the run has more steps than `steps` already.
     """
     config = partition.config
     main = jax.process_index() == 0
@@ -70,7 +72,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.callback(data.close)
         checkpoints = stack.enter_context(Checkpoints(directory, config.keep))
-        restored = checkpoints.restore(abstract_state(partition, mesh))
+        restored = checkpoints.restore(abstract_state(partition, mesh), check_position)
         if restored is None:
             create = jax.jit(lambda p: create_state(p, partition), out_shardings=state_shardings(partition, mesh))
             state = create(params)
@@ -79,6 +81,11 @@ def fit(
             data.restore(positions[jax.process_index() % len(positions)])
         del params  # the state has its own
         first = int(state.step)
+        if first > config.steps:
+            raise ConfigError(
+                f"steps is {config.steps}, and the run in {directory} is at step {first}: choose at least as many, or another "
+                "output"
+            )
         step = make_step(model, partition, mesh)
         log = Log(directory, steps=config.steps, first=first, progress=progress, loggers=config.loggers, main=main)
         stack.callback(log.close)

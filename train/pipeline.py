@@ -11,20 +11,36 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, import_extra
+from ..errors import CheckpointError, ConfigError, import_extra
 from ..processing.options import check_options
 from ..terminal import say
-from .config import DataConfig, require_same
+from .config import DataConfig
 from .packing import BatchShape, make_batch, plan_rows
+from .plain import require_same
 from .records import open_records
 from .samples import Prepare, Sample, Skipped
 from .worker import end_with_parent
 
-__all__ = ["TrainingData", "dataset"]
+__all__ = ["TrainingData", "check_position", "dataset"]
 
 _SHOWN = 20  # skipped records that are described at the end
 _SHOWN_COLUMNS = 100
 _IDLE = 1000  # skipped records in a row after which the run fails
+
+
+# What `TrainingData.state` consists of.
+_POSITION = {"samples": int, "rows": int, "seed": int, "processes": int, "records": list, "packing": bool, "counts": dict}
+
+
+def check_position(position: Any) -> None:
+    """Raise CheckpointError unless this is a position as `TrainingData.state` returns it."""
+    if not isinstance(position, dict):
+        raise CheckpointError(f"its data position is {position!r:.80}")
+    for name, kind in _POSITION.items():
+        value = position.get(name)
+        whole = [value] if kind is int else value.values() if isinstance(value, dict) else ()
+        if type(value) is not kind or not all(isinstance(n, int) and 0 <= n < 2**62 for n in whole):
+            raise CheckpointError(f"{name} of its data position is {value!r:.80}")
 
 
 def dataset(config: DataConfig, seed: int):
@@ -148,6 +164,11 @@ class TrainingData:
         while True:
             samples, seen, told = self._window()
             plan = plan_rows(samples, self.shape, alone=not self.config.packing)
+            if self._skip and self._skip >= len(plan):
+                raise CheckpointError(
+                    f"the checkpoint was made after row {self._skip} of a window of data that now has {len(plan)}: the data, "
+                    "or how it is prepared, is no longer what it was; put it back, or choose another output"
+                )
             for number in range(self._skip + 1, len(plan) + 1):
                 self._skip = number
                 if number == len(plan):  # counted with the window's last row, so that resuming counts nothing twice

@@ -7,27 +7,38 @@ from ..convert.file_sums import damaged_files
 from ..errors import CheckpointError
 from ..io import read_json
 from ..terminal import say
+from .bounds import STEP
 
 __all__ = ["rename_aside", "set_aside"]
 
 _COMMIT = "_CHECKPOINT_METADATA"  # orbax's note of when a step was complete
 _SMALL = 1 << 20  # bytes; larger files of steps that are not restored are compared by their size only
+_NOTES = ("data/metadata", "metrics/metrics")  # JSON that orbax reads, of every step and without a check
 
 
-def _steps(directory: Path) -> list[int]:
-    """The numbers of the steps in a directory, whole or not, the newest first."""
+def _steps(directory: Path) -> list[Path]:
+    """What is named like a step in a directory, whole or not, the newest first."""
     found = directory.iterdir() if directory.is_dir() else []
-    return sorted((int(path.name) for path in found if path.name.isdecimal() and path.is_dir()), reverse=True)
+    return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name), reverse=True)
 
 
 def _fault(step: Path, largest: int | None) -> str | None:
     """What is wrong with a step, None if nothing is known to be."""
+    if step.name != str(int(step.name)) or int(step.name) > STEP[1]:
+        return "no step has this name"
+    if not step.is_dir():
+        return "it is no directory"
     try:
-        if not read_json(step / _COMMIT).get("commit_timestamp_nsecs"):
-            return "it was never completed"
+        committed = read_json(step / _COMMIT).get("commit_timestamp_nsecs")
+        problems = damaged_files(step, largest)
+        if problems is None:
+            problems = []
+            for note in _NOTES:
+                read_json(step / note, missing_ok=True)
     except CheckpointError as error:
         return str(error)
-    problems = damaged_files(step, largest)
+    if not isinstance(committed, int) or not 0 < committed < 2**63:
+        return "it was never completed"
     return None if not problems else problems[0] + (f", and {len(problems) - 1} more" if problems[1:] else "")
 
 
@@ -37,30 +48,35 @@ def set_aside(directory: Path) -> None:
     Everything of the steps is read, from the newest back to one that is whole; of older ones what is small.
 
     Raises:
-        CheckpointError: there are steps, and none of them is whole. Nothing is renamed then.
+        CheckpointError: there are steps, and none of them is whole, or the directory is none. Nothing is renamed then.
     """
-    faults, whole = {}, None
+    if not directory.is_dir() and (directory.exists() or directory.is_symlink()):
+        raise CheckpointError(f"{directory} is no directory, where the checkpoints of the run belong: move it away")
+    faults: dict[str, str] = {}
+    whole = None
     for step in _steps(directory):
-        fault = _fault(directory / str(step), None if whole is None else _SMALL)
+        fault = _fault(step, None if whole is None else _SMALL)
         if fault is not None:
-            faults[step] = fault
+            faults[step.name] = fault
         elif whole is None:
-            whole = step
+            whole = int(step.name)
     if faults and whole is None:
-        newest = max(faults)
+        newest, fault = next(iter(faults.items()))
         raise CheckpointError(
-            f"no checkpoint under {directory} is whole (step {newest}: {faults[newest]}): remove the directory to start anew"
+            f"no checkpoint under {directory} is whole (step {newest}: {fault}): remove the directory to start anew"
         )
     if whole is not None:
         rename_aside(directory, faults, whole)
 
 
-def rename_aside(directory: Path, faults: Mapping[int, str], whole: int) -> None:
+def rename_aside(directory: Path, faults: Mapping[str, str], whole: int) -> None:
     """Rename damaged steps, and say what is wrong with each and which is the newest whole one."""
-    for step, fault in faults.items():
-        path = directory / str(step)
+    for name, fault in faults.items():
+        path = directory / name
         aside = next(
-            name for n in range(10_000) if not (name := path.with_name(f"{step}.damaged" + f"-{n}" * (n > 0))).exists()
+            other
+            for n in range(10_000)
+            if not (other := path.with_name(f"{name}.damaged" + f"-{n}" * (n > 0))).exists() and not other.is_symlink()
         )
         path.rename(aside)
-        say(f"the checkpoint of step {step} is damaged ({fault}): it is now {aside}, the newest whole one is of step {whole}")
+        say(f"the checkpoint of step {name} is damaged ({fault}): it is now {aside}, the newest whole one is of step {whole}")

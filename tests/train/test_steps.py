@@ -18,6 +18,7 @@ from smolvlm_jax.errors import CheckpointError, StorageError
 from smolvlm_jax.train.checkpoints import Checkpoints
 from smolvlm_jax.train.claim import only_run
 from smolvlm_jax.train.metrics import Log, read_metrics
+from smolvlm_jax.train.pipeline import check_position
 from smolvlm_jax.train.state import TrainState
 
 
@@ -97,6 +98,109 @@ def test_a_step_that_was_never_completed_is_none(run, capsys):
             shutil.rmtree(copy)
     (run / "checkpoints" / "99").mkdir()
     assert restored(run) == 15 and "step 99 is damaged" in capsys.readouterr().err
+
+
+# What a step's directory may become -> words of the reason that is given.
+def rename(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / "15")
+    (checkpoints / "5").rename(checkpoints / "15")
+
+
+def without_sums(change, missing_ok: bool = False):
+    """A change that no checksum tells."""
+
+    def changed(checkpoints: Path) -> None:
+        for step in checkpoints.iterdir():
+            (step / NAME).unlink(missing_ok)
+        change(checkpoints)
+
+    return changed
+
+
+def write(name: str, text: str):
+    return lambda checkpoints: (checkpoints / "15" / name).write_text(text)
+
+
+def put_file(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / "15")
+    (checkpoints / "15").write_text("a file")
+
+
+def put_link(checkpoints: Path, target: str) -> None:
+    shutil.rmtree(checkpoints / "15")
+    (checkpoints / "15").symlink_to(target)
+
+
+MALFORMED = {
+    "renamed": (rename, "it was written as step 5"),
+    "renamed, no checksums": (without_sums(rename), "it is the state of step 5"),
+    "a link to another step": (lambda c: put_link(c, "5"), "it was written as step 5"),
+    "a link to nothing": (lambda c: put_link(c, "nowhere"), "it is no directory"),
+    "a file": (put_file, "it is no directory"),
+    "named with zeros": (lambda c: (c / "15").rename(c / "015"), "no step has this name"),
+    "named beyond all steps": (lambda c: (c / "15").rename(c / "99999999999999999999"), "no step has this name"),
+    "no files in the list": (write(NAME, '{"files": {}}'), "lists no files"),
+    "a list that is none": (write(NAME, "[]"), "is not a list of checksums"),
+    "a time that is none": (write("_CHECKPOINT_METADATA", '{"commit_timestamp_nsecs": "x"}'), "never completed"),
+    "a time beyond time": (write("_CHECKPOINT_METADATA", '{"commit_timestamp_nsecs": 1e300}'), "never completed"),
+    "no positions": (without_sums(write("data/metadata", '{"positions": []}')), "it has no data position"),
+    "no metadata": (without_sums(write("data/metadata", "{}")), "it has no data position"),
+    "empty metadata": (without_sums(write("data/metadata", "")), "data/metadata is not valid JSON"),
+    "a position that is none": (without_sums(write("data/metadata", '{"positions": [{"samples": -3}]}')), "samples"),
+    "empty metrics": (without_sums(write("metrics/metrics", "")), "metrics/metrics is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", fast_first(5, MALFORMED))
+def test_a_malformed_step_gives_way_to_the_one_before_it(run, name, capsys):
+    change, why = MALFORMED[name]
+    change(run / "checkpoints")
+
+    def check(position) -> None:
+        if position["samples"] < 0:
+            raise CheckpointError(f"samples is {position['samples']}")
+
+    with Checkpoints(run, keep=3) as checkpoints:
+        found = checkpoints.restore(state(0), check)
+        assert found is not None and int(found[0].step) == 10 and found[1] == [{"samples": 10}]
+        checkpoints.save(15, state(15), [{"samples": 15}], {"exact_match": 0.5})
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "is damaged" in err and why in err and "newest whole one is of step 10" in err, err
+    assert restored(run) == 15 and capsys.readouterr().err == ""
+
+
+def test_the_best_step_is_kept_by_runs_that_go_on(run):
+    for step in (20, 25):
+        with Checkpoints(run, keep=1) as checkpoints:
+            checkpoints.save(step, state(step), [{"samples": step}], {"exact_match": 0.5} if step == 20 else None)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["10", "25"]
+
+
+def test_metrics_that_are_none_do_not_end_a_run(run):
+    for text in ("{}", '{"exact_match": null}', '{"exact_match": "1"}'):
+        without_sums(write("metrics/metrics", text), missing_ok=True)(run / "checkpoints")
+        with Checkpoints(run, keep=3) as checkpoints:
+            checkpoints.save(20, state(20), [{"samples": 20}], {"exact_match": 0.5})
+        shutil.rmtree(run / "checkpoints" / "20")
+    assert restored(run) == 15
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_directory_of_checkpoints_that_is_none(tmp_path, kind):
+    place = tmp_path / "checkpoints"
+    place.write_text("") if kind == "file" else place.symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"checkpoints is no directory, where the checkpoints of the run belong"):
+        Checkpoints(tmp_path, keep=3)
+
+
+def test_positions_that_are_none():
+    good = {"samples": 1, "rows": 0, "seed": 0, "processes": 1, "records": [3], "packing": True, "counts": {"tokens": 9}}
+    check_position(good)
+    bad = [None, [], {}, *({k: v for k, v in good.items() if k != name} for name in good)]
+    bad += [{**good, name: value} for name in good for value in (None, "1", -1, 1.5, 2**70, {"tokens": None})]
+    for position in bad:
+        with pytest.raises(CheckpointError, match="data position"):
+            check_position(position)
 
 
 def test_an_older_step_that_is_damaged_does_not_stop_a_run(run, capsys):
