@@ -16,7 +16,7 @@ import numpy as np
 from ..config import SmolVLMConfig
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError, SmolVLMError, first_few
 from ..io import COMPANIONS, Identity, companion_files
-from ..locate import resolve_file
+from ..locate import is_hub_id, resolve_file
 from .adapters import Adapter, is_factor, open_adapter
 from .arrays import Digests, mismatches
 from .file_sums import damaged_files
@@ -301,7 +301,7 @@ def _open_adapted(adapter: Adapter, base: str | os.PathLike | None) -> Checkpoin
                 f"{adapter.path} is a PEFT adapter that names itself as its base: say which, with --base (base=…)"
             )
         try:
-            under = open_checkpoint(name, revision=revision)
+            under = open_checkpoint(name, revision=revision if is_hub_id(name) else None)
         except (SmolVLMError, RecursionError) as error:
             raise CheckpointError(
                 f"{adapter.path} is a PEFT adapter, and its base {name} cannot be opened: name the base with "

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
+from ..locate import is_hub_id
 from ..terminal import say
 from .chunks import chunk_regions
 from .leaves import Leaf, own, total_bytes
@@ -186,9 +188,12 @@ def verify(
 
     Raises:
         CheckpointError, ConfigError: one of them cannot be opened.
-        InputError: `stages` is asked for, and they describe different models.
+        InputError: `stages` is asked for, and they describe different models; there is a revision, and neither is a Hub id.
     """
-    with open_checkpoint(a, revision=revision) as left, open_checkpoint(b, revision=revision) as right:
+    if revision is not None and not (is_hub_id(a) or is_hub_id(b)):
+        raise InputError(f"neither {a} nor {b} has a revision {revision!r}: only models of the Hub have revisions")
+    of = {side: revision if is_hub_id(side) else None for side in (a, b)}
+    with open_checkpoint(a, revision=of[a]) as left, open_checkpoint(b, revision=of[b]) as right:
         with left.unchanged(), right.unchanged():
             with byte_bar("comparing", total_bytes(left.leaves), quiet=quiet) as bar:
                 report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))

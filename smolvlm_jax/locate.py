@@ -4,9 +4,9 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from .errors import CheckpointError, DownloadError, import_extra
+from .errors import CheckpointError, DownloadError, InputError, import_extra
 
-__all__ = ["bundled_models", "resolve", "resolve_file"]
+__all__ = ["bundled_models", "is_hub_id", "resolve", "resolve_file"]
 
 _ASSETS = resources.files("smolvlm_jax") / "assets"
 # What is downloaded: no code, and pickled weights only where there are no others.
@@ -30,23 +30,39 @@ def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
         revision: branch, tag or commit of a Hub id.
 
     Raises:
-        CheckpointError: it is none of these, it is a file or an adapter alone, or it cannot be downloaded.
+        CheckpointError: it is none of these, it is a file, an adapter alone or a training run, or it cannot be downloaded.
+        InputError: a revision of what is no Hub id.
         MissingExtraError: it is a Hub id, and huggingface_hub is not installed.
     """
     path = resolve_file(source, revision)
     if path.is_file():
         raise CheckpointError(f"{path} is a file: pass the directory that holds it together with its config.json")
-    if (path / "adapter_config.json").is_file() and not (path / "preprocessor_config.json").is_file():
+    if (path / "preprocessor_config.json").is_file():
+        return path
+    if (path / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{path} is a PEFT adapter without the files of a processor: merge it into its base first, with "
             f"`smolvlm-jax convert {path} DEST --to hf`"
         )
+    if (path / "run.json").is_file() and (path / "checkpoints").is_dir():
+        model = path / "model"
+        what = f"its model is {model}" if model.is_dir() else f"{model} is its model once it has ended (export: true)"
+        raise CheckpointError(f"{path} is a training run, which has no processor: {what}")
     return path
 
 
+def is_hub_id(source: str | os.PathLike) -> bool:
+    """Whether a name is neither that of something local nor of a bundled checkpoint, which have no revisions."""
+    return not Path(source).exists() and str(source) not in bundled_models()
+
+
 def resolve_file(source: str | os.PathLike, revision: str | None = None) -> Path:
-    """As `resolve`, except that the path of a file stands for itself."""
+    """As `resolve`, except that whatever is at a path stands for itself."""
     path = Path(source)
+    if revision is not None and not is_hub_id(source):
+        raise InputError(
+            f"{source} has no revision {revision!r}: only models of the Hub have revisions (--revision, revision=…)"
+        )
     if path.exists():
         return path
     name, bundled = str(source), bundled_models()

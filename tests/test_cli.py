@@ -80,6 +80,18 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path, monke
     assert all(word in error for word in words), error
 
 
+def test_a_training_run_is_not_its_model(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    for command in (["generate", "What?"], ["batch", str(NUMBER), str(tmp_path / "out"), "--prompt", "Number?"]):
+        for there, words in ((False, "its model once it has ended"), (True, f"its model is {tmp_path / 'model'}")):
+            (tmp_path / "model").mkdir() if there else None
+            assert main([*command, "--model", str(tmp_path)]) == 2
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1 and "is a training run" in err and words in err, err
+        (tmp_path / "model").rmdir()
+
+
 def test_the_help_of_every_option_shows_its_default():
     (commands,) = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     assert list(commands) == ["generate", "batch", "convert", "verify", "train"]

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from smolvlm_jax import checkpoint
-from smolvlm_jax.checkpoint import load
+from smolvlm_jax.checkpoint import load, resolve
+from smolvlm_jax.cli import main
 from smolvlm_jax.convert.conversion import convert
-from smolvlm_jax.errors import CheckpointError, MissingExtraError
+from smolvlm_jax.errors import CheckpointError, InputError, MissingExtraError
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +180,13 @@ def test_what_is_nothing_at_all(tmp_path):
         load(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         load(tmp_path / "empty" / "config.json")
+
+
+def test_a_revision_of_what_is_local_is_refused(tmp_path, capsys):
+    for words in (("convert", "tiny", tmp_path / "out"), ("verify", "tiny", resolve("tiny"))):
+        assert main([*map(str, words), "--revision", "v1"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "revision 'v1'" in err and "only models of the Hub have revisions" in err, err
+    with pytest.raises(InputError, match="has no revision 'v1'"):
+        load(resolve("tiny"), revision="v1")
+    assert not (tmp_path / "out").exists()
