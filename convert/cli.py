@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..arguments import add_command, add_machine, add_quiet, given, parse_mesh
-from ..errors import CheckpointError, InputError, SmolVLMError
+from ..arguments import add_check, add_command, add_machine, add_quiet, given, parse_mesh
+from ..errors import CheckpointError, InputError, SmolVLMError, device_errors
+from ..io import whole_file
 from ..terminal import say, show
 
 __all__ = ["add_parsers"]
@@ -40,11 +41,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 def run_convert(args: argparse.Namespace) -> int:
     mesh: Any = parse_mesh(args.mesh)
     if args.distributed:
-        import jax
-
         from ..sharding import make_mesh
+        from .hosts import join_job
 
-        jax.distributed.initialize()
+        join_job()
         mesh = make_mesh(**(mesh or {"data": 1, "fsdp": -1}))
     else:
         _stay_on_cpu()
@@ -63,7 +63,8 @@ def run_verify(args: argparse.Namespace) -> int:
     from .verify import verify
 
     try:
-        report = verify(**given(args, verify), notify=(lambda line: None) if args.quiet else say)
+        with device_errors("the number of other processes on the machine"):
+            report = verify(**given(args, verify), notify=(lambda line: None) if args.quiet else say)
     except (SmolVLMError, OSError, MemoryError) as error:
         if getattr(error, "exit_code", 1) == 2:
             raise
@@ -71,15 +72,24 @@ def run_verify(args: argparse.Namespace) -> int:
         raise CheckpointError(f"out of memory: {error}" if isinstance(error, MemoryError) else str(error)) from error
     for path, text in ((args.report, to_html), (args.json, lambda report: json.dumps(report.to_dict(), indent=2) + "\n")):
         if path is not None and str(path) != "-":
-            try:
-                Path(path).write_text(text(report), encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+            _write(Path(path), text(report))
     if args.json == "-":
         print(json.dumps(report.to_dict(), indent=2), flush=True)
     elif not args.quiet:
         print(to_text(report), end="", flush=True)
     return 0 if report.same else 1
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a report, whole or not at all if it is a regular file; links are followed. Raises InputError."""
+    try:
+        if path.exists() and not path.is_file():  # such as /dev/stderr
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return
+        with whole_file(Path(os.path.realpath(path))) as file:
+            file.write(text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def add_parsers(commands: argparse._SubParsersAction) -> None:
@@ -102,6 +112,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("--base", metavar="MODEL", help="what a PEFT adapter is merged into (default: what its config names)")
     convert.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
     _add_revision(convert)
+    add_check(convert)
     add_quiet(convert, "no progress, no summary; warnings and errors only")
     mesh = "cut the orbax checkpoint for this mesh, e.g. data=1,fsdp=8,tensor=1 (default: fsdp=8)"
     machine = add_machine(convert, dtype="as stored", dtypes=None, mesh=mesh, attention=False)

@@ -76,6 +76,7 @@ def convert(
     config: str | os.PathLike | None = None,
     base: str | os.PathLike | None = None,
     force: bool = False,
+    check: bool = False,
     quiet: bool = False,
     notify: Callable[[str], None] = say,
 ) -> Conversion:
@@ -96,6 +97,7 @@ def convert(
         config: the config.json, if it is not beside the weights.
         base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
         force: replace an existing checkpoint at the destination.
+        check: say if the source has no checksums of its arrays. Where it has, they are always compared.
         quiet: show no progress.
         notify: called with every line for the user.
 
@@ -123,7 +125,8 @@ def convert(
         label = "exporting" if kind == "hf" else "converting"
         with byte_bar(label, size, quiet=quiet or not first) as bar, claimed as target, opened.unchanged():
             if first:
-                opened.check_arrays()
+                if not opened.check_arrays() and check:
+                    notify(f"{source} has no checksums of its arrays: nothing was checked")
                 describe(target, opened.config, dtype=wanted or opened.dtype, companions=opened.companions)
             if kind == "hf":
                 bare = opened.layout == "base"

@@ -14,7 +14,17 @@ from typing import Any
 from .errors import InputError
 from .media_options import PictureOptions, kinds
 
-__all__ = ["add_command", "add_machine", "add_model", "add_pictures", "add_quiet", "add_sampling", "given", "parse_mesh"]
+__all__ = [
+    "add_check",
+    "add_command",
+    "add_machine",
+    "add_model",
+    "add_pictures",
+    "add_quiet",
+    "add_sampling",
+    "given",
+    "parse_mesh",
+]
 
 _AXES = ("data", "fsdp", "tensor")
 _SAMPLING: dict[str, dict[str, Any]] = {
@@ -68,6 +78,11 @@ def add_command(
 def add_model(parser: argparse.ArgumentParser) -> None:
     """--model"""
     parser.add_argument("--model", default="tiny", metavar="NAME|DIR", help="bundled name, directory or Hub id")
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """--check"""
+    parser.add_argument("--check", action="store_true", help="compare the arrays of the checkpoint with their checksums")
 
 
 def add_sampling(parser: argparse.ArgumentParser, settings: type, *, without: Collection[str] = ()) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from ..arguments import add_command, add_machine, add_model, add_pictures, add_quiet, add_sampling, given
+from ..arguments import add_check, add_command, add_machine, add_model, add_pictures, add_quiet, add_sampling, given
 from ..errors import JobError, SmolVLMError
 from ..generation_config import SamplingParams
 from ..terminal import say, show
@@ -57,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument("input", metavar="INPUT", help="JSONL, Parquet, or a directory or glob of pictures and videos")
     command.add_argument("output", metavar="OUTPUT", help="directory for the answers")
     add_model(command)
+    add_check(command)
     command.add_argument("--prompt", help="the question for records that bring none (default: none)")
     add_quiet(command, "no progress and no remarks")
     add_sampling(command, SamplingParams)

@@ -30,6 +30,7 @@ class BatchConfig:
         input: JSONL, Parquet, or a directory or glob of pictures and videos.
         output: Directory for the answers.
         model: Bundled name, directory or Hub id.
+        check: Compare the arrays of the checkpoint with their checksums; see `load`.
         prompt: The question for records that bring none.
         sampling: How answers are continued. A record may set any of it for itself, and draws by a seed made of this one and
             its id.
@@ -57,6 +58,7 @@ class BatchConfig:
     input: str | os.PathLike[str]
     output: str | os.PathLike[str]
     model: str | os.PathLike[str] = "tiny"
+    check: bool = False
     prompt: str | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     pictures: PictureOptions = field(default_factory=PictureOptions)

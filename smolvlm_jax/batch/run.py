@@ -97,8 +97,11 @@ def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> 
     }
 
 
+_ENGINE = ("check", "dtype", "mesh", "attention", "slots", "ring_lengths")
+
+
 def _engine(config: BatchConfig, directory: Path, keep: bool):
-    settings: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "mesh", "attention", "slots", "ring_lengths")}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in _ENGINE}
     with warnings.catch_warnings():
         if config.quiet:
             warnings.simplefilter("ignore")

@@ -92,7 +92,14 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike, *, dtype=None, mesh: Mesh | None = None, attention: str = "auto", **config
+        cls,
+        source: str | os.PathLike,
+        *,
+        dtype=None,
+        mesh: Mesh | None = None,
+        attention: str = "auto",
+        check: bool = False,
+        **config,
     ) -> "Engine":
         """An engine for a checkpoint.
 
@@ -101,13 +108,14 @@ class Engine:
             dtype: as in `load`.
             mesh: of the devices to use.
             attention: as in `load`.
+            check: as in `load`.
             **config: fields of `EngineConfig`.
         """
         from ..checkpoint import load, resolve
         from ..processing import SmolVLMProcessor
 
         directory = resolve(source)
-        model, params = load(directory, dtype=dtype, mesh=mesh, attention=attention)
+        model, params = load(directory, dtype=dtype, mesh=mesh, attention=attention, check=check)
         return cls(model, params, SmolVLMProcessor.from_pretrained(directory), EngineConfig(**config), mesh)
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:

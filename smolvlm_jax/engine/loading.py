@@ -27,7 +27,7 @@ def load_engine(
         source: a bundled name, a directory or a Hub id.
         mesh: sizes like "data=2,tensor=2". Default: every device is data parallel.
         keep_special_tokens: as in `EngineConfig`. Default: for docling checkpoints.
-        **options: `dtype`, `attention` and fields of `EngineConfig`, as in `Engine.from_pretrained`.
+        **options: `dtype`, `attention`, `check` and fields of `EngineConfig`, as in `Engine.from_pretrained`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.

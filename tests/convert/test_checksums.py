@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from smolvlm_jax.checkpoint import load, save
+from smolvlm_jax.checkpoint import load, resolve, save
+from smolvlm_jax.cli import main
 from smolvlm_jax.convert.arrays import Checksum, checksum
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.verify import verify
@@ -137,3 +138,30 @@ def test_what_has_no_checksums_is_said_to_have_none(original, orbax, tmp_path):
     (old / "manifest.json").write_text(json.dumps({**manifest, "arrays": wanted}))
     with pytest.raises(CheckpointError, match=lost):
         load(old, check=True)
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("default:.*has no checksums")
+def test_every_command_that_reads_a_model_can_check_it(tiny_a, tmp_path, capsys):
+    """Damage is named before anything is made of it; where there are no checksums a line says so."""
+    files = resolve("tiny")
+    save(tmp_path / "bad", tiny_a.model, tiny_a.params, companions=files)
+    flip(tmp_path / "bad", 0.4)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Number?", "answer": "1", "max_new_tokens": 1}\n')
+    train = ("train", "tiny-numbers", f"output={tmp_path / 'run'}", "weights=checkpoint", f"data.train={tmp_path / 'a.jsonl'}")
+    train += ("steps=1", "evaluation=null", "data.length=64", "data.batch_size=1", "data.window_rows=1", "--quiet")
+    commands = {
+        "generate": lambda model: ("generate", "Number?", "--max-new-tokens", "1", "--model", model),
+        "batch": lambda model: ("batch", tmp_path / "a.jsonl", tmp_path / "out", "--workers", "0", "--model", model),
+        "train": lambda model: (*train, f"model={model}"),
+        "convert": lambda model: ("convert", model, tmp_path / "converted"),
+    }
+    for name, words in commands.items():
+        assert main([*map(str, words(tmp_path / "bad")), "--check"]) == 2, name
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "is damaged: model/" in err and "is not what manifest.json says" in err, (name, err)
+    assert not list(tmp_path.glob("out/part-*")) and not (tmp_path / "run" / "model").exists()
+    for name in ("generate", "convert"):
+        assert main([*map(str, commands[name](files)), "--check"]) == 0, name
+        err = capsys.readouterr().err
+        assert "has no checksums of its arrays: nothing was checked" in err and err.startswith("smolvlm-jax: "), (name, err)
