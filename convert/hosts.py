@@ -1,6 +1,7 @@
 """Conversions by several processes, each of which does its part: with one process, or without a mesh, everything."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +9,38 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding
 
+from ..errors import ConfigError, JobError
 from ..sharding import partition_spec
 from .chunks import AnyMesh
 from .regions import Region, bounds, concrete
 
-__all__ = ["barrier", "everyones", "my_regions", "process_count", "process_index"]
+__all__ = ["barrier", "everyones", "join_job", "my_regions", "process_count", "process_index"]
+
+
+def join_job() -> None:
+    """Become one process of a jax job, unless this is one already.
+
+    TPU slices, Slurm and the like are recognised by jax; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID describe the job.
+
+    Raises:
+        ConfigError: the environment describes none.
+        JobError: the other processes cannot be reached.
+    """
+    if jax.distributed.is_initialized():
+        return
+    numbers: dict[str, Any] = {}
+    for name in ("num_processes", "process_id"):
+        text = os.environ.get(f"JAX_{name.upper()}")
+        if text and not text.isdecimal():
+            raise ConfigError(f"JAX_{name.upper()} is {text!r}, which is no number")
+        numbers[name] = int(text) if text else None
+    try:
+        jax.distributed.initialize(**numbers)
+    except ValueError as error:
+        raise ConfigError(f"the environment describes no job of several processes: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        raise JobError(f"this process cannot join the job: {str(error).splitlines()[0]}") from error
 
 
 def process_count() -> int:

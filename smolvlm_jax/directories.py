@@ -16,7 +16,7 @@ from .errors import CheckpointError, StorageError
 from .io import lock, sync_directory
 from .terminal import say
 
-__all__ = ["check_free_space", "disk_full", "temporary_directory", "whole_directory"]
+__all__ = ["check_destination", "check_free_space", "disk_full", "temporary_directory", "whole_directory"]
 
 # `force` replaces only a directory with one of these files, so that a mistyped path deletes no other data.
 _OURS = ("config.json", "manifest.json")
@@ -46,13 +46,13 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
     destination = Path(os.path.abspath(destination))
     temporary = temporary_directory(destination)
     replaced = destination.with_name(f".{destination.name}.old")
-    _check_destination(destination, force)
+    check_destination(destination, force)
     handle = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         handle = _claim(temporary, destination, notify)
         _recover(destination, replaced, notify)
-        _check_destination(destination, force)
+        check_destination(destination, force)
         yield temporary
         _sync(temporary)
         if destination.exists():
@@ -84,7 +84,8 @@ def _remove(directory: Path) -> None:
             return
 
 
-def _check_destination(destination: Path, force: bool) -> None:
+def check_destination(destination: Path, force: bool) -> None:
+    """Raise CheckpointError if `whole_directory` would not write the destination."""
     if not os.path.lexists(destination):
         return
     if not force:

@@ -215,7 +215,8 @@ def write_page(answers: Sequence[Answer], path: Path, title: str, show: int = 50
     ordered, half = [*wrong, *right], -(-show // 2)
     rows = [_row(answer) for answer in [*ordered[:half], *[a for a in ordered[half:] if a.right][: show // 2]]]
     values = {"title": title, "right": len(right), "count": len(answers), "rows": rows}
-    write_text(path, render_page(Path(__file__).with_name("samples.html"), **values))
+    page = render_page(Path(__file__).with_name("samples.html"), **values)
+    write_text(path, page.encode(errors="backslashreplace"))  # a record may hold half a surrogate pair
 
 
 def _row(answer: Answer) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def export(base: str | os.PathLike, trained: dict, destination: str | os.PathLik
 
     Raises:
         CheckpointError: a trained parameter is not one of the base's.
+        ChangedError: the base changed while it was read; `destination` is then as it was.
     """
     destination = Path(destination)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(jax.device_get(trained)).items()}
@@ -63,7 +64,7 @@ def export(base: str | os.PathLike, trained: dict, destination: str | os.PathLik
         unknown = sorted(set(flat) - used)
         if unknown:
             raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(unknown[:5])}")
-        with whole_directory(destination, force=True) as target:
+        with whole_directory(destination, force=True) as target, source.unchanged():
             describe(target, source.config, dtype=widest(leaves.values()), companions=source.companions)
             write_hf(target, leaves, base=source.layout == "base")
     return destination

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,7 +58,8 @@ class Log:
     def close(self) -> None:
         self._bar.close()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a line that could not be written: `write` has said so
+                self._file.close()
         if self._board is not None:
             self._board.close()
 

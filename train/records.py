@@ -156,15 +156,23 @@ class LineRecords(Records):
 
 
 class DatasetRecords(Records):
-    """Rows of a `datasets.Dataset`, as they are stored: pictures stay the bytes or the path that the dataset has."""
+    """Rows of a `datasets.Dataset`, as they are stored: pictures stay the bytes or the path that the dataset has.
+
+    Its files are mapped into memory: what is truncated would end the process where it is read.
+
+    Raises:
+        ChangedError: also where an element is read, if one of the files is no longer what it was.
+    """
 
     def __init__(self, dataset, folder: str, name: str, limit: int | None = None):
         self._rows = dataset.with_format("arrow")
         self._features = type(dataset.features)(_without_media(dataset.features))
+        self._inputs = Inputs(sorted({file["filename"] for file in dataset.cache_files}))
         self._folder, self._name = folder, name
         super().__init__(len(dataset), limit, name)
 
     def _row(self, index: int) -> Element:
+        self._inputs.check_all()
         row = self._features.decode_example(self._rows[index].to_pylist()[0])
         return {name: _plain(value) for name, value in row.items()}, self._folder, f"{self._name}:{index + 1}"
 

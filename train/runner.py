@@ -12,7 +12,10 @@ from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
 from ..config import SmolVLMConfig, SmolVLMTextConfig
-from ..errors import ConfigError
+from ..convert.hosts import join_job
+from ..convert.opened import open_checkpoint
+from ..directories import check_destination
+from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..io import read_json, write_json
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
@@ -20,7 +23,7 @@ from ..processing import SmolVLMTokenizer
 from ..sharding import make_mesh
 from ..terminal import say
 from .claim import only_run
-from .config import MeshConfig, TrainConfig, require_same, to_dict
+from .config import MeshConfig, TrainConfig
 from .curves import draw_curves
 from .evaluate import Evaluator, check_tasks, held_out
 from .export import export
@@ -29,6 +32,7 @@ from .lora import init_adapters
 from .metrics import read_metrics
 from .partition import Partition, join
 from .pipeline import TrainingData
+from .plain import require_same, to_dict
 from .processes import on_host
 from .state import TrainState
 
@@ -64,7 +68,7 @@ def open_mesh(config: MeshConfig) -> Mesh:
 
 def open_model(config: TrainConfig, mesh: Mesh) -> tuple[SmolVLMForConditionalGeneration, dict[str, Any]]:
     """The model to train, and all its parameters, on the mesh."""
-    loaded, params = load(config.model, mesh=mesh, attention=config.attention)
+    loaded, params = load(config.model, mesh=mesh, attention=config.attention, check=config.check)
     dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
     model = loaded.clone(dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
     return model, _random_params(model, config.seed, mesh) if config.weights == "random" else params
@@ -124,19 +128,21 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         CheckpointError: OUTPUT holds a run with another model, other trained parts or other data; it has checkpoints, and
             none of them is whole.
         StorageError: another run is in OUTPUT.
-        InputError: there is no such data.
+        InputError: there is no such data, or OUTPUT cannot be a directory.
+        ChangedError: the data, or the checkpoint that training starts from, is no longer what it was when the run began.
         Preempted: after SIGTERM, once a checkpoint is written (see `loop`).
     """
-    if config.distributed and not jax.distributed.is_initialized():
-        # TPU pods, Slurm and the like are recognised by jax; elsewhere three variables describe the job.
-        count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-        jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(index) if index else None)
+    if config.distributed:
+        join_job()
     if config.model.startswith("shape:"):
         raise ConfigError(f"model {config.model!r} is a shape without tokenizer: name a checkpoint to train")
     main = jax.process_index() == 0
     directory = Path(config.output).absolute()
     files = resolve(config.model)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"output is a directory, and {directory} cannot be one: {error.strerror}") from error
     with only_run(directory) if main else nullcontext():
         return _train(config, directory, files, progress)
 
@@ -145,6 +151,8 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
     """The run, in a directory that no other run is in."""
     main = jax.process_index() == 0
     _record(config, directory, main)
+    if config.export and main:
+        check_destination(directory / "model", force=True)
     mesh = open_mesh(config.mesh)
     tasks = held_out(config.evaluation) if config.evaluation else []
     data = TrainingData(
@@ -161,6 +169,8 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
             say(f"evaluation data, {line}; it counts as a wrong answer")
         if len(told) > _SHOWN:
             say(f"evaluation data: {len(told) - _SHOWN} more questions like these")
+    started = open_checkpoint(config.model)  # how its files are now
+    started.close()
     model, params = open_model(config, mesh)
     check_vocabulary(data.processor.tokenizer, model.config.text_config)
     partition = Partition.of(model, config)
@@ -181,6 +191,14 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
         trained = on_host(state.params)
         exported = directory / "model"
         if main:
+            try:
+                with started.unchanged():
+                    pass
+            except ChangedError as error:
+                raise ChangedError(
+                    f"{exported} is not written, since {config.model} is no longer what training started from: put it "
+                    f"back, and run the same command again ({error})"
+                ) from error
             export(config.model, trained, exported, scale=partition.scale)
     return TrainResult(directory, exported, metrics[-1] if metrics else {}, state)
 
@@ -204,7 +222,10 @@ _FIXED = ("model", "lora", "learning_rates", "param_dtype", "seed")
 def _record(config: TrainConfig, directory: Path, main: bool) -> None:
     """Write run.json; refuse to continue a run of another model or other trained parts."""
     path, now = directory / "run.json", to_dict(config)
-    if path.is_file() and (directory / "checkpoints").is_dir():
+    steps = directory / "checkpoints"
+    if steps.is_dir() and any(step.name.isdecimal() for step in steps.iterdir()):
+        if not path.exists():
+            raise CheckpointError(f"{path} is gone, which says what {steps} belong to: put it back, or choose another output")
         require_same(f"the run in {directory}", read_json(path), now, *_FIXED)
     if main:
         write_json(path, now)

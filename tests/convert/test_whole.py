@@ -13,6 +13,7 @@ from pathlib import Path
 import convert_helpers as helpers
 import pytest
 
+from smolvlm_jax import checkpoint
 from smolvlm_jax.checkpoint import load
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.directories import check_free_space, whole_directory
@@ -232,3 +233,46 @@ def test_sigterm_removes_what_was_written(original, tmp_path, to):
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import smolvlm_jax.directories as directories
+from smolvlm_jax import checkpoint
+really, count = {target}, 0
+def killed(*args):
+    global count
+    count += 1
+    if count == {calls}:
+        os.kill(os.getpid(), 9)
+    return really(*args)
+{target} = killed
+model, params = checkpoint.load(sys.argv[1])
+getattr(checkpoint, sys.argv[2])(sys.argv[3], model, params, companions=sys.argv[1], force=True)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("how", ["save", "save_hf"])
+@pytest.mark.parametrize(("target", "calls"), [("directories._sync", 1), ("Path.rename", 2)])
+def test_saving_is_killed(original, tmp_path, how, target, calls):
+    """Before the files are on the disk, and between the renames that replace the old directory: nothing half written, and the
+    next one recovers."""
+    out = tmp_path / "out"
+    shutil.copytree(original, out)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.format(target=target, calls=calls), original, how, out],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if calls == 1:
+        assert helpers.call("verify", original, out, "--quiet") == 0
+    else:
+        assert not out.exists()
+    model, params = load(original)
+    {"save": checkpoint.save, "save_hf": checkpoint.save_hf}[how](out, model, params, companions=original, force=True)
+    assert helpers.call("verify", original, out, "--quiet") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
