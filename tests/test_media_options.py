@@ -16,7 +16,8 @@ from smolvlm_jax.media_options import PictureOptions
 from smolvlm_jax.processing import MediaLimits, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 from smolvlm_jax.processing.options import check_options, open_processor
 from smolvlm_jax.records.record import Record
-from smolvlm_jax.train.config import DataConfig, from_dict
+from smolvlm_jax.train.config import DataConfig
+from smolvlm_jax.train.plain import from_dict
 from smolvlm_jax.train.samples import Prepare
 
 TINY = str(resolve("tiny"))
