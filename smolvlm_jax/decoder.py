@@ -186,12 +186,9 @@ class SmolVLMTextModel(nn.Module):
             if columns is not None:
                 after = KVCache.from_prompt(out.keys_values, valid, columns)
         else:
-            after, visible = cache.advance(valid)
-            start = cache.index % cache.length
-            caches = [LayerCache(keys, values, start) for keys, values in zip(cache.keys, cache.values, strict=True)]
+            after, visible, caches = cache.advance(valid)
             out = run(mask=visible, caches=caches)
-            keys, values = zip(*out.keys_values, strict=True)
-            after = replace(after, keys=keys, values=values)
+            after = replace(after, layers=out.keys_values)
         last = self.norm(out.hidden)
         states = (*out.inputs, last) if output_hidden_states else None
         return SmolVLMBaseModelOutputWithPast(last, after, states, out.weights)

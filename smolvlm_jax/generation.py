@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from .cache import CacheFormat, check_kv_cache_dtype
 from .decoding import Decoded, DecodeState, Rows, RowSettings, Rules, decode, next_token, tokens_seen
 from .errors import InputError
 from .generation_config import GenerationConfig
@@ -41,16 +42,19 @@ def bucket(n: int, smallest: int = 32) -> int:
     return power * 3 // 4 if power > max(smallest, 2) and n <= power * 3 // 4 else power
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rules", "cache_length"))
-def _prefill(model, rules: Rules, cache_length: int, params, inputs: dict[str, Any], settings: RowSettings) -> Decoded:
+@functools.partial(jax.jit, static_argnames=("model", "rules", "cache_length", "stored"))
+def _prefill(
+    model, rules: Rules, cache_length: int, params, inputs: dict[str, Any], settings: RowSettings, stored: CacheFormat
+) -> Decoded:
     """Run the prompts, left-padded to one length, and draw the first token of each."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    out = model.apply({"params": params}, **inputs, position_ids=positions, logits_to_keep=1, cache_length=cache_length)
+    out = model.apply({"params": params}, **inputs, position_ids=positions, logits_to_keep=1, cache_length=ids.shape[1])
     seen = tokens_seen(ids, mask, segments=1, vocabulary=out.logits.shape[-1])[:, 0] if rules.penalize else None
     rows = next_token(rules, Rows.start(positions[:, -1], settings, seen=seen), out.logits[:, -1])
     tokens = jnp.zeros((len(ids), cache_length - ids.shape[1]), jnp.int32).at[:, 0].set(rows.token)
-    return Decoded(DecodeState(rows, out.past_key_values), tokens, jnp.ones((), jnp.int32))
+    cache = out.past_key_values.stored_as(stored, cache_length)  # whose promise `_align` keeps
+    return Decoded(DecodeState(rows, cache), tokens, jnp.ones((), jnp.int32))
 
 
 _decode = jax.jit(decode, static_argnames=("model", "rules"), donate_argnames="decoded")
@@ -138,9 +142,11 @@ def _start(
     generation_config: GenerationConfig | None = None,
     seed: int | Sequence[int] = 0,
     mesh: Mesh | None = None,
+    kv_cache_dtype: str | None = None,
     **overrides,
 ) -> _Run:
     """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
+    quantized = check_kv_cache_dtype(kv_cache_dtype)
     config = (generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
     given, mask = _checked(model, config, input_ids, attention_mask)
     room = model.config.text_config.max_position_embeddings - mask.sum(axis=1)
@@ -166,8 +172,10 @@ def _start(
         inputs, settings = {name: put(x) for name, x in inputs.items()}, jax.tree.map(put, settings)
     tile = 64 if jax.default_backend() == "cpu" else 128  # a TPU's tiles have 128 columns, which the decode kernel wants whole
     cache_length = -(-(length + config.max_new_tokens) // tile) * tile
+    text = model.config.text_config
+    stored = CacheFormat.choose(text, cache_length, model.dtype, quantized=quantized, mesh=mesh)
     with activate(mesh):
-        decoded = _prefill(model, Rules.of(config), cache_length, params, inputs, settings)
+        decoded = _prefill(model, Rules.of(config), cache_length, params, inputs, settings, stored)
     return _Run(model, params, config, mesh, given, decoded)
 
 
@@ -204,6 +212,7 @@ def generate(run: _Run) -> np.ndarray:
         generation_config: how to continue. Default: what the checkpoint says.
         seed: an int, or one for each row.
         mesh: where `params` were placed.
+        kv_cache_dtype: "int8" stores keys and values in 8 bits. Default: as the model computes.
         **overrides: fields of `GenerationConfig` that differ from `generation_config`.
 
     Returns:

@@ -79,13 +79,13 @@ class StackOutput(NamedTuple):
         hidden: output of the last layer, (b, t, d).
         inputs: the input of each layer; empty if the layers ran in a loop.
         keys_values: of each layer of the decoder, empty if the layers ran in a loop: without a cache its keys and values
-            (b, k, t, h), with one the updated buffers (b, k, L, h).
+            (b, k, t, h), with one the updated buffers.
         weights: attention weights of each layer, or None if they were not asked for.
     """
 
     hidden: jax.Array
     inputs: tuple[jax.Array, ...] = ()
-    keys_values: tuple[tuple[jax.Array, jax.Array], ...] = ()
+    keys_values: tuple[Any, ...] = ()
     weights: tuple[jax.Array, ...] | None = None
 
 

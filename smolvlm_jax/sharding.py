@@ -111,6 +111,17 @@ def partition_spec(names: Sequence[str | None], shape: Sequence[int], mesh, *, q
     return PartitionSpec(*entries)
 
 
+def shards(name: str, size: int, mesh=None) -> int:
+    """Over how many parts a dimension with this logical name and size is spread: on a mesh, or the one in scope, outside of the
+    parts that `on_each_device` runs."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return 1
+    (*found,) = partition_spec((name,), (size,), mesh, quiet=True)
+    axes = found[0] if found else ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
 def on_each_device(function: Callable[..., Any], *arrays: jax.Array) -> Any:
     """Run a kernel, which the compiler cannot split, on each device's part of its arrays.
 

@@ -1,29 +1,34 @@
-"""A decode step's attention on TPU in one kernel, which reads a layer's KV cache once and writes the new column.
+"""A decode step's attention on TPU in one kernel, which reads the visible columns of a layer's KV cache and writes the new one.
 
-A TPU stores the columns of the cache along its lanes, 128 to a tile, so that writing one column means reading and writing a
-whole tile; done on its own, for a cache of 256 columns this moves as many bytes as attention reads. Here the tile is in the
-core's memory already. Scores, softmax and the weighted sum stay there as well, where XLA's products of three query rows at a
-time are not bound by memory, but by everything else (figures in docs/design.md). It is used in bfloat16 only, because its
-products are those of the matrix unit.
+The cache's columns lie one after the other (`cache.ColumnBuffers`), keys and values of all heads side by side, so that the
+smallest piece that can be read is a tile of 8 columns (32 of int8), and a chunk of a row is contiguous. The kernel goes
+through a list of chunks (`work`), copies each into the core's memory while it computes with those before it, and knows no
+other columns: not those of the ring that are not visible, not those of rows that have finished. All heads share one product:
+the queries stand in a matrix that has zeros where the keys are another head's. It is used in bfloat16 only, because its
+products are those of the matrix unit. Figures in docs/design.md.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..sharding import on_each_device
+from .int8 import quantize
+from .work import Pieces, WorkList
 
-__all__ = ["decode_attention", "fits_decode"]
+__all__ = ["decode_attention", "decode_pieces", "fits_decode"]
 
-_LANES = 128  # columns of a tile
-# Bytes of keys that a step of the kernel's grid takes, unless one head alone has more. Two such blocks of keys and two of
-# values are in the core's memory at a time, which is 16 MB on the smallest chips.
-_BLOCK = 3 * 2**19
-_LARGEST_HEAD = 2**21
-# Heads of a row in one step. They are unrolled: enough that several overlap, few enough to compile fast.
-_MOST_HEADS = 8
+_LANES = 128
+_NONE = -1e30  # a score that does not count
+# Bytes of a chunk, and its columns at most: long enough that a copy's latency is small beside it.
+_CHUNK_BYTES = 3 * 2**17
+_MOST_COLUMNS = 1024
+_WRITES = 8  # new columns under way to the cache at a time
+# Bytes of the core's memory that a kernel may take for what it holds of all rows; of the list, in the memory for scalars.
+_MOST_ROW_BYTES = 2**23
+_MOST_LIST_BYTES = 2**18
 
 
 @functools.cache
@@ -37,132 +42,330 @@ def _pallas():
     return pallas, tpu
 
 
-def fits_decode(q: jax.Array, keys: jax.Array) -> bool:
-    """Whether this is one query a row in bfloat16, against whole tiles of columns, with no head too large."""
-    (*_, t, size), length = q.shape, keys.shape[2]
-    whole = length % _LANES == 0 and size % 16 == 0 and 2 * size * length <= _LARGEST_HEAD  # tiles are 16 × 128
-    return t == 1 and whole and q.dtype == keys.dtype == jnp.bfloat16 and _pallas() is not None
+def decode_pieces(length: int, lanes: int, head: int, dtype: Any) -> Pieces | None:
+    """The pieces in which the kernel reads a ring, or None if it cannot.
+
+    Args:
+        length: columns of the ring.
+        lanes: numbers of a column in one buffer, keys and values of its heads.
+        head: numbers of a head.
+        dtype: of the buffer, bfloat16 or int8.
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.bfloat16, jnp.int8) or _pallas() is None:
+        return None
+    group, align = (32, _LANES) if dtype == jnp.int8 else (8, 8)
+    if length % align or lanes % _LANES or head < 16 or _LANES % head:
+        return None
+    columns = min(_CHUNK_BYTES // (lanes * dtype.itemsize), _MOST_COLUMNS, -(-length // _LANES) * _LANES)
+    return Pieces(length, group, align, max(columns // _LANES, 1) * _LANES)
+
+
+def fits_decode(q: jax.Array, work: WorkList | None) -> bool:
+    """Whether this is one query a row in bfloat16, with a list for this kernel, and not too many rows."""
+    if work is None or q.dtype != jnp.bfloat16 or q.shape[2] != 1:
+        return False
+    devices, _, items = work.items.shape
+    rows, heads = q.shape[0] // devices, _ceil(q.shape[1], 16)
+    held = rows * _LANES * 2 * (2 * heads + _ceil(2 * q.shape[1], 16))
+    return held <= _MOST_ROW_BYTES and 4 * 16 * items <= _MOST_LIST_BYTES
 
 
 def decode_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    mask: jax.Array,
+    pairs: jax.Array,
+    scales: jax.Array | None,
     start: jax.Array,
+    work: WorkList,
     *,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Write one column into a layer's cache and attend to what it holds; the cache is updated in place where it is donated.
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Write one column into a layer's cache and attend to what each row sees; a donated cache is updated in place.
 
-    On a mesh every device takes its rows, and its heads where they divide.
+    On a mesh every device takes its rows, and its heads where they divide. A row that takes no part in the list gets zeros, and
+    its column is not written.
 
     Args:
         q: queries (b, n, 1, h).
         k: new keys (b, k, 1, h).
         v: new values (b, k, 1, h).
-        keys: the cache's keys (b, k, L, h).
-        values: the cache's values (b, k, L, h).
-        mask: bool (b, 1, L), the columns that count, the new one included.
+        pairs: the layer's keys and values (b, s, L, 2·k/s·h), bfloat16 or int8.
+        scales: float32 (b, s, R, L) with int8, else None.
         start: int () in [0, L), the column of the new key and value.
-        interpret: run the kernel in Python, where there is no TPU; or Pallas's parameters for that.
+        work: what is read.
+        interpret: Pallas's parameters to run the kernel in Python, where there is no TPU.
 
     Returns:
-        The output (b, n, 1, h), the updated keys, the updated values.
+        The output (b, n, 1, h), the updated pairs, the updated scales.
     """
     local = functools.partial(_one_device, interpret=interpret)
-    return on_each_device(local, q, k, v, keys, values, mask, start)
+    given = () if scales is None else (scales,)
+    out, pairs, *found = on_each_device(local, q, pairs, k, v, start, *work, *given)
+    return out, pairs, found[0] if found else None
 
 
-def _one_device(q, k, v, keys, values, mask, start, interpret):
+class _Shape(NamedTuple):
+    """Sizes of one device's part: rows, query heads, key heads, a head, lanes of a column; and the pieces."""
+
+    rows: int
+    queries: int
+    heads: int
+    size: int
+    lanes: int
+    pieces: Pieces
+
+    @property
+    def padded(self) -> int:
+        """Rows of the matrix of queries."""
+        return _ceil(self.queries, 16)
+
+    @property
+    def keys(self) -> int:
+        """Lanes of keys: values begin here."""
+        return self.heads * self.size
+
+    @property
+    def key_tiles(self) -> int:
+        """Lanes of the tiles that keys are in."""
+        return _ceil(self.keys, _LANES)
+
+    @property
+    def before(self) -> int:
+        """Lanes before the tiles that values are in."""
+        return self.keys // _LANES * _LANES
+
+
+def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
     """The kernel on the arrays of one device."""
     pallas, tpu = _pallas()
     b, n, _, h = q.shape
-    kv, length = keys.shape[1:3]
-    group = n // kv
-    q = q.reshape(b, kv, group, h)
-    bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min / 2)
-
-    heads = _divisor(kv, min(_MOST_HEADS, _BLOCK // (2 * h * length)))
-    batch = _divisor(b, _BLOCK // (2 * h * length * heads))
-    block = lambda last: pallas.BlockSpec((batch, heads, *last), lambda i, j, _: (i, j, 0, 0))
-    # A shift, because for a division Pallas asks the chip at hand, and there may be none.
-    number = lambda at: jax.lax.shift_right_logical(at[0], _LANES.bit_length() - 1)
-    tile = pallas.BlockSpec((batch, heads, h, _LANES), lambda i, j, at: (i, j, 0, number(at)))
-    # XLA stores the cache with columns along lanes already, so these transpositions move nothing.
-    upright = [x.swapaxes(2, 3) for x in (keys, values)]
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    held = like
-    if not interpret:
-        # Without this, XLA copies whole layers into the core's memory and out again; the kernel fetches what it needs.
-        upright = [tpu.with_memory_space_constraint(x, tpu.HBM) for x in upright]
-        held = lambda x: tpu.HBM(x.shape, x.dtype)
-    moved = 2 * (2 * keys.size + 2 * b * kv * h * _LANES + 2 * q.size + 2 * k.size) + 4 * bias.size
-    out, *upright = pallas.pallas_call(
-        functools.partial(_kernel, pallas),
-        out_shape=(like(q), *map(held, upright)),
+    kv, (_, _, length, lanes) = k.shape[1], pairs.shape
+    pieces = decode_pieces(length, lanes, h, pairs.dtype)
+    assert pieces is not None
+    shape = _Shape(b, n, kv, h, lanes, pieces)
+    group, chunk, align = pieces.group, pieces.chunk, pieces.align
+    new = jnp.concatenate([k, v], 1).reshape(b, 2 * kv, h).astype(q.dtype)
+    new = jnp.pad(new, ((0, 0), (0, _ceil(2 * kv, 8) - 2 * kv), (0, 0)))
+    kept = [pairs.reshape(b, length // group, group, lanes), *(x[:, 0] for x in scales)]
+    # Without this, XLA copies whole layers into the core's memory and out again; the kernel fetches what it needs.
+    if interpret:
+        held, far = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept], pallas.ANY
+    else:
+        kept = [tpu.with_memory_space_constraint(x, tpu.HBM) for x in kept]
+        held, far = [tpu.HBM(x.shape, x.dtype) for x in kept], tpu.HBM
+    near = lambda: pallas.BlockSpec(memory_space=tpu.VMEM)
+    distant = lambda: pallas.BlockSpec(memory_space=far)
+    of_scales = [
+        (tpu.VMEM((count, x.shape[2], size), x.dtype))
+        for x in scales
+        for count, size in ((pieces.slots, chunk), (_WRITES, align))
+    ]
+    moved = kept_bytes(pairs, *scales)
+    out, *kept = pallas.pallas_call(
+        functools.partial(_kernel, pallas, tpu, shape, bool(scales)),
+        out_shape=(jax.ShapeDtypeStruct((b, n, h), q.dtype), *held),
         grid_spec=tpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(b // batch, kv // heads),
-            in_specs=[
-                block((group, h)),
-                block((1, h)),
-                block((1, h)),
-                pallas.BlockSpec((batch, 1, length), lambda i, j, _: (i, 0, 0)),
-                *(block((h, length)) for _ in upright),
+            num_scalar_prefetch=3,
+            grid=(1,),
+            in_specs=[near(), near(), *(distant() for _ in kept)],
+            out_specs=[near(), *(distant() for _ in kept)],
+            scratch_shapes=[
+                tpu.VMEM((pieces.slots, chunk // group, group, lanes), pairs.dtype),
+                tpu.VMEM((_WRITES, group, lanes), pairs.dtype),
+                tpu.VMEM((shape.padded, shape.key_tiles), q.dtype),
+                tpu.SemaphoreType.DMA((pieces.slots,)),
+                tpu.SemaphoreType.DMA((_WRITES,)),
+                *of_scales,
             ],
-            out_specs=[block((group, h)), tile, tile],
         ),
-        input_output_aliases={5: 1, 6: 2},
-        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        cost_estimate=pallas.CostEstimate(flops=4 * b * n * h * length, transcendentals=b * n * length, bytes_accessed=moved),
+        input_output_aliases={5 + i: 1 + i for i in range(len(kept))},
+        # Of a ring that is half visible: XLA fetches weights meanwhile.
+        cost_estimate=pallas.CostEstimate(
+            flops=2 * b * n * h * length, transcendentals=b * n * length // 2, bytes_accessed=moved // 2
+        ),
         interpret=interpret,
         name="decode_attention",
-    )(start.reshape(1).astype(jnp.int32), q, k.astype(q.dtype), v.astype(q.dtype), bias, *upright)
-    return out.reshape(b, n, 1, h), *(x.swapaxes(2, 3) for x in upright)
+    )(start.reshape(1).astype(jnp.int32), items[0], total[0], q.reshape(b, n, h), new, *kept)
+    return out.reshape(b, n, 1, h), kept[0].reshape(pairs.shape), *(x[:, None] for x in kept[1:])
 
 
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most `most`, and at least 1."""
-    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))
+def kept_bytes(*arrays: jax.Array) -> int:
+    """Bytes of arrays."""
+    return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
-def _kernel(pallas, start, q, k, v, bias, keys, values, out, new_keys, new_values) -> None:
-    """One step of the grid, a block of rows and heads.
+def _ceil(n: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-n // unit) * unit
 
-    start (1,); q and out (B, K, g, h); k and v (B, K, 1, h); bias float32 (B, 1, L); keys and values (B, K, h, L);
-    new_keys and new_values (B, K, h, 128), the tile that holds the new column. Scores and sums take the new column from k
-    and v, not from the tile, so that nothing waits for the write.
+
+def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, new, *refs) -> None:
+    """All items of the list, one after the other.
+
+    start (1,), work (10, N) and total (1,) are scalars; q (b, n, h); new (b, R, h), the new keys and behind them the new values
+    of all heads. In main memory: the pairs (b, L / group, group, lanes), and of int8 the scales (b, R, L). Output (b, n, h).
     """
-    batch, heads, size, length = keys.shape
+    if quantized:
+        pairs, scales, out, new_pairs, new_scales, chunks, tiles, wide, arrived, left, scale_chunks, scale_tiles = refs
+    else:
+        pairs, out, new_pairs, chunks, tiles, wide, arrived, left = refs
+    length, group, align, size, slots = shape.pieces
+    h, n, padded, lanes = shape.size, shape.queries, shape.padded, shape.lanes
     iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32)
-    lane = start[0] & (_LANES - 1)
-    tile = pallas.ds(pallas.multiple_of(start[0] - lane, _LANES), _LANES)
-    is_new = iota((1, length), 1) == start[0]
-    is_new_lane = iota((size, _LANES), 1) == lane
-    diagonal = iota((size, size), 0) == iota((size, size), 1)
+    bits = lambda unit: unit.bit_length() - 1
+    ring_group, ring_align = start[0] >> bits(group), pallas.multiple_of(start[0] & -align, align)
 
-    def attend(i, j):
-        x = q[i, j]
-        new = k[i, j].astype(jnp.float32), v[i, j].astype(jnp.float32)
-        scores = _product(x, keys[i, j], 0)
-        scores = jnp.where(is_new, (x.astype(jnp.float32) * new[0]).sum(1, keepdims=True), scores) * size**-0.5 + bias[i]
-        weights = jnp.exp(scores - scores.max(1, keepdims=True))
-        weights = (weights / weights.sum(1, keepdims=True)).astype(x.dtype)
-        of_new = jnp.where(is_new, weights.astype(jnp.float32), 0).sum(1, keepdims=True)
-        of_old = jnp.where(is_new, jnp.zeros_like(weights), weights)
-        out[i, j] = (_product(of_old, values[i, j], 1) + of_new * new[1]).astype(out.dtype)
-        for row, old, place in zip(new, (keys, values), (new_keys, new_values), strict=True):
-            column = jnp.where(diagonal, row, 0).sum(1, keepdims=True)  # (1, h) to (h, 1)
-            place[i, j] = jnp.where(is_new_lane, column, old[i, j, :, tile].astype(jnp.float32)).astype(place.dtype)
+    def read(item, go: bool):
+        """Start the copies of an item, or wait for them."""
+        slot = jax.lax.rem(item, slots)
+        head, low, at, before, after = (work[i, item] for i in range(5))
+        row = head >> 1
+        copies = [
+            (before, lambda: (pairs.at[row, pallas.ds(at, before)], chunks.at[slot, pallas.ds(low, before)])),
+            (after, lambda: (pairs.at[row, pallas.ds(0, after)], chunks.at[slot, pallas.ds(low + before, after)])),
+        ]
+        if quantized:
+            first, some, more = (work[i, item] for i in range(7, 10))
+            span = lambda at, n: pallas.ds(pallas.multiple_of(at * align, align), pallas.multiple_of(n * align, align))
+            copies += [
+                (some, lambda: (scales.at[row, :, span(first, some)], scale_chunks.at[slot, :, span(0, some)])),
+                (more, lambda: (scales.at[row, :, span(0, more)], scale_chunks.at[slot, :, span(some, more)])),
+            ]
+        for count, ends in copies:
 
-    # Two rows at a time where they are short, so that the softmax of one overlaps the products of the other.
-    @pallas.loop(0, batch, unroll=2 if length <= 512 and batch % 2 == 0 else 1)
-    def _(i):
-        for j in range(heads):
-            attend(i, j)
+            @pallas.when(count > 0)
+            def _(ends=ends):
+                copy = tpu.make_async_copy(*ends(), arrived.at[slot])
+                copy.start() if go else copy.wait()
+
+    def write(number, row, go: bool):
+        """Start the copies of a row's new column, or wait for those of the same place."""
+        place = jax.lax.rem(number, _WRITES)
+        copies = [(tiles.at[place], new_pairs.at[row, ring_group])]
+        if quantized:
+            copies += [(scale_tiles.at[place], new_scales.at[row, :, pallas.ds(ring_align, align)])]
+        for ends in copies:
+            copy = tpu.make_async_copy(*ends, left.at[place])
+            copy.start() if go else copy.wait()
+
+    out[...] = jnp.zeros_like(out)  # rows that take no part
+    wide[...] = jnp.zeros_like(wide)
+    chunks[...] = jnp.zeros_like(chunks)  # what a weight of zero is multiplied with must be finite
+    if quantized:
+        scale_chunks[...] = jnp.zeros_like(scale_chunks)
+    for item in range(slots - 1):
+        read(item, True)
+
+    # For each query its head; by a product, since for a division Pallas asks the chip at hand.
+    per_head = n // shape.heads
+    lane, head_of = iota((padded, _LANES), 1), (iota((padded, _LANES), 0) * -(-(2**16) // per_head)) >> 16
+    own = lambda first: (lane + first >= head_of * h) & (lane + first < head_of * h + h)  # of a tile with this first lane
+    column = iota((padded, size), 1)
+    tile_row = iota((group, lanes), 0)
+    here = tile_row == (start[0] & (group - 1))
+
+    def visible(column, new_at, live):
+        """Which columns of a chunk the row sees, apart from the chunk's end."""
+        age = new_at - column
+        return jnp.where(age < 0, age + length, age) < live
+
+    def spread(scale):
+        """Scales (heads, C) of key heads, for each query."""
+        rows = jnp.broadcast_to(scale[:1], (padded, size))
+        number = (iota((padded, size), 0) * -(-(2**16) // per_head)) >> 16
+        for j in range(1, shape.heads):
+            rows = jnp.where(number < j, rows, scale[j : j + 1])
+        return rows
+
+    def attend(item, carry):
+        most, total_weight, summed, written = carry
+        slot, row, is_first = jax.lax.rem(item, slots), work[0, item] >> 1, (work[0, item] & 1) == 1
+        low, end, new_at, live = work[1, item], work[1, item] + work[3, item] + work[4, item], work[5, item], work[6, item]
+        is_last = new_at < size
+        read(item + slots - 1, True)
+        read(item, False)
+
+        @pallas.when(is_first)
+        def _():
+            """The queries of the row, and no column before the first that it sees."""
+            x = jnp.concatenate([q[row].astype(jnp.float32)] * (_LANES // h), 1)
+            for first in range(0, shape.key_tiles, _LANES):
+                wide[:n, first : first + _LANES] = jnp.where(own(first)[:n], x, 0).astype(wide.dtype)
+            if not quantized:
+                kept = visible(low * group + tile_row, new_at, live)
+                chunks[slot, low] = jnp.where(kept, chunks[slot, low].astype(jnp.float32), 0).astype(chunks.dtype)
+
+        @pallas.when(is_last)
+        def _():
+            """The new column, and no column after it that the row does not see; nor what is left of another row's chunk."""
+
+            @pallas.when(written >= _WRITES)
+            def _():
+                write(written, row, False)
+
+            place, at = jax.lax.rem(written, _WRITES), new_at >> bits(group)
+            old = chunks[slot, at].astype(jnp.float32)
+            column = new[row].astype(jnp.float32)
+            if quantized:
+                column, scale = quantize(column)
+                column = column.astype(jnp.float32)
+            joined = jnp.concatenate([column[j : j + 1] for j in range(2 * shape.heads)], 1)
+            kept = visible(at * group + tile_row, new_at, live)
+            tile = jnp.where(here, joined, jnp.where(kept, old, 0)).astype(chunks.dtype)
+            chunks[slot, at] = tile
+            tiles[place] = tile
+            if quantized:
+                span = pallas.ds(pallas.multiple_of(new_at & -align, align), align)
+                lane = iota((scale_tiles.shape[1], align), 1)
+                fresh = jnp.where(lane == (start[0] & (align - 1)), scale, scale_chunks[slot, :, span])
+                scale_chunks[slot, :, span] = fresh
+                scale_tiles[place] = fresh
+            else:
+
+                @pallas.loop(end, size // group)
+                def _(i):
+                    chunks[slot, i] = jnp.zeros((group, lanes), chunks.dtype)
+
+            write(written, row, True)
+
+        kv = chunks[slot].reshape(size, lanes).astype(q.dtype)
+        scores = _product(wide[...], kv[:, : shape.key_tiles], 1) * h**-0.5
+        if quantized:
+            scores = scores * spread(scale_chunks[slot, : shape.heads])
+        counts = visible(column, new_at, live) & (column < end * group)
+        scores = jnp.where(counts, scores, _NONE)
+        old = jnp.where(is_first, _NONE, most)
+        most = jnp.maximum(old, scores.max(1, keepdims=True))
+        weights = jnp.exp(scores - most)
+        fade = jnp.where(is_first, 0.0, jnp.exp(old - most))
+        total_weight = fade * total_weight + weights.sum(1, keepdims=True)
+        if quantized:
+            weights = jnp.where(counts, weights * spread(scale_chunks[slot, shape.heads : 2 * shape.heads]), 0)
+        summed = fade * summed + _product(weights.astype(kv.dtype), kv[:, shape.before :], 0)
+
+        @pallas.when(is_last)
+        def _():
+            """Of each query its own head's lanes, wherever they stand, moved to the first ones."""
+            y = summed / total_weight
+            tiles_of = range(shape.before, lanes, _LANES)
+            y = sum(jnp.where(own(t - shape.keys), y[:, t - shape.before : t - shape.before + _LANES], 0) for t in tiles_of)
+            shift = h
+            while shift < _LANES:
+                y, shift = y + tpu.roll(y, shift, 1), 2 * shift
+            out[row] = y[:n, :h].astype(out.dtype)
+
+        return most, total_weight, summed, written + is_last.astype(jnp.int32)
+
+    zero = jnp.zeros((padded, 1), jnp.float32)
+    begin = (zero, zero, jnp.zeros((padded, lanes - shape.before), jnp.float32), jnp.int32(0))
+    *_, written = jax.lax.fori_loop(0, total[0], attend, begin)
+    for number in range(_WRITES):
+
+        @pallas.when(number < written)
+        def _(number=number):
+            write(number, 0, False)
 
 
 def _product(x, y, axis: int):

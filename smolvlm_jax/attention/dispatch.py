@@ -6,19 +6,20 @@ was lowered. All forms use grouped heads, a boolean mask and a softmax in float3
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ..errors import ConfigError
-from ..sharding import constrain
 from . import forms
 from .decode import decode_attention, fits_decode
 from .forms import Mask
 from .splash import fits_splash, splash_attention
-from .trial import decode_example, splash_example, trusted
+from .trial import decode_example, decode_int8_example, splash_example, trusted
+from .work import WorkList
 
 __all__ = ["Attended", "LayerCache", "attention", "cached_attention", "check_form", "try_kernels"]
 
@@ -29,26 +30,26 @@ class Attended(NamedTuple):
     Attributes:
         output: (b, n, t, h) in the dtype of the queries.
         weights: (b, n, t, s) after softmax, or None if they were not asked for.
-        keys_values: the updated keys and values of the layer's cache, (b, k, L, h) each, or None without a cache.
+        keys_values: the updated buffers of the layer's cache, or None without a cache.
     """
 
     output: jax.Array
     weights: jax.Array | None = None
-    keys_values: tuple[jax.Array, jax.Array] | None = None
+    keys_values: Any = None
 
 
 class LayerCache(NamedTuple):
     """One layer's part of a KV cache, and where in it new columns go.
 
     Attributes:
-        keys: (b, k, L, h).
-        values: (b, k, L, h).
+        buffers: keys and values in one of the layouts of `cache`, which can be written and read.
         start: int (), the column of the first new key and value.
+        work: what the decode kernel is to read; None where the cache is not laid out for it, or with more than one new column.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    buffers: Any
     start: jax.Array
+    work: WorkList | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ def _by_splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Arra
     return splash_attention(q, k, v, ids, causal=causal)
 
 
+def _by_decode(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache) -> tuple[jax.Array, Any]:
+    pairs, scales = cache.buffers.pairs, cache.buffers.scales
+    out, pairs, scales = decode_attention(q, k, v, pairs, scales, cache.start, cache.work)
+    return out, replace(cache.buffers, pairs=pairs, scales=scales)
+
+
+def _fits_decode(dtype: Any) -> Callable[[jax.Array, LayerCache], bool]:
+    return lambda q, cache: fits_decode(q, cache.work) and cache.buffers.pairs.dtype == dtype
+
+
 # fits(q, k, mask) and run(q, k, v, mask) -> output (b, n, t, h)
 FORMS = (
     Form("splash", "tpu", fits_splash, _by_splash, splash_example),
@@ -83,14 +94,17 @@ FORMS = (
     Form("einsum", "default", forms.fits_whole, forms.by_einsum),
     Form("blockwise", "default", lambda q, k, mask: True, forms.by_blocks),
 )
-# fits(q, keys) and run(q, k, v, keys, values, mask, start) -> output, keys, values. Without one of these, the new columns are
-# written first, and `attention` reads the buffers.
-CACHED_FORMS = (Form("decode", "tpu", fits_decode, decode_attention, decode_example),)
+# fits(q, cache) and run(q, k, v, cache) -> output, buffers. Without one of these, the new columns are written first, and
+# `attention` reads the buffers.
+CACHED_FORMS = (
+    Form("decode", "tpu", _fits_decode(jnp.bfloat16), _by_decode, decode_example),
+    Form("decode", "tpu", _fits_decode(jnp.int8), _by_decode, decode_int8_example),
+)
 
 
 def check_form(name: str) -> None:
     """Raise ConfigError unless `name` is "auto" or the name of a form."""
-    names = ("auto", *(form.name for form in (*CACHED_FORMS, *FORMS)))
+    names = tuple(dict.fromkeys(("auto", *(form.name for form in (*CACHED_FORMS, *FORMS)))))
     if name not in names:
         raise ConfigError(f"attention {name!r} is none of {', '.join(names)}")
 
@@ -171,24 +185,18 @@ def cached_attention(
         ConfigError: if no form has that name.
     """
 
-    def plain(q, k, v, keys, values, mask, start):
-        keys, values = write_columns(keys, k, start), write_columns(values, v, start)
-        found = attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask, form=form, return_weights=return_weights)
-        return found._replace(keys_values=(keys, values))
+    def plain(q, k, v, cache, mask):
+        buffers = cache.buffers.write(k, v, cache.start)
+        found = attention(q, *buffers.read(q.dtype), mask, form=form, return_weights=return_weights)
+        return found._replace(keys_values=buffers)
 
-    def by_kernel(run, *inputs):
-        output, keys, values = run(*inputs)
-        return Attended(output, keys_values=(keys, values))
+    def by_kernel(run, q, k, v, cache, mask):
+        output, buffers = run(q, k, v, cache)
+        return Attended(output, keys_values=buffers)
 
-    inputs = (q, k, v, cache.keys, cache.values, mask, cache.start)
-    chosen = {} if return_weights else _choose(CACHED_FORMS, form, q, cache.keys)
+    inputs = (q, k, v, cache, mask)
+    chosen = {} if return_weights else _choose(CACHED_FORMS, form, q, cache)
     if not chosen:
         return plain(*inputs)
     kernels = {platform: partial(by_kernel, run) for platform, run in chosen.items()}
     return jax.lax.platform_dependent(*inputs, **kernels, default=plain)
-
-
-def write_columns(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """A buffer (b, k, L, h) with the columns `new` (b, k, t, h) from column `start` on."""
-    written = jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, 0, start, 0))
-    return constrain(written, "batch", "act_kv_heads", None, None)

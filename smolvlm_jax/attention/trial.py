@@ -9,15 +9,18 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .decode import decode_attention
+from .decode import decode_attention, decode_pieces
 from .forms import by_einsum
+from .int8 import dequantize, quantize
 from .splash import splash_attention
+from .work import work_list
 
-__all__ = ["decode_example", "splash_example", "trusted"]
+__all__ = ["decode_example", "decode_int8_example", "splash_example", "trusted"]
 
 # Largest norm of the difference over the norm of the result: rounding to bfloat16 makes 0.003.
 _TOLERANCE = 0.02
@@ -79,12 +82,43 @@ def splash_example() -> tuple[jax.Array, jax.Array]:
     return splash_attention(q, k, v, ids, causal=True), _plain(q, k, v, mask)
 
 
-def decode_example() -> tuple[jax.Array, jax.Array]:
-    """Four rows and a cache of 256 columns: the output and the updated cache, by the kernel and by the formula."""
-    q, k, v, keys, values = _inputs((4, 9, 1, 64), (4, 3, 1, 64), (4, 3, 1, 64), (4, 3, 256, 64), (4, 3, 256, 64))
-    start = jnp.asarray(200)
-    mask = ((jnp.arange(256) * 7 % 5 > 1) | (jnp.arange(256) == start))[None, None].repeat(4, 0)
-    ours = decode_attention(q, k, v, keys, values, mask, start)
-    keys, values = (jax.lax.dynamic_update_slice(x, new, (0, 0, start, 0)) for x, new in ((keys, k), (values, v)))
+def _decode_example(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Four rows and a ring of 256 columns that has come round: the output and the new column, by the kernel and by the formula.
+
+    One row sees the whole ring, one a part that crosses its end, one the new column alone, one has finished.
+    """
+    rows, queries, heads, length, size = 4, 9, 3, 256, 64
+    start, live = jnp.asarray(40), jnp.asarray([length, 100, 1, 0])
+    q, k, v, old = _inputs((rows, queries, 1, size), *[(rows, heads, 1, size)] * 2, (rows, length, 2 * heads, size))
+    new, scales = jnp.concatenate([k, v], 1).swapaxes(1, 2), None
+    kept = old
+    if dtype == jnp.int8:
+        kept, scales = quantize(old)
+        new, old = dequantize(*quantize(new)), dequantize(kept, scales)
+        scales = jnp.pad(scales[..., 0].swapaxes(1, 2), ((0, 0), (0, 2), (0, 0)))[:, None]
+    pairs = kept.reshape(rows, 1, length, 2 * heads * size)
+    pieces = decode_pieces(length, pairs.shape[3], size, dtype)
+    assert pieces is not None
+    out, pairs, scales = decode_attention(q, k, v, pairs, scales, start, work_list(live[None], start, pieces))
+
+    seen = (start - jnp.arange(length)) % length < live[:, None]
+    both = jnp.where((jnp.arange(length) == start)[:, None, None], new, old).astype(jnp.float32)
+    keys, values = jnp.split(both.swapaxes(1, 2), 2, 1)
+    exact = jnp.where(live[:, None, None, None] > 0, _plain(q, keys, values, seen[:, None]), 0)
+    ours = pairs.reshape(both.shape).astype(jnp.float32)
+    if scales is not None:
+        ours = ours * scales[:, 0, : 2 * heads].swapaxes(1, 2)[..., None]
+    columns = seen[..., None, None]
+    ours, wanted = jnp.where(columns, ours, 0), jnp.where(columns, both, 0)
     together = lambda *arrays: jnp.concatenate([x.astype(jnp.float32).ravel() for x in arrays])
-    return together(ours[0] * _OUTPUT_WEIGHT, *ours[1:]), together(_plain(q, keys, values, mask) * _OUTPUT_WEIGHT, keys, values)
+    return together(out * _OUTPUT_WEIGHT, ours), together(exact * _OUTPUT_WEIGHT, wanted)
+
+
+def decode_example() -> tuple[jax.Array, jax.Array]:
+    """A decode step with a bfloat16 cache."""
+    return _decode_example(jnp.bfloat16)
+
+
+def decode_int8_example() -> tuple[jax.Array, jax.Array]:
+    """A decode step with an int8 cache."""
+    return _decode_example(jnp.int8)

@@ -89,3 +89,5 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     fitting = "(default: what fits the model and the memory)"
     machine.add_argument("--slots", type=_numbers, metavar="N,…", help=f"rows decoded at once, for each ring {fitting}")
     machine.add_argument("--ring-lengths", type=_numbers, metavar="N,…", help=f"lengths of the caches, ascending {fitting}")
+    cache = "int8: caches in 8 bits, which hold twice the rows in a TPU's memory (default: as --dtype)"
+    machine.add_argument("--kv-cache", dest="kv_cache_dtype", choices=("int8",), help=cache)

@@ -53,6 +53,7 @@ class BatchConfig:
         mesh: Of this host's devices, such as "data=2,tensor=2"; by default every device is data parallel.
         slots: Rows decoded at once, for each ring.
         ring_lengths: Columns of the caches, ascending.
+        kv_cache_dtype: "int8" for caches in 8 bits; by default as the computation.
     """
 
     input: str | os.PathLike[str]
@@ -80,6 +81,7 @@ class BatchConfig:
     mesh: str | None = None
     slots: tuple[int, ...] | None = None
     ring_lengths: tuple[int, ...] | None = None
+    kv_cache_dtype: str | None = None
 
     def __post_init__(self):
         from ..records.record import FIELDS  # late: the command line starts without numpy

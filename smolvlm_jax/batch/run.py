@@ -97,7 +97,7 @@ def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> 
     }
 
 
-_ENGINE = ("check", "dtype", "mesh", "attention", "slots", "ring_lengths")
+_ENGINE = ("check", "dtype", "mesh", "attention", "slots", "ring_lengths", "kv_cache_dtype")
 
 
 def _engine(config: BatchConfig, directory: Path, keep: bool):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..cache import CacheFormat, check_kv_cache_dtype
 from ..decoding import DecodeState, RowSettings, Rules
 from ..generation_config import Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
@@ -132,7 +133,9 @@ class Programs:
 
     def _ring(self, length: int) -> _Program:
         slots = self.config.slots[self.config.ring_lengths.index(length)]
-        return partial(programs.empty_ring, self.model, slots, length), (), ()
+        text, quantized = self.model.config.text_config, check_kv_cache_dtype(self.config.kv_cache_dtype)
+        stored = CacheFormat.choose(text, length, self.model.dtype, quantized=quantized, mesh=self.mesh)
+        return partial(programs.empty_ring, self.model, slots, length, stored), (), ()
 
     def _encode(self, tiles: int) -> _Program:
         batch, places = (

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from ..cache import KVCache
+from ..cache import CacheFormat, HeadBuffers, KVCache
 from ..decoding import Decoded, DecodeState, Rows, RowSettings, Rules, decode, next_token, tokens_seen
 from ..generation_config import Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
@@ -50,30 +50,29 @@ class Prefilled:
     """D packed rows of T tokens, run through the decoder.
 
     Attributes:
-        keys, values: (D, k, T, h) per layer.
+        layers: keys and values (D, k, T, h) of each layer.
         rows: of each of the S prompts in a packed row, after its first token, (D, S, …).
         start: int32 (D, S), the first column of each prompt.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    layers: tuple[HeadBuffers, ...]
     rows: Rows
     start: jax.Array
 
 
-def empty_ring(model: SmolVLMForConditionalGeneration, slots: int, length: int) -> DecodeState:
-    """A ring of so many slots and columns, every slot finished."""
+def empty_ring(model: SmolVLMForConditionalGeneration, slots: int, length: int, stored: CacheFormat) -> DecodeState:
+    """A ring of so many slots and columns, stored in this format, every slot finished."""
     text = model.config.text_config
     settings = RowSettings.of([(SamplingParams(), Sampling())] * slots)
     seen = jnp.zeros((slots, text.vocab_size), bool)
     rows = Rows.start(jnp.zeros((slots,), jnp.int32), jax.tree.map(jnp.asarray, settings), seen=seen)
     rows = replace(rows, finished=jnp.ones((slots,), bool))
-    return DecodeState(rows, KVCache.create(text, slots, length, model.dtype))
+    return DecodeState(rows, KVCache.create(text, slots, length, model.dtype, stored=stored))
 
 
 def specs(tree, mesh: Mesh):
     """A PartitionSpec for every array of a ring or of `Prefilled`: the first dimension over the data axes, of keys and values
-    (b, k, t, h) the heads over the tensor axis where they divide."""
+    the second, which is that of the heads, over the tensor axis where it divides."""
 
     def spec(x) -> PartitionSpec:
         names = ("batch", "act_kv_heads", None, None) if x.ndim == 4 else ("batch", *(None,) * (x.ndim - 1))
@@ -126,7 +125,7 @@ def prefill(model: SmolVLMForConditionalGeneration, rules: Rules, params, pool: 
     flat = jax.tree.map(lambda x: x.reshape(d * s, *x.shape[2:]), rows)
     flat = next_token(rules, flat, logits.reshape(d * s, -1))
     rows = jax.tree.map(lambda x: x.reshape(d, s, *x.shape[1:]), flat)
-    return Prefilled(cache.keys, cache.values, rows, packed.start)
+    return Prefilled(cache.layers, rows, packed.start)
 
 
 def insert(mesh: Mesh | None, state: DecodeState, prompt: Prefilled, slot: jax.Array, segment: jax.Array) -> DecodeState:
@@ -152,33 +151,13 @@ def insert(mesh: Mesh | None, state: DecodeState, prompt: Prefilled, slot: jax.A
 
 
 def _insert_local(state: DecodeState, prompt: Prefilled, slot: jax.Array, segment: jax.Array) -> DecodeState:
-    """`insert` as one shard sees it: its slots, its packed row.
-
-    The prompt is rolled so that it ends just before the column that the next step writes. Slices and a roll, no gather: both
-    are plain copies on every backend.
-    """
+    """`insert` as one shard sees it: its slots, its packed row."""
     slot, segment = slot[0], segment[0]
     row, start = jax.tree.map(lambda x: x[0, segment], (prompt.rows, prompt.start))
-    columns, length = state.cache.length, row.position
-    shift = state.cache.index % columns - length
     wanted = slot >= 0
     at = jnp.maximum(slot, 0)
-
-    def place(buffer, packed):
-        cut = jax.lax.dynamic_slice_in_dim(jnp.pad(packed[0], ((0, 0), (0, columns), (0, 0))), start, columns, axis=1)
-        new = jnp.roll(cut, shift, axis=1)[None].astype(buffer.dtype)
-        old = jax.lax.dynamic_slice_in_dim(buffer, at, 1, axis=0)
-        return jax.lax.dynamic_update_slice_in_dim(buffer, jnp.where(wanted, new, old), at, axis=0)
-
-    def put(array, value):
-        return array.at[at].set(jnp.where(wanted, value, array[at]))
-
-    cache = replace(
-        state.cache,
-        keys=tuple(map(place, state.cache.keys, prompt.keys)),
-        values=tuple(map(place, state.cache.values, prompt.values)),
-        visible=put(state.cache.visible, jnp.roll(jnp.arange(columns) < length, shift)),
-    )
+    put = lambda array, value: array.at[at].set(jnp.where(wanted, value, array[at]))
+    cache = state.cache.insert(at, prompt.layers, start, row.position, wanted=wanted)
     return DecodeState(jax.tree.map(put, state.rows, row), cache)
 
 

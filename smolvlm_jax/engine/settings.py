@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ..cache import CacheFormat, check_kv_cache_dtype
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
 
@@ -32,6 +33,8 @@ class EngineConfig:
         slots: rows of each ring, multiples of the mesh's data shards. Default: what the memory holds, at most 256 a shard, on
             CPU 32.
         cache_bytes: of all rings together, from which `slots` follows. Default: 2 GB on CPU, 60 % of what is free elsewhere.
+        kv_cache_dtype: "int8" stores keys and values in 8 bits, with a float32 scale for each row, head and column. Default: as
+            the model computes.
         prefill_tokens: several prompts are packed into a row of up to so many tokens; longer ones stand alone. Default: 2,048,
             on CPU 512.
         encoder_tiles: tiles that the encoder takes at once, per data shard, a power of two. Default: 16, on CPU 4.
@@ -47,6 +50,7 @@ class EngineConfig:
     ring_lengths: tuple[int, ...] = _CHOSEN
     slots: tuple[int, ...] = _CHOSEN
     cache_bytes: int | None = None
+    kv_cache_dtype: str | None = None
     prefill_tokens: int = _CHOSEN
     encoder_tiles: int = _CHOSEN
     chunk: int = _CHOSEN
@@ -68,10 +72,10 @@ class EngineConfig:
         lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*_RINGS, most) if n < most] + [most])))
         if lengths[0] < 2 or lengths[-1] > most:
             raise InputError(f"ring_lengths must lie between 2 and the model's {most} positions, got {lengths!r:.80}")
+        quantized = check_kv_cache_dtype(self.kv_cache_dtype)
         slots = self.slots
         if slots is None:
-            heads = text.num_hidden_layers * text.num_key_value_heads
-            column = 2 * heads * text.head_dim * jnp.dtype(model.dtype).itemsize
+            column = CacheFormat(jnp.dtype(jnp.int8 if quantized else model.dtype)).column_bytes(text)
             share = (self.cache_bytes or _cache_bytes(mesh)) // len(lengths)
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
             slots = tuple(max(min(share // (column * n), cap) // lanes * lanes, lanes) for n in lengths)

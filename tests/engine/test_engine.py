@@ -364,7 +364,8 @@ def test_on_a_mesh(tiny, engine, shape):
     parallel = Engine(model, params, tiny[2], config, mesh)
     got = {r.id: r.token_ids for r in parallel.generate(requests)}
     assert got == want
-    assert parallel._rings[0].state.cache.keys[0].sharding.shard_shape(parallel._rings[0].state.cache.keys[0].shape)[0] == 2
+    keys = parallel._rings[0].state.cache.layers[0].keys
+    assert keys.sharding.shard_shape(keys.shape)[0] == 2
 
 
 def test_settings_that_contradict_the_model_are_refused(tiny):
