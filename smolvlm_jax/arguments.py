@@ -24,6 +24,7 @@ __all__ = [
     "add_sampling",
     "given",
     "parse_mesh",
+    "whole_numbers",
 ]
 
 _AXES = ("data", "fsdp", "tensor")
@@ -166,6 +167,14 @@ def given(options: argparse.Namespace, target: Callable) -> dict[str, Any]:
     """The arguments of `target`, a function or a dataclass, that the command line sets."""
     found = {name: getattr(options, name, None) for name in inspect.signature(target).parameters}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The type of an option that takes a list such as 256,1024."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 256,1024") from None
 
 
 def parse_mesh(text: str | None) -> dict[str, int] | None:

@@ -1,4 +1,6 @@
-"""The command line: `smolvlm-jax generate | batch | convert | verify | train`. Imports nothing heavy before a command runs.
+"""The command line: `smolvlm-jax generate | batch | convert | verify | train | plan`.
+
+Imports nothing heavy before a command runs.
 
 A user's mistake is one line on stderr and exit code 2, trouble of the machine one line and exit code 1; `--traceback` shows
 where it came from.
@@ -16,6 +18,7 @@ from .convert.cli import add_parsers as add_converter
 from .errors import InputError, SmolVLMError, device_errors
 from .generation_config import SamplingParams
 from .media_options import PictureOptions
+from .plan.cli import add_parser as add_plan
 from .terminal import say, standard_streams
 from .train.cli import add_parser as add_train
 
@@ -27,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"smolvlm-jax {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_generate, add_batch, add_converter, add_train):
+    for add in (_add_generate, add_batch, add_converter, add_train, add_plan):
         add(commands)
     return parser
 

@@ -94,7 +94,7 @@ def test_a_training_run_is_not_its_model(tmp_path, capsys):
 
 def test_the_help_of_every_option_shows_its_default():
     (commands,) = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert list(commands) == ["generate", "batch", "convert", "verify", "train"]
+    assert list(commands) == ["generate", "batch", "convert", "verify", "train", "plan"]
     for name, command in commands.items():
         text = " ".join(command.format_help().split())
         options = [action for action in command._actions if action.option_strings and action.dest != "help"]

@@ -215,7 +215,7 @@ class TrainConfig:
         evaluation: held-out data.
         loggers: "tensorboard" besides metrics.jsonl.
         distributed: this is one process of a jax job.
-        topology: the accelerators that a recipe is meant for, such as "v5e:2x4"; `memory` compiles for them, a run ignores it.
+        topology: the accelerators that a recipe is meant for, such as "v5e:2x4"; `plan` compiles for them, a run ignores it.
         export: write OUTPUT/model at the end, in Hugging Face format, adapters merged.
         check: compare the arrays that training starts from with their checksums; see `load`.
     """

@@ -3,7 +3,17 @@
 import argparse
 import json
 
-from ..arguments import add_check, add_command, add_machine, add_model, add_pictures, add_quiet, add_sampling, given
+from ..arguments import (
+    add_check,
+    add_command,
+    add_machine,
+    add_model,
+    add_pictures,
+    add_quiet,
+    add_sampling,
+    given,
+    whole_numbers,
+)
 from ..errors import JobError, SmolVLMError
 from ..generation_config import SamplingParams
 from ..terminal import say, show
@@ -35,13 +45,6 @@ def run(options: argparse.Namespace) -> int:
     if failed and not options.quiet:
         say(f"{summary['errors']} of {summary['records']} records have an error, above --max-error-rate")
     return 0 if summary["complete"] and not failed else 1
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 256,1024") from None
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -87,7 +90,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     memory = BatchConfig.record_memory
     machine.add_argument("--record-memory", type=int, default=memory, metavar="BYTES", help="memory to prepare one record")
     fitting = "(default: what fits the model and the memory)"
-    machine.add_argument("--slots", type=_numbers, metavar="N,…", help=f"rows decoded at once, for each ring {fitting}")
-    machine.add_argument("--ring-lengths", type=_numbers, metavar="N,…", help=f"lengths of the caches, ascending {fitting}")
+    machine.add_argument("--slots", type=whole_numbers, metavar="N,…", help=f"rows decoded at once, for each ring {fitting}")
+    machine.add_argument(
+        "--ring-lengths", type=whole_numbers, metavar="N,…", help=f"lengths of the caches, ascending {fitting}"
+    )
     cache = "int8: caches in 8 bits, which hold twice the rows in a TPU's memory (default: as --dtype)"
     machine.add_argument("--kv-cache", dest="kv_cache_dtype", choices=("int8",), help=cache)

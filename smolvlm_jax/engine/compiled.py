@@ -71,7 +71,7 @@ class Programs:
 
     def ring(self, length: int) -> DecodeState:
         """The abstract state of the ring of this length."""
-        return self._returns("ring", length)
+        return self.returns("ring", length)
 
     def rules(self, *, greedy: bool) -> Rules:
         """What a program is compiled for: `greedy` if all rows take the best token without penalty, else rows that each have
@@ -111,17 +111,21 @@ class Programs:
                 self.compile_seconds += time.perf_counter() - begin
         return program
 
+    def parts(self, kind: str, *size: int) -> _Program:
+        """A program's function, its abstract arguments, and the numbers of those that are donated."""
+        return getattr(self, f"_{kind}")(*size)
+
     def lower(self, kind: str, *size: int):
         """The program before compilation, for whichever platform the shardings of its arguments are on."""
-        function, arguments, donated = getattr(self, f"_{kind}")(*size)
+        function, arguments, donated = self.parts(kind, *size)
         shardings = None
         if self.mesh is not None:
-            shardings = jax.tree.map(lambda x: x.sharding, self._returns(kind, *size))
+            shardings = jax.tree.map(lambda x: x.sharding, self.returns(kind, *size))
         return jax.jit(function, donate_argnums=donated, out_shardings=shardings).lower(*arguments)
 
-    def _returns(self, kind: str, *size: int):
+    def returns(self, kind: str, *size: int):
         """What a program returns, as abstract arrays."""
-        function, arguments, _ = getattr(self, f"_{kind}")(*size)
+        function, arguments, _ = self.parts(kind, *size)
         return self._on_mesh(jax.eval_shape(function, *arguments), replicate=kind in ("pool", "encode"))
 
     # Each of these gives a program's function, its abstract arguments, and which of them are donated.
@@ -142,7 +146,7 @@ class Programs:
             self._array((tiles, *self.model.config.vision_config.tile_shape), np.uint8),
             self._replicated((tiles,), np.int32),
         )
-        return partial(programs.encode, self.model), (self._params, self._returns("pool"), batch, places), (1,)
+        return partial(programs.encode, self.model), (self._params, self.returns("pool"), batch, places), (1,)
 
     def _prefill(self, t: int) -> _Program:
         d, s = self.config.lanes, self.segments[t]
@@ -151,11 +155,11 @@ class Programs:
         places, num_tiles = self._replicated((self.places(t),), np.int32), self._replicated((), np.int32)
         packed = programs.Packed(tokens, tokens, places, num_tiles, prompts, prompts, settings)
         function = partial(programs.prefill, self.model, self.rules(greedy=False))
-        return function, (self._params, self._returns("pool"), packed), ()
+        return function, (self._params, self.returns("pool"), packed), ()
 
     def _insert(self, t: int, length: int) -> _Program:
         lane = self._array((self.config.lanes,), np.int32)
-        return partial(programs.insert, self.mesh), (self.ring(length), self._returns("prefill", t), lane, lane), (0,)
+        return partial(programs.insert, self.mesh), (self.ring(length), self.returns("prefill", t), lane, lane), (0,)
 
     def _decode(self, length: int, greedy: bool) -> _Program:
         function = partial(programs.decode_chunk, self.model, self.rules(greedy=bool(greedy)), self.config.chunk)

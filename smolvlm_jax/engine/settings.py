@@ -11,14 +11,14 @@ from ..cache import CacheFormat, check_kv_cache_dtype
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
 
-__all__ = ["EngineConfig", "EngineShapes"]
+__all__ = ["FREE_MEMORY_SHARE", "RINGS", "EngineConfig", "EngineShapes"]
 
 # Powers of four, and what a split picture wants: up to 17 tiles, 1,200 to 1,500 tokens, and an answer.
-_RINGS = (256, 1024, 2048, 4096)
+RINGS = (256, 1024, 2048, 4096)
 _MOST_SLOTS = 256  # by default
 _ANY_SLOTS = 2**16  # the host keeps a list of them
 _CPU_CACHE_BYTES = 2 * 10**9
-_FREE_MEMORY_SHARE = 0.6
+FREE_MEMORY_SHARE = 0.6
 # Default of a field that `resolve` fills in: None in what a user gives, never in what `resolve` returns.
 _CHOSEN: Any = None
 
@@ -66,10 +66,12 @@ class EngineConfig:
         Raises:
             InputError: for what contradicts the model or the mesh.
         """
-        text, cpu = model.config.text_config, jax.default_backend() == "cpu"
+        text = model.config.text_config
+        # The mesh's own platform: its devices may be ones to compile for only.
+        cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
         lanes = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         most = text.max_position_embeddings
-        lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*_RINGS, most) if n < most] + [most])))
+        lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*RINGS, most) if n < most] + [most])))
         if lengths[0] < 2 or lengths[-1] > most:
             raise InputError(f"ring_lengths must lie between 2 and the model's {most} positions, got {lengths!r:.80}")
         quantized = check_kv_cache_dtype(self.kv_cache_dtype)
@@ -119,4 +121,4 @@ def _cache_bytes(mesh: Mesh | None) -> int:
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if not stats or "bytes_limit" not in stats:
         return _CPU_CACHE_BYTES
-    return int(_FREE_MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))) * len(devices)
+    return int(FREE_MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))) * len(devices)

@@ -1,0 +1,88 @@
+"""`smolvlm-jax plan`. Importing this module imports nothing heavy."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from ..arguments import add_command, add_machine, add_quiet, given, whole_numbers
+from ..errors import InputError
+from ..terminal import say, show
+
+__all__ = ["add_parser"]
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    from .report import chart, to_text
+    from .run import plan
+    from .settings import PlanConfig, Workload
+
+    settings = {**given(options, PlanConfig), "overrides": tuple(options.overrides)}
+    config = PlanConfig(**settings, workload=Workload(**given(options, Workload)))
+    started = time.perf_counter()
+
+    def notify(name: str, number: int, total: int) -> None:
+        if not options.quiet:
+            say(f"compiling {number} of {total}: {name} ({time.perf_counter() - started:.0f} s so far)")
+
+    found = plan(config, notify)
+    if options.json is not None:
+        text = json.dumps(found.to_dict(), indent=2) + "\n"
+        if options.json == "-":
+            show(text.rstrip("\n"))
+            return 0
+        try:
+            Path(options.json).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {options.json}: {error.strerror or error}") from error
+    if options.chart is not None:
+        chart(found, Path(options.chart))
+    show(to_text(found))
+    return 0
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    command = add_command(
+        commands,
+        "plan",
+        run_plan,
+        help="what a model needs on chips that are not here",
+        description="Compile the programs of the engine, or a recipe's training step, for chips that need not be there, and "
+        "print what they take: memory, work, time. TPUs need pip install 'smolvlm-jax[plan]', GPUs 'smolvlm-jax[plan-cuda]'.",
+    )
+    command.add_argument("--model", metavar="NAME|DIR", help="256m, 500m, 2.2b, a published name, a directory or a Hub id "
+                         "(default: 256m, or the recipe's)")  # fmt: skip
+    command.add_argument("--on", metavar="CHIPS", help="v5e:2x4, v5p:2x2x1, v6e:2x4, tpu7x:2x2x1, h100, a100:8, l4, b200, here "
+                         "(default: here, or the recipe's topology)")  # fmt: skip
+    work = command.add_argument_group("the engine's work (--mode infer)")
+    work.add_argument(
+        "--mode",
+        choices=("infer", "train"),
+        help="the engine's programs or a training step (default: infer, with --recipe train)",
+    )
+    work.add_argument("--tiles", type=int, metavar="N", help="tiles of a record (default: 13, a 4:3 picture)")
+    work.add_argument("--prompt", type=int, metavar="N", help="prompt tokens of a record (default: 1100)")
+    work.add_argument("--new", type=int, metavar="N", help="new tokens of a record (default: 700)")
+    work.add_argument(
+        "--ring-lengths", type=whole_numbers, metavar="N,…", help="as in batch (default: the shortest that holds a record)"
+    )
+    work.add_argument(
+        "--slots", type=whole_numbers, metavar="N,…", help="as in batch (default: what the engine takes of the memory)"
+    )
+    work.add_argument("--max-slots", action="store_true", help="search the largest number of slots that fits")
+    work.add_argument("--all-programs", action="store_true", help="compile every program that the engine can need")
+    train = command.add_argument_group("a training step (--mode train)")
+    train.add_argument("--recipe", metavar="RECIPE", help="a YAML file, or a built-in recipe such as lora-256m (default: none)")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe: data.length=1024 remat=full")
+    add_machine(
+        command,
+        dtype="bfloat16, or the recipe's",
+        mesh="of the chips, e.g. data=2,tensor=4 (default: all to data, or the recipe's)",
+    )
+    output = command.add_argument_group("output")
+    output.add_argument(
+        "--json", metavar="FILE", help="also write every figure as JSON; - for nothing but that (default: none)"
+    )
+    output.add_argument("--chart", metavar="FILE", help="draw the memory as .svg, .png or .pdf (default: none)")
+    add_quiet(command, "no progress")

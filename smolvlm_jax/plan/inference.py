@@ -1,0 +1,253 @@
+"""What the engine needs on a chip: its programs compiled, its memory summed, its slots searched."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from ..engine.compiled import Programs
+from ..engine.settings import FREE_MEMORY_SHARE, RINGS, EngineConfig, EngineShapes
+from ..errors import InputError
+from ..model import SmolVLMForConditionalGeneration
+from ..sharding import activate
+from .figures import Cost, Memory
+from .flops import flops
+from .measure import Measurer, TooLarge, held_bytes
+from .models import abstract_weights
+from .settings import PlanConfig, Workload
+
+__all__ = ["EngineOnChips", "chosen_ring"]
+
+# Which of a program's arguments are there anyway: weights, features, a ring. The others come with the call.
+_KEPT = {"encode": 2, "prefill": 2, "insert": 1, "decode": 2}
+_MOST_TRIALS = 5
+Notify = Callable[[str, int, int], None]
+
+
+def chosen_ring(config: PlanConfig, positions: int) -> tuple[int, ...]:
+    """The lengths of the rings: those of the config, or the shortest of the engine's own that holds a record."""
+    if config.ring_lengths:
+        return config.ring_lengths
+    columns = config.workload.prompt + config.workload.new
+    found = next((length for length in (*RINGS, positions) if columns <= length <= positions), None)
+    if found is None:
+        raise InputError(f"--prompt and --new together are {columns:,} tokens; the model has {positions:,} positions")
+    return (found,)
+
+
+@dataclass
+class EngineOnChips:
+    """The engine of a model on chips.
+
+    Attributes:
+        model: without weights.
+        mesh: of the chips.
+        measurer: compiles for them.
+        config: what was asked.
+        notify: told the name of each program before it is compiled, its number and how many there are.
+    """
+
+    model: SmolVLMForConditionalGeneration
+    mesh: Mesh
+    measurer: Measurer
+    config: PlanConfig
+    notify: Notify
+
+    def __post_init__(self):
+        self.usable = self.measurer.chip.usable if self.measurer.chip else None
+        self.weights = abstract_weights(self.model, self.mesh, self.model.dtype)
+        with activate(self.mesh):
+            self.weight_bytes = held_bytes(self.weights)
+        self.lanes = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        self.rings = chosen_ring(self.config, self.model.config.text_config.max_position_embeddings)
+        self._costs: dict[tuple, Cost] = {}
+
+    # ---- shapes
+
+    def shapes(self, slots: tuple[int, ...] | None) -> EngineShapes:
+        """The engine's shapes with so many slots, or with as many as it would take by itself."""
+        free = None if self.usable is None else max(self.usable - self.weight_bytes, 0) * self.mesh.size
+        chosen: Any = slots
+        engine = EngineConfig(
+            ring_lengths=self.rings, slots=chosen, cache_bytes=None if free is None else int(FREE_MEMORY_SHARE * free)
+        )
+        return engine.resolve(self.model, self.mesh)
+
+    def programs(self, shapes: EngineShapes, *, plain: bool = False) -> Programs:
+        """The engine's programs; `plain` ones with no kernels of attention."""
+        model = self.model.clone(attention="einsum") if plain else self.model
+        return Programs(model, self.weights, shapes, self.mesh)
+
+    def ring_of_workload(self, shapes: EngineShapes) -> int:
+        """The number of the ring that the workload's records go to.
+
+        Raises:
+            InputError: none of them is long enough.
+        """
+        work, lengths = self.config.workload, shapes.ring_lengths
+        found = next((n for n, length in enumerate(lengths) if work.prompt + work.new <= length), None)
+        if found is None:
+            raise InputError(
+                f"--prompt and --new together are {work.prompt + work.new:,} tokens; the longest ring has {lengths[-1]:,}"
+            )
+        return found
+
+    def workload_keys(self, shapes: EngineShapes) -> list[tuple]:
+        """The programs that the workload runs."""
+        programs, work = self.programs(shapes), self.config.workload
+        bucket, ring = prefill_bucket(programs, work), shapes.ring_lengths[self.ring_of_workload(shapes)]
+        encode = [("encode", programs.encoder_batches()[0])] if work.tiles else []
+        keys = [*encode, ("prefill", bucket), ("insert", bucket, ring), ("decode", ring, True)]
+        return [key for key in keys if key[0] in self.config.kinds]
+
+    def keys(self, shapes: EngineShapes) -> list[tuple]:
+        """The programs to compile: those of the workload, or with `all_programs` every one."""
+        if not self.config.all_programs:
+            return self.workload_keys(shapes)
+        return [key for key in self.programs(shapes).keys() if key[0] in _KEPT]  # noqa: SIM118 (a method of ours)
+
+    # ---- costs
+
+    def costs(self, shapes: EngineShapes, keys: list[tuple]) -> list[Cost]:
+        """Compile programs; what was compiled for the same shapes before is not compiled again."""
+        places = {key: (key, shapes.slots if key[0] in ("insert", "decode") else None) for key in keys}
+        new = [key for key in keys if places[key] not in self._costs]
+        for number, key in enumerate(new, 1):
+            self.notify(_name(key, shapes), number, len(new))
+            self._costs[places[key]] = self._cost(shapes, key)
+        return [self._costs[places[key]] for key in keys]
+
+    def _cost(self, shapes: EngineShapes, key: tuple) -> Cost:
+        kind = key[0]
+        with activate(self.mesh):
+            inputs = self.programs(shapes).parts(*key)[1][_KEPT[kind] :]
+            function, arguments, _ = self.programs(shapes, plain=True).parts(*key)
+            return self.measurer.cost(
+                _name(key, shapes),
+                self.programs(shapes).lower(*key),
+                flops=flops(function, *arguments) / self.mesh.size,
+                input_bytes=held_bytes(inputs),
+                steps=shapes.chunk if kind == "decode" else 1,
+            )
+
+    def workload_costs(self, shapes: EngineShapes) -> list[Cost]:
+        """Of the programs that the workload runs."""
+        return self.costs(shapes, self.workload_keys(shapes))
+
+    def memory(self, shapes: EngineShapes, costs: list[Cost]) -> Memory:
+        """Of one chip while it runs these programs."""
+        programs = self.programs(shapes)
+        with activate(self.mesh):
+            rings = sum(held_bytes(programs.ring(length)) for length in shapes.ring_lengths)
+            pool = held_bytes(programs.returns("pool"))
+        largest = max(costs, key=lambda cost: cost.own_bytes)
+        return Memory(
+            kinds={
+                "weights": self.weight_bytes,
+                "KV cache": rings,
+                "features": pool,
+                "temporaries": largest.temporary_bytes,
+                "inputs and results": largest.own_bytes - largest.temporary_bytes,
+                "code": sum(cost.code_bytes for cost in costs),
+            },
+            largest=largest.name,
+            usable=self.usable,
+        )
+
+    # ---- the whole
+
+    def measure(self) -> tuple[EngineShapes, list[Cost], Memory]:
+        """Compile for the slots that are asked for, or search the largest number that fits.
+
+        Raises:
+            InputError: it does not fit; the message says by how much, and what to lower.
+        """
+        if self.config.max_slots:
+            return self._search()
+        shapes = self.shapes(self.config.slots)
+        try:
+            costs = self.costs(shapes, self.keys(shapes))
+            memory = self.memory(shapes, costs)
+            needed = memory.total
+        except TooLarge as error:
+            needed = error.needed or (self.usable or 0)
+            memory = None
+        if self.usable is not None and (memory is None or needed > self.usable):
+            raise InputError(self._too_large(shapes, needed))
+        assert memory is not None
+        return shapes, costs, memory
+
+    def _too_large(self, shapes: EngineShapes, needed: int) -> str:
+        assert self.usable is not None
+        slots = ", ".join(f"{n:,} × {length:,}" for n, length in zip(shapes.slots, shapes.ring_lengths, strict=True))
+        lower = "lower --slots, or let --max-slots search"
+        if self.weight_bytes > self.usable:
+            lower = "divide the weights with --mesh over fsdp or tensor and more chips"
+        return (
+            f"{self.config.full_name} with {slots} columns does not fit: {needed / 1e9:.2f} GB of a chip that has "
+            f"{self.usable / 1e9:.2f} GB for programs: {(needed - self.usable) / 1e9:.2f} GB too much; {lower}"
+        )
+
+    def _try(self, slots: int) -> tuple[EngineShapes, list[Cost], Memory]:
+        shapes = self.shapes((slots,))
+        costs = self.costs(shapes, self.keys(shapes))
+        return shapes, costs, self.memory(shapes, costs)
+
+    def _search(self) -> tuple[EngineShapes, list[Cost], Memory]:
+        """The largest number of slots that fits: memory grows by the slot, so that two numbers of slots tell of a third."""
+        if self.usable is None:
+            raise InputError("--max-slots needs a chip whose memory is known: --on v5e, say")
+        step = self.lanes
+        fits = self._try(step)
+        if fits[2].total > self.usable:
+            raise InputError(self._too_large(fits[0], fits[2].total))
+        a_step = fits[2].kinds["KV cache"]
+        low, high, wanted = 1, None, 1 + (self.usable - fits[2].total) // a_step  # in steps of one slot for each lane
+        for _ in range(_MOST_TRIALS):
+            wanted = max(wanted, low + 1) if high is None else min(max(wanted, low + 1), high - 1)
+            if wanted <= low:
+                break
+            try:
+                found = self._try(wanted * step)
+                over = found[2].total - self.usable
+            except TooLarge as error:
+                found, over = None, max((error.needed or 0) - (error.usable or 0), a_step)
+            if found is not None and over <= 0:
+                low, fits = wanted, found
+                more = -over // _slope(fits[2], wanted)
+                if more < 1:
+                    break
+                wanted = low + more
+            else:
+                high = wanted
+                wanted -= max(-(-over // (_slope(found[2], wanted) if found else a_step)), 1)
+            if high is not None and high - low <= 1:
+                break
+        return fits
+
+
+def _slope(memory: Memory, steps: int) -> int:
+    """Bytes by which a step of slots makes an engine larger, at most: what grows with the slots, over them."""
+    return max((memory.kinds["KV cache"] + memory.kinds["temporaries"]) // steps, 1)
+
+
+def prefill_bucket(programs: Programs, work: Workload) -> int:
+    """The length of the packed rows that prompts of this length are put into when many wait."""
+    most = programs.config.prefill_tokens
+    fitting = [t for t in programs.buckets if t >= work.prompt]
+    if not fitting:
+        raise InputError(f"--prompt {work.prompt:,} is longer than the rings, {programs.config.ring_lengths}")
+    return most if work.prompt <= most else fitting[0]
+
+
+def _name(key: tuple, shapes: EngineShapes) -> str:
+    kind, *size = key
+    if kind == "encode":
+        return f"encode {size[0]} tiles"
+    if kind == "prefill":
+        return f"prefill {shapes.lanes} × {size[0]}"
+    if kind == "insert":
+        return f"insert {size[0]} into {size[1]}"
+    slots = shapes.slots[shapes.ring_lengths.index(size[0])]
+    return f"decode {slots} × {size[0]}" + ("" if size[1] else ", sampled")

@@ -1,0 +1,161 @@
+"""Compiling a program, and counting what came of it."""
+
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..errors import InputError
+from .chips import Chip
+from .counting import Counts, count
+from .figures import Collective, Cost
+from .hlo import parse
+from .kernels import read_dump
+
+__all__ = ["Measurer", "TooLarge", "held_bytes"]
+
+# Cost's names of the compiler's figures.
+_SIZES = {"argument": "argument", "output": "output", "alias": "alias", "temporary": "temp", "code": "generated_code"}
+
+
+class TooLarge(InputError):
+    """A program that the compiler refuses, because it does not fit the chip.
+
+    Attributes:
+        needed: bytes, as far as the compiler says.
+        usable: likewise.
+    """
+
+    def __init__(self, name: str, text: str):
+        found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", text)
+        self.needed: int | None
+        self.usable: int | None
+        self.needed, self.usable = (_amount(*found.group(1, 2)), _amount(*found.group(3, 4))) if found else (None, None)
+        super().__init__(f"{name} does not fit: {' '.join(text.split())[:200]}")
+
+
+def _amount(number: str, unit: str) -> int:
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Compiles for a chip.
+
+    Attributes:
+        chip: None for one that is not in the table.
+        dump: where the compiler writes the schedules of kernels; None if it does not.
+    """
+
+    chip: Chip | None
+    dump: str | None = None
+
+    def cost(self, name: str, lowered: Any, *, flops: float = 0, input_bytes: int = 0, steps: int = 1) -> Cost:
+        """Compile a program and count.
+
+        Args:
+            name: for people.
+            lowered: the program, as `jit(…).lower(…)` gives it.
+            flops: of it, on one chip.
+            input_bytes: see `Cost`.
+            steps: that a program whose loop decides its own length takes in a call; everything but memory is for one of them.
+
+        Raises:
+            TooLarge: it does not fit the chip.
+        """
+        self._clear()
+        started = time.perf_counter()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
+                raise TooLarge(name, str(error)) from error
+            raise
+        seconds = time.perf_counter() - started
+        memory = compiled.memory_analysis()
+        sizes: Any = {f"{ours}_bytes": int(getattr(memory, f"{theirs}_size_in_bytes")) for ours, theirs in _SIZES.items()}
+        counts = _a_step(count(parse(compiled.as_text())), steps)
+        found = Cost(
+            name=name,
+            **sizes,
+            input_bytes=input_bytes,
+            flops=flops,
+            bytes=counts.bytes,
+            kernel_bytes=counts.kernel_bytes,
+            kernels=_named(counts.calls),
+            libraries={target: round(number) for target, number in counts.libraries.items()},
+            launches=counts.launches,
+            collectives={
+                kind: Collective(count=round(number), nbytes=round(counts.collective_bytes[kind]))
+                for kind, number in counts.collectives.items()
+            },
+            seconds=seconds,
+        )
+        if self.chip is not None and self.chip.platform == "tpu":
+            found = self._with_cycles(found, counts)
+        return self._with_seconds(found)
+
+    def _with_cycles(self, cost: Cost, counts: Counts) -> Cost:
+        assert self.chip is not None
+        schedules = read_dump(self.dump, list(counts.calls)) if self.dump else {}
+        return replace(
+            cost,
+            xla_cycles=counts.cycles,
+            kernel_cycles=sum(
+                counts.calls[name] * kernel.cycles(self.chip.product_cycles) for name, kernel in schedules.items()
+            ),
+            unknown_loops=sum(kernel.unknown_loops for kernel in schedules.values()),
+            missing_kernels=tuple(sorted(set(_named(Counter(counts.calls.keys() - schedules.keys()))))),
+        )
+
+    def _with_seconds(self, cost: Cost) -> Cost:
+        chip = self.chip
+        if chip is None:
+            return cost
+        moving = cost.bytes / chip.bandwidth
+        floor = max(cost.flops / chip.flops, moving)
+        estimated = None if cost.cycles is None or chip.clock is None else max(cost.cycles / chip.clock, moving)
+        return replace(cost, floor_seconds=floor, estimated_seconds=estimated)
+
+    def _clear(self) -> None:
+        """Remove the schedules of the program before."""
+        if self.dump is not None:
+            shutil.rmtree(self.dump, ignore_errors=True)
+            os.makedirs(self.dump, exist_ok=True)
+
+
+def _a_step(counts: Counts, steps: int) -> Counts:
+    """What a step of the program's own loop costs, with its share of what is done once a call."""
+    if counts.step is None or steps == 1:
+        return counts
+    found = Counts()
+    found.add(counts, 1 / steps)
+    found.add(counts.step, 1 - 1 / steps)
+    return found
+
+
+def _named(calls: Mapping[str, float]) -> dict[str, int]:
+    """How often each kernel runs, without the numbers of its calls."""
+    found: dict[str, float] = {}
+    for name, number in calls.items():
+        plain = re.sub(r"\.\d+$", "", name)
+        found[plain] = found.get(plain, 0) + number
+    return {name: round(number) for name, number in found.items()}
+
+
+def held_bytes(tree: Any) -> int:
+    """What arrays take on each chip, padding included, as the compiler counts them.
+
+    Args:
+        tree: abstract arrays with their shardings.
+    """
+    nothing = jax.jit(lambda tree: jnp.zeros(()), keep_unused=True)
+    memory: Any = nothing.lower(tree).compile().memory_analysis()
+    return int(memory.argument_size_in_bytes)

@@ -1,0 +1,96 @@
+"""`PlanConfig`: what to compile, for which chips, and the work to estimate. Imports no jax."""
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+__all__ = ["KINDS", "SHORT_NAMES", "PlanConfig", "Workload"]
+
+# Kinds of the engine's programs, in the order in which a record goes through them.
+KINDS = ("encode", "prefill", "insert", "decode")
+SHORT_NAMES = {"256m": "SmolVLM-256M-Instruct", "500m": "SmolVLM-500M-Instruct", "2.2b": "SmolVLM2-2.2B-Instruct"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What each record of a job is made of.
+
+    Attributes:
+        tiles: of its pictures, after splitting; 13 for a 4:3 picture and 17 for a square one with stock settings.
+        prompt: tokens of the prompt, those of the tiles included.
+        new: tokens of the answer.
+    """
+
+    tiles: int = 13
+    prompt: int = 1100
+    new: int = 700
+
+    def __post_init__(self):
+        for name, least in (("tiles", 0), ("prompt", 1), ("new", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """A question to the compilers.
+
+    Attributes:
+        model: 256m, 500m, 2.2b, the name of a published size, a directory, a bundled name or a Hub id. Default: the 256M; of a
+            recipe, its own.
+        on: chips, such as "v5e:2x4", "h100:8", or "here". Default: here; of a recipe, its topology.
+        mesh: sizes like "data=4,tensor=2". Default: every chip is data parallel; of a recipe, as it says.
+        mode: "infer" for the engine's programs, "train" for a recipe's step. Default: "train" where there is a recipe.
+        recipe: of mode "train".
+        overrides: `key=value` words that change the recipe.
+        workload: of mode "infer".
+        ring_lengths: as in `EngineConfig`. Default: the shortest of the engine's own that holds a record.
+        slots: as in `EngineConfig`. Default: what the engine takes of the chip's memory.
+        max_slots: search the largest number of slots that fits.
+        all_programs: compile every program that the engine can need, not only those of the workload.
+        kinds: of the workload's programs only these: "encode", "prefill", "insert", "decode". Then there is no rate.
+        layers: compile only so many layers of (encoder, decoder), for a quick look.
+        dtype: of weights and computation. Default: bfloat16; of a recipe, its own.
+        attention: as in `load`.
+    """
+
+    model: str | None = None
+    on: str | None = None
+    mesh: str | None = None
+    mode: str | None = None
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    workload: Workload = Workload()
+    ring_lengths: tuple[int, ...] | None = None
+    slots: tuple[int, ...] | None = None
+    max_slots: bool = False
+    all_programs: bool = False
+    kinds: tuple[str, ...] = KINDS
+    layers: tuple[int, int] | None = None
+    dtype: str | None = None
+    attention: str = "auto"
+
+    def __post_init__(self):
+        if self.mode not in (None, "infer", "train"):
+            raise InputError(f"--mode {self.mode!r:.40} is neither infer nor train")
+        if self.mode is not None and (self.mode == "train") != self.trains:
+            raise InputError("--mode train needs --recipe, a YAML file or the name of a built-in recipe; --mode infer has none")
+        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+            raise InputError(f"{unknown[0]!r:.40} is no kind of program; known are {', '.join(KINDS)}")
+        if self.overrides and self.recipe is None:
+            raise InputError(f"{self.overrides[0]!r} changes a recipe, and there is none: add --recipe NAME")
+        if self.max_slots and (self.slots or self.trains):
+            raise InputError("--max-slots searches the slots of an engine: leave out --slots, and --mode train")
+        if self.max_slots and self.ring_lengths and len(self.ring_lengths) > 1:
+            raise InputError("--max-slots searches the slots of one ring: give one of --ring-lengths")
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is about a recipe's step."""
+        return self.recipe is not None
+
+    @property
+    def full_name(self) -> str:
+        """The model's name, the short names of published sizes spelled out."""
+        name = self.model or "256m"
+        return SHORT_NAMES.get(name.lower(), name)

@@ -1,0 +1,122 @@
+"""What a training step needs on a chip: the recipe's own step compiled, its memory by kind."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ..arguments import parse_mesh
+from ..errors import InputError
+from ..sharding import activate, make_mesh
+from ..train.config import TrainConfig
+from ..train.packing import BatchShape
+from ..train.partition import Partition
+from ..train.recipes import load_recipe
+from ..train.state import TrainState, abstract_state
+from ..train.step import batch_placement, jit_step
+from .figures import Cost, Memory
+from .flops import flops
+from .measure import Measurer, TooLarge, held_bytes
+from .models import describe
+from .settings import PlanConfig
+
+__all__ = ["abstract_inputs", "measure_step", "recipe_of", "training_mesh", "training_model"]
+
+
+def recipe_of(config: PlanConfig) -> TrainConfig:
+    """The recipe that a plan is about, its model and dtype replaced by the plan's where they are given."""
+    assert config.recipe is not None
+    recipe = load_recipe(config.recipe, config.overrides)
+    recipe = recipe if config.model is None else replace(recipe, model=config.full_name)
+    return replace(recipe, dtype=config.dtype or recipe.dtype or "bfloat16")
+
+
+def training_model(recipe: TrainConfig) -> Any:
+    """The model of a recipe, without its weights."""
+    return describe(
+        recipe.model,
+        dtype=recipe.dtype or "bfloat16",
+        remat=recipe.remat,
+        scan_layers=recipe.scan_layers,
+        attention=recipe.attention,
+    )
+
+
+def training_mesh(config: PlanConfig, recipe: TrainConfig, devices: Any) -> Mesh:
+    """The mesh of the plan, or else that of the recipe."""
+    if (sizes := parse_mesh(config.mesh)) is not None:
+        return make_mesh(**sizes, devices=devices)
+    try:
+        return make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor, devices[: recipe.mesh.devices])
+    except InputError as error:
+        raise InputError(f"{error}: give --mesh, or other chips with --on") from error
+
+
+def abstract_inputs(model: Any, partition: Partition, mesh: Mesh) -> tuple[TrainState, dict, dict]:
+    """(state, base, batch) of a step as ShapeDtypeStructs that carry their shardings."""
+    config, vision = partition.config, model.config.vision_config
+    shape = BatchShape.of(
+        config.data,
+        rows=config.data.batch_size,
+        image_seq_len=model.config.image_seq_len,
+        tile_size=vision.image_size,
+    )
+    stack = (config.accumulation,) if config.accumulation > 1 else ()
+    batch = {}
+    for name, (dimensions, dtype) in shape.arrays().items():
+        whole = (*stack, *dimensions)
+        batch[name] = jax.ShapeDtypeStruct(whole, dtype, sharding=batch_placement(mesh, whole, stacked=bool(stack)))
+    return abstract_state(partition, mesh), partition.abstract_base(mesh), batch
+
+
+def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer, *, count_flops: bool = True) -> tuple[Cost, Memory]:
+    """Compile the step of a recipe.
+
+    Raises:
+        InputError: it does not fit; the message says by how much, and what to lower.
+    """
+    model = training_model(recipe)
+    partition = Partition.of(model, recipe)
+    # Outside the mesh: the optimiser's zeros would be put on its devices, which may not exist.
+    inputs, step = abstract_inputs(model, partition, mesh), jit_step(model, partition, mesh)
+    state, base, batch = inputs
+    name = f"step of {recipe.data.batch_size} × {recipe.data.length}"
+    with activate(mesh):
+        held = {
+            "weights": held_bytes((state.params, base)),
+            "optimizer": held_bytes((state.opt_state, state.step, state.skipped)),
+            "batch": held_bytes(batch),
+        }
+        work = 0.0
+        if count_flops:
+            plain = training_model(replace(recipe, attention="einsum", scan_layers=False, remat="none"))
+            work = flops(jit_step(plain, Partition.of(plain, recipe), mesh), *inputs) / mesh.size
+        usable = measurer.chip.usable if measurer.chip else None
+        try:
+            cost = measurer.cost(name, step.lower(*inputs), flops=work, input_bytes=held["batch"])
+        except TooLarge as error:
+            needed, most = error.needed or 0, error.usable or usable or 0
+            raise InputError(_too_large(recipe, needed, most)) from error
+    kinds = {
+        **held,
+        "temporaries": cost.temporary_bytes,
+        "results": cost.output_bytes - cost.alias_bytes,
+        "code": cost.code_bytes,
+    }
+    memory = Memory(kinds=kinds, largest=cost.name, usable=usable)
+    if usable is not None and memory.total > usable:
+        raise InputError(_too_large(recipe, memory.total, usable))
+    return cost, memory
+
+
+def _too_large(recipe: TrainConfig, needed: int, usable: int) -> str:
+    lower = ["data.batch_size (with accumulation)", "data.length"]
+    if recipe.remat != "full":
+        lower.insert(0, "memory with remat=full")
+    if not recipe.scan_layers:
+        lower.append("memory with scan_layers=true")
+    return (
+        f"does not fit: the step needs {needed / 1e9:.2f} GB of each chip, of {usable / 1e9:.2f} GB that it has for programs: "
+        f"{(needed - usable) / 1e9:.2f} GB too much; lower {', '.join(lower)}, or give mesh.fsdp more chips"
+    )

@@ -1,0 +1,137 @@
+"""The command: what it prints for this machine, for chips that are not here, and for mistakes."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from smolvlm_jax.cli import main
+from smolvlm_jax.errors import InputError, MissingExtraError
+from smolvlm_jax.plan import CHIPS, Cost, PlanConfig, Workload, plan
+from smolvlm_jax.plan.figures import Memory, Plan
+from smolvlm_jax.plan.report import chart, to_text
+from smolvlm_jax.plan.target import parse_target
+from smolvlm_jax.plan.workload import rate_of, record_seconds
+
+compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler: pip install 'smolvlm-jax[plan]' on x86-64 Linux"
+)
+SMALL = Workload(tiles=1, prompt=40, new=20)
+
+
+def test_names_of_chips():
+    assert parse_target("v5e:2x4").shape == (2, 4) and parse_target("v5e:2x4").count == 8
+    assert parse_target("v5e").count == parse_target("v5e:1x1").count == parse_target("h100").count == 1
+    assert parse_target("h100:8").shape == (8,) and parse_target("here").shape == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--on", "v7e"], "no chip 'v7e'; known are v5e, v5p, v6e"),
+        (["--on", "v5e:2*4"], "'2*4' is no number of chips; write v5e:2x2, say"),
+        (["--on", "h100:2x4"], "write h100:8, say"),
+        (["--on", "v5e", "--mode", "train"], "--mode train needs --recipe"),
+        (["--on", "v5e", "steps=3"], "'steps=3' changes a recipe, and there is none"),
+        (["--on", "v5e", "--tiles", "-1"], "--tiles must be at least 0, got -1"),
+        (["--on", "v5e", "--max-slots", "--slots", "4"], "--max-slots searches the slots"),
+        (["--recipe", "nothing"], "no recipe 'nothing'"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, capsys):
+    assert main(["plan", *words]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and len(err.strip().splitlines()) == 1 and not out
+
+
+def cost(name: str, *, milliseconds: float, estimated: float) -> Cost:
+    return Cost(name=name, floor_seconds=milliseconds / 1e3, estimated_seconds=estimated / 1e3, xla_cycles=1e6)
+
+
+COSTS = [
+    cost("encode 16 tiles", milliseconds=16, estimated=32),
+    cost("prefill 1 × 2048", milliseconds=4, estimated=8),
+    cost("insert 2048 into 2048", milliseconds=1, estimated=1),
+    cost("decode 64 × 2048", milliseconds=2, estimated=4),
+]
+
+
+def test_a_record_takes_its_share_of_every_program():
+    shape = dict(lanes=1, slots=64, tiles=16, row=2048)
+    found = record_seconds(COSTS, [0.016, 0.004, 0.001, 0.002], Workload(tiles=8, prompt=1000, new=641), **shape)
+    assert found == pytest.approx({"encode": 0.008, "prefill": 0.002, "insert": 0.001, "decode": 0.020})
+    rate = rate_of(COSTS, CHIPS["v5e"], Workload(tiles=8, prompt=1000, new=641), **shape)
+    assert rate is not None and rate.high == pytest.approx(1 / 0.031) and rate.low == pytest.approx(1 / 0.061)
+    assert sum(rate.shares.values()) == pytest.approx(1) and "8 tiles" in rate.assumptions[0]
+
+
+def test_a_plan_as_text_json_and_chart(tmp_path):
+    memory = Memory(kinds={"weights": 10**9, "KV cache": 2 * 10**9}, largest="encode 16 tiles", usable=4 * 10**9)
+    rate = rate_of(COSTS, CHIPS["v5e"], SMALL, lanes=1, slots=64, tiles=16, row=2048)
+    found = Plan(
+        model="m", chip="v5e", chips=1, mesh={"data": 1}, mode="infer", shapes={"slots": (64,)}, memory=memory,
+        programs=tuple(COSTS), rate=rate,
+    )  # fmt: skip
+    text = to_text(found)
+    assert re.search(r"^all +3\.000 +75\.0%$", text, re.M) and re.search(r"^left +1\.000 +25\.0%$", text, re.M)
+    assert "records/s on 1 chip" in text and all(c.name in text for c in COSTS)
+    assert json.loads(json.dumps(found.to_dict()))["memory"]["total"] == 3 * 10**9
+    chart(found, tmp_path / "a.svg")
+    assert "KV cache: 2.000 GB" in (tmp_path / "a.svg").read_text()
+    with pytest.raises(InputError, match="cannot write"):
+        chart(found, tmp_path / "absent" / "a.svg")
+
+
+@pytest.mark.thorough
+def test_this_machine(tmp_path, capsys):
+    """The bundled checkpoint's engine on the CPU: compiled in a child, printed, written."""
+    words = ["--tiles", "1", "--prompt", "40", "--new", "20", "--slots", "8", "--json", str(tmp_path / "p.json")]
+    assert main(["plan", "--model", "tiny", "--on", "here", "--dtype", "float32", *words]) == 0
+    out, err = capsys.readouterr()
+    assert "smolvlm-jax: compiling 4 of 4: decode 8 × 256" in err and "KV cache" in out
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert found["shapes"]["slots"] == [8] and found["rate"] is None
+    kinds = found["memory"]["kinds"]
+    assert 0.93e6 * 4 <= kinds["weights"] < 1.1 * 0.94e6 * 4
+    decode = found["programs"][-1]
+    assert decode["flops"] > 0 and decode["alias_bytes"] >= kinds["KV cache"] * 0.99
+
+
+@compiler
+@pytest.mark.thorough
+def test_a_chip_that_is_not_here():
+    """Two layers of each part of the 256M on one v5e chip: what is stated and what the compiler counts agree."""
+    found = plan(
+        PlanConfig(model="256m", on="v5e", layers=(2, 2), ring_lengths=(256,), slots=(32,), kinds=("decode",), workload=SMALL)
+    )
+    (decode,) = found.programs
+    kinds = found.memory.kinds
+    assert found.memory.total == sum(kinds.values()) < found.memory.usable == CHIPS["v5e"].usable
+    # Two layers × keys and values × 32 rows × 3 heads × 256 columns × 64 × 2 bytes, and what the rows hold besides.
+    assert kinds["KV cache"] >= 2 * 2 * 32 * 3 * 256 * 64 * 2
+    assert decode.alias_bytes >= 0.99 * kinds["KV cache"], "the ring is updated in place"
+    assert decode.cycles > 0 and not decode.missing_kernels and not decode.collectives
+
+
+@compiler
+@pytest.mark.thorough
+def test_what_does_not_fit_is_one_line(capsys):
+    words = ["--model", "2.2b", "--on", "v5e", "--ring-lengths", "8192", "--slots", "64"]
+    assert main(["plan", *words, "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(r"does not fit: .* GB too much; lower --slots", line)
+
+
+@pytest.mark.parametrize(
+    ("on", "words", "extra"),
+    [("v5e", "Unable to load libtpu.so", "plan"), ("h100", "Unknown backend cuda", "plan-cuda")],
+)
+def test_without_the_compiler_the_extra_is_named(on, words, extra, monkeypatch):
+    def absent(*args, **kwargs):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", absent)
+    monkeypatch.setattr("smolvlm_jax.plan.target.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'smolvlm-jax\[{extra}\]'"):
+        parse_target(on).devices()
