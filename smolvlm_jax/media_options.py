@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError
+from .field_types import check_types
 
 __all__ = ["PictureOptions"]
 
@@ -30,7 +31,7 @@ class PictureOptions:
     They describe it. Left out are those that the device does or that no job has a use for.
 
     Raises:
-        InputError: a value has the wrong type, or is negative.
+        InputError: a value has the wrong type, is negative, or without end.
     """
 
     # pictures
@@ -69,14 +70,8 @@ class PictureOptions:
     decode_seconds: float | None = _limit("that the helper may go without progress")
 
     def __post_init__(self):
-        for name, kind in kinds().items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            wanted = (*kind, int) if float in kind else kind
-            if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kind):
-                words = " or ".join(part.__name__ for part in kind)
-                raise InputError(f"{name} is {value!r:.80}; it needs a value of type {words}")
+        check_types(self, InputError)
+        for name, value in self.given().items():
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value!r:.80}; it cannot be negative, nor without end")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 
 from ..errors import InputError
+from ..field_types import check_types
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 
@@ -54,6 +55,10 @@ class BatchConfig:
         slots: Rows decoded at once, for each ring.
         ring_lengths: Columns of the caches, ascending.
         kv_cache_dtype: "int8" for caches in 8 bits; by default as the computation.
+
+    Raises:
+        ConfigError: a value has the wrong type.
+        InputError: a value is out of range.
     """
 
     input: str | os.PathLike[str]
@@ -86,6 +91,7 @@ class BatchConfig:
     def __post_init__(self):
         from ..records.record import FIELDS  # late: the command line starts without numpy
 
+        check_types(self)
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and value <= most and not value < least):

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from ..cache import CacheFormat, check_kv_cache_dtype
 from ..errors import InputError
+from ..field_types import check_types
 from ..model import SmolVLMForConditionalGeneration
 
 __all__ = ["FREE_MEMORY_SHARE", "RINGS", "EngineConfig", "EngineShapes"]
@@ -45,6 +46,9 @@ class EngineConfig:
         feature_places: tiles whose features are kept on the device, where identical tiles are found again. Default: 128; at
             least twice what the largest request can want.
         keep_special_tokens: whether special tokens, apart from the one that ended the answer, appear in its text.
+
+    Raises:
+        ConfigError: a value has the wrong type.
     """
 
     ring_lengths: tuple[int, ...] = _CHOSEN
@@ -59,6 +63,9 @@ class EngineConfig:
     lookahead_bytes: int = 2**28
     feature_places: int = _CHOSEN
     keep_special_tokens: bool = False
+
+    def __post_init__(self):
+        check_types(self)
 
     def resolve(self, model: SmolVLMForConditionalGeneration, mesh: Mesh | None) -> "EngineShapes":
         """The sizes for this model on this mesh.

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from ..errors import InputError
+from ..field_types import check_types
+
 
 @dataclass(frozen=True)
 class MediaLimits:
@@ -25,6 +28,9 @@ class MediaLimits:
         isolate: decode videos in a helper process, so that a damaged file cannot crash the caller (see isolation.py).
         decode_seconds: how long that helper may go without any progress; one second is added for every two megabytes of the
             file. What a video may cost is bounded by the numbers above, which do not depend on how busy the machine is.
+
+    Raises:
+        InputError: a value has the wrong type, or is negative.
     """
 
     urls: bool = True
@@ -39,6 +45,12 @@ class MediaLimits:
     max_redirects: int = 5
     isolate: bool = True
     decode_seconds: float = 60.0
+
+    def __post_init__(self):
+        check_types(self, InputError)
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise InputError(f"MediaLimits.{name} is {value!r:.80}; it cannot be negative")
 
 
 def describe_source(source: object) -> str:
