@@ -15,12 +15,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, TypeGuard
+from urllib.parse import unquote
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import InputError, MediaError
 from . import http, notices
+from .effort import EffortError, Metered, check_pieces
 from .limits import MediaLimits, describe_source
+from .netpbm import decode_netpbm
 from .orientation import orientation_of, upright
 from .parts import local_path
 from .pixels import channel_axis, flatten_alpha, is_array, reduce_16bit
@@ -30,8 +33,6 @@ from .pixels import channel_axis, flatten_alpha, is_array, reduce_16bit
 # (TGA) would take any bytes for a picture.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# Each scan of a JPEG goes over all of its pixels, and may take a few bytes. Progressive pictures have about ten.
-_MOST_SCANS = 100
 # Kinds of pages of a TIFF, by its tag of that number, that are not pages of their own: smaller copies and masks.
 _SUBFILE, _NO_PAGE = 254, 1 | 4
 # Tags of a TIFF for its width and height.
@@ -110,7 +111,7 @@ def encoded_bytes(source: Any, limit: int, kind: str) -> bytes | None:
         return bytes(_bounded(source, limit, kind))
     text = os.fspath(source)
     if isinstance(text, str) and text[:5].lower() == "data:":
-        return _decode_base64(text.partition(",")[2], limit, kind, whole=text)
+        return _decode_data_url(text, limit, kind)
     if not os.path.exists(text):
         if isinstance(text, str) and len(text) >= 64 and not isinstance(source, os.PathLike):
             return _decode_base64(text, limit, kind, whole=text)
@@ -137,6 +138,23 @@ def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     if not limits.files:
         raise MediaError(f"local files are switched off, so {describe_source(source)} is not opened")
     return open_regular(source, limits.max_bytes, "picture")
+
+
+def _decode_data_url(url: str, limit: int, kind: str) -> bytes:
+    """The contents of a data: URL in base64, or of one without, whose bytes stand for themselves or are percent-encoded."""
+    head, comma, text = url.partition(",")
+    if not comma:
+        raise MediaError(f"no {kind} at {describe_source(url)}: a data: URL is data:TYPE;base64,TEXT")
+    if len(text) > 3 * limit + 4096:
+        raise MediaError(f"a data: URL of {len(text)} characters is above the limit of {limit} bytes")
+    encoded = "%" in text
+    text = unquote(text, "latin-1") if encoded else text
+    if encoded and not head[5:].lower().replace(" ", "").endswith(";base64"):
+        return _bounded(text.encode("latin-1", "replace"), limit, kind)
+    if "-" in text or "_" in text:  # base64 for URLs, which is without padding mostly
+        text = text.replace("-", "+").replace("_", "/")
+    text = "".join(text.split())
+    return _decode_base64(text + "=" * (-len(text) % 4), limit, kind, whole=url)
 
 
 def _decode_base64(text: str, limit: int, kind: str, *, whole: str) -> bytes:
@@ -173,10 +191,13 @@ def load_image(
     with _opened(source, limits) as image:
         if not isinstance(source, Page):
             notices.pages(source, image)
-        image.load()
+        decoded = decode_netpbm(image)
+        if decoded is None:
+            image.load()
+            decoded = image
         # A file inside the file may be larger than the header said.
-        _check_size(getattr(source, "source", source), image, limits)
-        turned = upright(image)
+        _check_size(getattr(source, "source", source), decoded, limits)
+        turned = upright(decoded)
         if full_16bit:
             turned = reduce_16bit(turned)
         else:
@@ -267,13 +288,17 @@ def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
     """The picture at `source`, with its header read and its size checked. Any exception in the block becomes a MediaError."""
     whole, number = (source.source, source.number) if isinstance(source, Page) else (source, 0)
     try:
-        with open_media(whole, limits) as file, Image.open(file, formats=_formats(_is_heif(file))) as image:
-            if number:
-                image.seek(number)
-            _check_size(whole, image, limits)
-            if image.format in ("JPEG", "MPO") and _scans(file) > _MOST_SCANS:
-                raise MediaError(f"the picture {describe_source(whole)} is a JPEG of more than {_MOST_SCANS} scans")
-            yield image
+        with open_media(whole, limits) as file:
+            check_pieces(file)
+            metered: Any = Metered(file)
+            with Image.open(metered, formats=_formats(_is_heif(file))) as image:
+                metered.header_read(image)
+                if number:
+                    image.seek(number)
+                _check_size(whole, image, limits)
+                yield image
+    except EffortError as error:
+        raise MediaError(f"the picture {describe_source(whole)} {error}") from error
     except (MediaError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -294,31 +319,6 @@ def _check_size(source: Any, image: Image.Image, limits: MediaLimits) -> None:
             f"the picture {describe_source(source)} claims {width}×{height} pixels, above the limit of "
             f"{limits.max_pixels}; raise MediaLimits.max_pixels if that is meant"
         )
-
-
-def _scans(file: IO[bytes]) -> int:
-    """The number of scans of a JPEG, up to one more than _MOST_SCANS."""
-    place = file.tell()
-    file.seek(0)
-    content = file.read()
-    file.seek(place)
-    count, at = content.count(b"\xff\xda"), 2
-    if count <= _MOST_SCANS:
-        return count
-    # Such bytes may stand in metadata, and behind the picture: phones put a film there.
-    count = 0
-    while count <= _MOST_SCANS and (at := content.find(b"\xff", at)) >= 0:
-        kind = content[at + 1 : at + 2]
-        if kind in (b"", b"\xd9"):
-            break
-        count += kind == b"\xda"
-        if kind == b"\xff":
-            at += 1
-        elif kind <= b"\x01" or b"\xd0" <= kind <= b"\xd8":  # these have no contents
-            at += 2
-        else:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return count
 
 
 def _turned_size(image: Any, *, turn: bool) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -126,6 +127,10 @@ def test_sources(tmp_path):
         text,
         f"data:image/png;base64,{text}",
         "\n".join([text[:76], text[76:]]),
+        f"data:image/png;base64,{quote(text, safe='')}",
+        f"data:image/png;base64,{'%0A'.join([text[:76], text[76:]])}",
+        f"DATA:image/png;BASE64,{base64.urlsafe_b64encode(PNG).decode().rstrip('=')}",
+        f"data:image/png,{quote(PNG)}",
     ):
         assert same_picture(load_image(source))
         assert image_size(source) == (20, 30)
