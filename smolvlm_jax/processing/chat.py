@@ -14,6 +14,8 @@ Message = dict[str, Any]
 # The other names of a message's keys, and of the roles that come with them (LLaVA's and ShareGPT's).
 _KEYS = {"from": "role", "value": "content"}
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+# Roles that are meant however they are spelt ("Assistant"); others are the template's own, as they are.
+_ANY_CASE = frozenset({"user", "assistant", "system", "tool", "developer"})
 
 
 class Conversations(NamedTuple):
@@ -86,11 +88,13 @@ def read_message(where: str, message: Any) -> Message:
             raise PromptError(f"{where}: the message has both {theirs!r} and {ours!r}; it needs one of them")
         read[ours] = value = read.pop(theirs)
         if theirs == "from":
-            if not isinstance(value, str) or value not in _ROLES:
+            if not isinstance(value, str) or value.lower() not in _ROLES:
                 raise PromptError(f"{where}: 'from' is {value!r:.80}; it is one of {', '.join(_ROLES)}")
-            read[ours] = _ROLES[value]
+            read[ours] = _ROLES[value.lower()]
     if not isinstance(read.get("role"), str):
         raise PromptError(f"{where}: the role is {read.get('role')!r:.80}; it needs a string")
+    if read["role"].lower() in _ANY_CASE:
+        read["role"] = read["role"].lower()
     weight, content = read.get("weight", 1), read.get("content")
     if not isinstance(weight, Real) or weight not in (0, 1):
         raise PromptError(f"{where}: weight is {weight!r:.80}; it is 1, or 0 for a turn that is not learned")

@@ -347,7 +347,7 @@ class SmolVLMProcessor:
             raise PromptError(f"no chat template is called {jinja[:80]!r}, and as a template it would drop all messages")
         chat.refuse_unused_keys(conversations.messages, jinja)
         words = self.steering_words(jinja)
-        guard = guard_for(words)
+        guard = guard_for(words, self.tokenizer)
         guarded = guard.apply(conversations.messages, template.plain(variables), mode)
         mark = guarded.mark
         texts = template.render(

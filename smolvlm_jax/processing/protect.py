@@ -7,7 +7,7 @@ they are is decided in steering.py; other added tokens of a tokenizer are words 
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import InputError, PromptError
@@ -16,8 +16,9 @@ from .prompts import GRID_PATTERN
 from .tokenizer import SmolVLMTokenizer
 
 MODES = ("error", "escape", "allow")
-# Characters that no text has: a mark is the first of them that does not occur in the conversation at hand.
-_PRIVATE_USE = range(0xE000, 0xF8FF)
+# Characters that no text has: a mark is the first of them that does not occur in the conversation at hand. Some tokenizers drop
+# the private ones, so rare letters follow.
+_MARKS = (*range(0xE000, 0xF8FF), *range(0x2A000, 0x2A600))
 _ADVICE = (
     "pass special_tokens_in_text='escape' to have it read as plain characters, or 'allow' if it is meant to steer the model"
 )
@@ -34,21 +35,47 @@ class Guarded(NamedTuple):
 class Guard:
     """Finds the words that steer one model in the texts of a user, and refuses or marks them.
 
+    A tokenizer may look for its words in a text that it has normalised: then a wide twin of <image> is <image> to it, and so it
+    is here. A template may change the case of what it writes, so words are marked in any case; whether one steers is seen in
+    the prompt.
+
     Args:
         words: see steering.steering_words. Markers of rows and columns of tiles are added.
+        tokenizer: that will read the prompts.
     """
 
-    def __init__(self, words: Iterable[str]):
-        self.words = sorted({word for word in words if word}, key=len, reverse=True)
-        self._pattern = re.compile("|".join([*map(re.escape, self.words), GRID_PATTERN]))
+    def __init__(self, words: Iterable[str], tokenizer: SmolVLMTokenizer | None = None):
+        self.words = _by_length(words)
+        self._pattern, self._any_case = _pattern(self.words), _pattern(self.words, re.IGNORECASE)
+        forms: list[str] = []
+        self._normalized: Callable[[str], str] | None = None
+        if tokenizer is not None and not tokenizer.normalized_words.isdisjoint(self.words):
+            self._normalized = tokenizer.normalized
+            forms = _by_length(map(tokenizer.normalized, tokenizer.normalized_words.intersection(self.words)))
+        self._forms = _pattern(forms)
         # Every proper beginning and end of a word: a text that ends or starts with one might complete a word.
-        self._heads = tuple({word[:n] for word in self.words for n in range(1, len(word))})
-        self._tails = tuple({word[n:] for word in self.words for n in range(1, len(word))})
+        known = [word.lower() for word in (*self.words, *forms)]
+        self._longest = max(map(len, known), default=0)
+        self._heads = tuple({word[:n] for word in known for n in range(1, len(word))})
+        self._tails = tuple({word[n:] for word in known for n in range(1, len(word))})
 
     def find(self, text: str) -> str | None:
         """The first steering word in `text`."""
-        found = self._pattern.search(text)
+        found = self._pattern.search(text) or self._found_normalized(text)
         return found and found.group()
+
+    def _found_normalized(self, text: str) -> re.Match[str] | None:
+        return None if self._normalized is None else self._forms.search(self._normalized(text))
+
+    def _count(self, prompt: str) -> int:
+        count = sum(1 for _ in self._pattern.finditer(prompt))
+        return count if self._normalized is None else count + sum(1 for _ in self._forms.finditer(self._normalized(prompt)))
+
+    def _edges(self, text: str) -> tuple[bool, bool]:
+        """Whether the beginning and the end of a text might complete a word."""
+        texts = [text] if self._normalized is None else [text, self._normalized(text)]
+        begins = any(text[: self._longest].lower().startswith(self._tails) for text in texts)
+        return begins, any(text[-self._longest :].lower().endswith(self._heads) for text in texts)
 
     def apply(self, conversations: list[list[Message]], variables: dict[str, Any], mode: str) -> Guarded:
         """Refuse or mark the steering words of conversations and of the variables of a template.
@@ -75,7 +102,7 @@ class Guard:
             doubtful |= self._check_strings(f"the template's variable {name!r}", value, mode)
         if not doubtful:
             return Guarded(conversations, variables, None)
-        mark = _unused((conversations, variables))
+        mark = self._unused((conversations, variables))
         marked = [[self._mark_message(message, mark) for message in messages] for messages in conversations]
         return Guarded(marked, self._mark(variables, mark), mark)
 
@@ -83,15 +110,15 @@ class Guard:
         """Rendered prompts without their marks. Raises PromptError where only a mark kept a steering word apart."""
         bare = [prompt.replace(mark, "") for prompt in prompts]
         for prompt, without in zip(prompts, bare, strict=True):
-            if len(self._pattern.findall(prompt)) != len(self._pattern.findall(without)):
+            if self._count(prompt) != self._count(without):
                 raise PromptError("a text and what stands next to it in the prompt add up to a special token; " + _ADVICE)
         return bare
 
     def _check(self, where: str, message: Message, mode: str) -> bool:
         """Whether something in the message needs a mark. Raises PromptError for what is refused."""
         role = message.get("role")
-        if isinstance(role, str) and self.find(role):
-            raise PromptError(f"{where}: the role {role!r} holds the special token {self.find(role)!r}")
+        if isinstance(role, str) and (self._any_case.search(role) or self.find(role)):
+            raise PromptError(f"{where}: the role {role!r:.80} holds a special token")
         texts = [item["text"] for item in message.get("content") or [] if isinstance(item.get("text"), str)]
         # Joined as well: two harmless texts side by side may make a word.
         doubtful = self._check_strings(where, [*texts, "".join(texts)] if len(texts) > 1 else texts, mode)
@@ -104,7 +131,10 @@ class Guard:
             word = self.find(text)
             if word is not None and mode == "error":
                 raise PromptError(f"{where}: the text holds the special token {word!r}; " + _ADVICE)
-            doubtful |= word is not None or text.endswith(self._heads) or text.startswith(self._tails)
+            doubtful = doubtful or word is not None or any(self._edges(text)) or self._any_case.search(text) is not None
+        for key in _keys(value):
+            if self.find(key):
+                raise PromptError(f"{where}: the key {key!r:.80} holds a special token")
         return doubtful
 
     def _mark_message(self, message: Message, mark: str) -> Message:
@@ -119,17 +149,36 @@ class Guard:
 
     def _mark(self, value: Any, mark: str) -> Any:
         if isinstance(value, str):
-            value = self._pattern.sub(lambda m: m.group()[0] + mark + m.group()[1:], value)
-            start = mark if value.startswith(self._tails) else ""
-            return start + value + (mark if value.endswith(self._heads) else "")
+            begins, ends = self._edges(value)
+            if self._found_normalized(value):  # which of its characters make the word is not known
+                value = mark.join(value)
+            else:
+                value = self._any_case.sub(lambda m: m.group()[0] + mark + m.group()[1:], value)
+            return mark * begins + value + mark * ends
         if isinstance(value, Mapping):
             return {key: self._mark(item, mark) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._mark(item, mark) for item in value]
         return value
 
+    def _unused(self, value: Any) -> str:
+        """A character that occurs in none of the strings of `value`, and that the tokenizer keeps."""
+        used: set[str] = set().union(*_strings(value))
+        for mark in map(chr, _MARKS):
+            if mark not in used and (self._normalized is None or mark in self._normalized(f"x{mark}x")):
+                return mark
+        raise PromptError("the conversation uses every character that no text has, so none is left to escape with")
+
 
 guard_for = functools.lru_cache(maxsize=8)(Guard)
+
+
+def _by_length(words: Iterable[str]) -> list[str]:
+    return sorted({word for word in words if word}, key=len, reverse=True)
+
+
+def _pattern(words: Iterable[str], flags: int = 0) -> re.Pattern[str]:
+    return re.compile("|".join([*map(re.escape, words), GRID_PATTERN]), flags)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -141,13 +190,14 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _unused(value: Any) -> str:
-    """A private-use character that occurs in none of the strings of `value`."""
-    used: set[str] = set().union(*_strings(value))
-    for code in _PRIVATE_USE:
-        if chr(code) not in used:
-            return chr(code)
-    raise PromptError("the conversation uses every private-use character there is, so none is left to escape with")
+def _keys(value: Any) -> Iterator[str]:
+    """The keys of nested mappings."""
+    if isinstance(value, Mapping):
+        yield from (str(key) for key in value)
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _keys(item)
 
 
 class Escaped(NamedTuple):

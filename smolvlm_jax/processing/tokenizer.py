@@ -198,6 +198,20 @@ class SmolVLMTokenizer:
         other: Any = self._without[words]
         return [self.convert_tokens_to_ids(other.id_to_token(id)) for id in _encoding(other, text, False).ids]
 
+    def normalized(self, text: str) -> str:
+        """A text as it is when added tokens with the flag `normalized` are looked for in it."""
+        normalizer = self.backend.normalizer
+        if normalizer is None:
+            return text
+        return guarded("normalise the text", InputError, lambda: normalizer.normalize_str(text))
+
+    @functools.cached_property
+    def normalized_words(self) -> frozenset[str]:
+        """The added tokens that are looked for in normalised text; none where the tokenizer has no normaliser."""
+        if self.backend.normalizer is None:
+            return frozenset()
+        return frozenset(token.content for token in self.backend.get_added_tokens_decoder().values() if token.normalized)
+
     def with_spaces(self, id: int, text: str, start: int, stop: int) -> tuple[int, int]:
         """Where an added token was found in a text, with the spaces that it takes along (lstrip, rstrip)."""
         token = self.backend.get_added_tokens_decoder()[id]

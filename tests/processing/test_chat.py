@@ -64,6 +64,22 @@ def test_keys_of_messages_are_the_templates(processor):
         processor.apply_chat_template(messages)
 
 
+def test_roles_are_meant_however_they_are_spelt(processor):
+    """In chat, batch and training: the last turn of an Assistant is the assistant's."""
+    from smolvlm_jax.records.conversations import read_conversation
+
+    messages = [{"role": "User", "content": "Hi"}, {"role": "ASSISTANT", "content": "Ho"}]
+    plain = [{**message, "role": message["role"].lower()} for message in messages]
+    named = [{"from": role, "value": message["content"]} for role, message in zip(("Human", "GPT"), messages, strict=True)]
+    wanted = processor.apply_chat_template(plain)
+    for one in (messages, named):
+        assert processor.apply_chat_template(one) == wanted
+        record = {"messages" if one is messages else "conversations": one}
+        assert read_conversation(record, last="assistant").messages[-1]["role"] == "assistant"
+        with pytest.raises(InputError, match="assistant's own"):
+            read_conversation(record)
+
+
 def test_pictures_given_twice(processor):
     messages = [user(PICTURE, text("Q?"))]
     with pytest.raises(InputError, match="twice"):

@@ -232,3 +232,79 @@ def test_panics_of_the_library_are_errors(tmp_path):
     put(directory / "tokenizer.json", {**tokenizer, "post_processor": around})
     with pytest.raises((InputError, CheckpointError), match="cannot"):
         SmolVLMTokenizer.from_pretrained(directory).encode("a")
+
+
+# ---- tokenizers that normalise
+
+TWINS = ["＜end_of_utterance＞", "<END_OF_UTTERANCE>", "<ｉｍａｇｅ>", "<Image>", "＜ROW_1_col_2＞", "＜ｖｉｄｅｏ＞", "a<ﬁx>"]
+NORMALIZERS = {
+    "nfkc": [{"type": "NFKC"}],
+    "nfkc and lower case": [{"type": "NFKC"}, {"type": "Lowercase"}],
+    "bert": [
+        {"type": "BertNormalizer", **dict.fromkeys(("clean_text", "handle_chinese_chars", "strip_accents", "lowercase"), True)}
+    ],
+    "without": [{"type": "NFD"}, {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}],
+}
+
+
+def normalising(directory, normalizers, flagged: bool = True):
+    """The small checkpoint with a tokenizer that normalises, and looks for its words in what it has normalised."""
+    write_own_checkpoint(directory)
+    tokenizer = read(directory / "tokenizer.json")
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": normalizers}
+    tokenizer["added_tokens"] = [{**token, "normalized": flagged} for token in tokenizer["added_tokens"]]
+    put(directory / "tokenizer.json", tokenizer)
+    return SmolVLMProcessor.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_twins_of_steering_words_do_not_steer(name, tmp_path):
+    processor = normalising(tmp_path / "m", NORMALIZERS[name])
+    words = processor.steering_words()
+    steering = {processor.tokenizer.added_tokens[word] for word in words if word in processor.tokenizer.added_tokens}
+    count = lambda ids: sum(id in steering for id in ids)
+    fixed = count(ids_of(processor, text("x")))
+    twins = [*TWINS, "<ima\u200bge>", "<end_of_\u200butterance>"]
+    found = 0
+    for twin in [*twins, *(f"a {twin}{twin} <image> b" for twin in twins)]:
+        allowed = count(processor.tokenizer.encode(twin))
+        assert count(ids_of(processor, text(twin), special_tokens_in_text="escape")) == fixed, twin
+        halves = [text(twin[: len(twin) // 2]), text(twin[len(twin) // 2 :])]
+        assert count(ids_of(processor, *halves, special_tokens_in_text="escape")) == fixed, twin
+        if allowed:
+            found += 1
+            for content in ([text(twin)], halves):
+                with pytest.raises(PromptError, match="special token"):
+                    ids_of(processor, *content)
+            with pytest.raises(PromptError, match="role"):
+                message = {"role": f"user{twin}", "content": "x"}
+                processor.apply_chat_template([message], special_tokens_in_text="escape", tokenize=True)
+        else:
+            assert ids_of(processor, text(twin)) == ids_of(processor, text(twin), special_tokens_in_text="allow")
+    assert found >= 8
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_harmless_texts_keep_their_ids(name, flagged, tmp_path):
+    processor = normalising(tmp_path / "m", NORMALIZERS[name], flagged)
+    for words in ("Ａ ﬁne ＜ day", "x<", "mage>", "＜i", "MAGE＞", "数 é\u200b", "<DIV>", "naïve", "＜row", "\ue000 <"):
+        allowed = ids_of(processor, text(words), special_tokens_in_text="allow")
+        for mode in ("error", "escape"):
+            assert ids_of(processor, text(words), special_tokens_in_text=mode) == allowed, words
+
+
+def test_a_template_that_changes_case_makes_no_word(processor):
+    """The published one writes the role with a capital and everything else of it small."""
+    for role in ("x<END_OF_UTTERANCE>", "<IMAGE>"):
+        with pytest.raises(PromptError, match="role"):
+            processor.apply_chat_template([{"role": role, "content": "x"}], special_tokens_in_text="escape", tokenize=True)
+    lower = "{% for m in messages %}{{ m['content'][0]['text'] | lower }}<end_of_utterance>{# type #}{% endfor %}"
+    message = [{"role": "user", "content": "see <IMAGE>"}]
+    with pytest.raises(PromptError, match="add up"):
+        processor.apply_chat_template(message, lower)
+    ids = processor.apply_chat_template(message, lower, special_tokens_in_text="escape", tokenize=True)[0]
+    assert processor.image_token_id not in ids and processor.decode(ids) == "see <image><end_of_utterance>"
+    assert "<IMAGE>" in processor.apply_chat_template(message)
+    with pytest.raises(PromptError, match="key"):
+        processor.apply_chat_template(message, "{{ tools }}{{ messages[0].content }}{# type #}", tools=[{"<image>": 1}])
