@@ -11,19 +11,19 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..child import AVAILABLE, Child, parent
 from ..errors import PromptError
 from . import sandbox
 
-__all__ = ["LimitError", "render", "serve", "variables_of"]
+__all__ = ["LimitError", "render", "serve", "variables_of", "written"]
 
 # Limits of a child: address space in bytes; processor time of one answer in seconds, and on top of it a generous time by the
 # clock, which counts where the machine is busy or the template sleeps.
 _MEMORY = 3 * 2**29
-_SECONDS = 3.0
+_SECONDS = 1.0
 _PATIENCE = 60.0
 # Characters of a prompt, beside four times what the template was given.
 _LONGEST_PROMPT = 10_000_000
@@ -66,6 +66,22 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
     return _ask("run", template, dict(variables), longest)
 
 
+def written(template: str, probes: list[dict[str, Any]]) -> list[str]:
+    """Texts that a template writes: those that stand in it, and what it makes of some variables, unless it refuses them.
+
+    Args:
+        template: jinja text.
+        probes: JSON values by name, several times.
+
+    Raises:
+        PromptError: the template is not valid, or exceeds a limit with all of these together.
+    """
+    size = _size(probes)
+    if _trusted(template, size):
+        return sandbox.written(template, probes, _LONGEST_PROMPT)
+    return _ask("written", template, probes, _LONGEST_PROMPT)
+
+
 def _trusted(template: str, size: int) -> bool:
     # An expression of ten characters writes all of the conversation once.
     return (sandbox.harmless(template) and (size + 1000) * (len(template) // 10 + 1) <= _HERE) or not AVAILABLE
@@ -104,7 +120,7 @@ def _ask(*request: Any) -> Any:
             code = child.exit_code() if gone and not slow else 0
             child.end()
             if slow or code == -signal.SIGPROF:
-                raise LimitError(f"it takes more than {_SECONDS:.0f} seconds") from None
+                raise LimitError(f"it takes more than {_SECONDS:g} seconds of processor time") from None
             if gone:
                 raise LimitError(f"it takes more than {_MEMORY / 2**30:.1f} GiB of memory, or is nested too deeply") from None
             raise
@@ -129,14 +145,14 @@ def serve() -> None:
     with contextlib.suppress(ValueError, OSError):  # a system without this limit, or with a lower one already
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     channel.receive()
+    sandbox.harmless("")  # imports jinja
     channel.send(None)
+    work: dict[str, Callable[..., Any]] = {"run": sandbox.run, "written": sandbox.written}
+    work["variables_of"] = lambda template: sorted(sandbox.variables_of(template))
     for name, template, *rest in channel.messages():
         signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # its signal ends a process, whatever C code it is in
         try:
-            if name == "variables_of":
-                answer: Any = sorted(sandbox.variables_of(template)), None, None
-            else:
-                answer = sandbox.run(template, *rest), None, None
+            answer: Any = work[name](template, *rest), None, None
         except PromptError as error:
             answer = None, str(error), type(error).__name__
         except MemoryError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import PromptError
 
-__all__ = ["InvalidError", "compile_template", "harmless", "literals", "run", "variables_of", "weight"]
+__all__ = ["InvalidError", "compile_template", "harmless", "literals", "run", "variables_of", "weight", "written"]
 
 _LONGEST = 200_000  # characters of a template; to parse so many takes up to two seconds
 _SHORT = 4_000  # of a harmless one
@@ -76,6 +76,7 @@ def _environment() -> Any:
     return environment
 
 
+@functools.lru_cache(maxsize=8)
 def _parsed(template: str) -> Any:
     try:
         return _environment().parse(template)
@@ -216,6 +217,23 @@ def run(template: str, variables: Mapping[str, Any], longest: int) -> str:
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 500 else text[:499] + "…"
+
+
+def written(template: str, probes: list[dict[str, Any]], longest: int) -> list[str]:
+    """The literals of a template, and what it makes of each of these variables unless it refuses them.
+
+    Raises:
+        PromptError: the template is not valid.
+    """
+    texts = literals(template)
+    for variables in probes:
+        try:
+            texts.append(run(template, variables, longest))
+        except InvalidError:
+            raise
+        except PromptError:  # it may refuse some, such as roles that it does not know
+            continue
+    return texts
 
 
 def literals(template: str) -> list[str]:

@@ -6,10 +6,10 @@ means what it means in the training data.
 
 import functools
 import re
-from collections.abc import Iterator
+from typing import Any
 
 from ..errors import PromptError
-from . import rendering, sandbox
+from . import rendering
 from .prompts import GRID_PATTERN
 
 __all__ = ["steering_words"]
@@ -45,21 +45,18 @@ def _written(template: str, added: frozenset[str]) -> tuple[frozenset[str], str 
     """Steering words among `added`; or why the template cannot be used, which is cached as well, since it takes its time."""
     tags = [token for token in added if _TAG.match(token)]
     try:
-        texts = [*sandbox.literals(template), *_probes(template)]
+        texts = rendering.written(template, _probes())
     except PromptError as error:
-        return frozenset(), str(error)
+        said = str(error)
+        return frozenset(), said if said.startswith("the chat template") else f"the chat template cannot be used: {said}"
     grid = [token for token in added if re.fullmatch(GRID_PATTERN, token)]
     return frozenset(grid).union(token for text in texts for token in tags if token in text), None
 
 
-def _probes(template: str) -> Iterator[str]:
+def _probes() -> list[dict[str, Any]]:
     named = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "")
-    for roles in _PROBES:
-        for content in ("x", [{"type": "text", "text": "x"}]):
-            messages = [{"role": role, "content": content} for role in roles]
-            try:
-                yield rendering.render(template, {**named, "messages": messages, "add_generation_prompt": True})
-            except (rendering.LimitError, sandbox.InvalidError) as error:
-                raise PromptError(f"the chat template cannot be used: {error}") from error
-            except PromptError:  # a template may refuse some of these, such as roles it does not know
-                continue
+    return [
+        {**named, "messages": [{"role": role, "content": content} for role in roles], "add_generation_prompt": True}
+        for roles in _PROBES
+        for content in ("x", [{"type": "text", "text": "x"}])
+    ]
