@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, import_extra
+from ..records.arrow import checked_pages, damage_of
 from ..records.columns import renamed
 from ..records.conversations import Conversation, read_conversation
 from ..records.sources import LINES
@@ -295,8 +296,17 @@ def _open_named(source: DataSource, splits: Sequence[str]) -> Records:
 
 
 def _read_files(reader: str, files: list[str], source: DataSource) -> Records:
+    inputs = Inputs([os.path.abspath(file) for file in files if os.path.isfile(file)])  # others are of the Hub
     with _reading(source.path) as datasets:
-        found = _load(datasets, reader, files)
+        try:
+            found = _load(datasets, reader, files)
+        except Exception:
+            inputs.check_all()  # before a file is blamed on damage
+            for file in inputs.paths if reader == "parquet" else ():
+                if damage := damage_of(file):
+                    raise InputError(f"{file} is damaged: {damage}") from None
+            raise
+    inputs.check_all()
     name = os.path.basename(files[0] if len(files) == 1 else source.path)
     return DatasetRecords(found, os.path.dirname(os.path.abspath(files[0])), name, source.limit)
 
@@ -307,7 +317,8 @@ def _load(datasets, reader: str, files: list[str]):
             return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
         except (OSError, ValueError):
             pass  # not local, or not a stream
-    return datasets.load_dataset(reader, data_files=files, split="train")
+    options = {"fragment_scan_options": checked_pages()} if reader == "parquet" else {}
+    return datasets.load_dataset(reader, data_files=files, split="train", **options)
 
 
 @contextmanager

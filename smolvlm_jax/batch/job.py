@@ -19,7 +19,7 @@ from typing import Any
 
 from ..engine.counters import Counters
 from ..engine.requests import Request, Result
-from ..errors import InputError
+from ..errors import InputError, first_few
 from ..records.sources import Source, Unit
 from ..terminal import say
 from .manifest import Manifest
@@ -139,6 +139,7 @@ class BatchJob:
             "parts": self._found + self._finished,
             "unread_columns": sorted(self._unread),
             "unread_files": dict(sorted(self._source.unread.items())),
+            "added_files": first_few(self._source.added),
             **self.tally.summary(),
             "worker_deaths": self._pool.deaths,
             "engine": {} if self._engine is None else self._engine.summary(),
@@ -200,6 +201,9 @@ class BatchJob:
                 self.tally.advance((exact - part.row_share) * len(part.done))
                 part.row_share, part.expected = exact, count
         self._all_read = True
+        if self._source.added and not self._quiet:
+            names = ", ".join(first_few(self._source.added))
+            say(f"these files were added to the input after the job had begun, and are no part of it: {names}")
 
     def _count_finished(self, unit: Unit) -> None:
         self._found += 1

@@ -76,7 +76,8 @@ class WorkerPool:
             for key, payload in tasks:
                 if stop.is_set():
                     return
-                yield key, preparer(payload)
+                request = preparer(payload)
+                yield key, request if request.id is not None else self._named(payload, request.error)
             return
         ended = threading.Event()
         try:
@@ -147,9 +148,11 @@ class WorkerPool:
             if self._closed.is_set():
                 raise InputError("the pool is closed")  # nobody reads it
             self.deaths += 1
-        # Reading the id of such a record is safe: JSON and a dictionary.
-        message = f"preparing this record {died}, {_ATTEMPTS} times in a row"
-        return key, Request(self._setup.parse(payload).id, error=message)
+        return key, self._named(payload, f"preparing this record {died}, {_ATTEMPTS} times in a row")
+
+    def _named(self, payload: Any, error: str | None) -> Request:
+        """The error of a record that may take more memory to read than there is."""
+        return Request(self._setup.parse.identify(payload), error=error)
 
     def _start(self) -> Child:
         """A new worker. One that ends while it starts is replaced, since that is the machine's doing and no record's."""

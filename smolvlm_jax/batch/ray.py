@@ -8,7 +8,7 @@ uint8 too. Ray itself is not imported here; it imports this module.
 import io
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 from ..records.columns import CHATS, MEDIA
-from ..records.record import record_from
+from ..records.record import Record, id_from, record_from
 from .sinks import COLUMNS
 from .workers import Preparer, Setup, longest_prompt
 
@@ -48,7 +48,7 @@ class SmolVLMPreprocessor:
         names = [field.name for field in fields(PictureOptions) if field.name in options]
         pictures = PictureOptions(**{name: options.pop(name) for name in names})
         self._columns = tuple((columns or {}).items())
-        parse = lambda row: record_from(row, "", prompt=prompt, columns=self._columns)
+        parse = _Parse(prompt, self._columns)
         directory = str(resolve(model))
         self._prepare = Preparer(Setup(directory, parse, SamplingParams(**options), pictures, longest_prompt(directory)))
 
@@ -99,6 +99,21 @@ class SmolVLMPredictor:
             values = [getattr(row, name) for row in rows]
             out[name] = np.array(values, object if name in ("text", "error") else None)
         return out
+
+
+@dataclass(frozen=True)
+class _Parse:
+    """From a row of plain values to its record."""
+
+    prompt: str | None
+    columns: tuple[tuple[str, str], ...]
+
+    def __call__(self, row: dict[str, Any]) -> Record:
+        return record_from(row, "", prompt=self.prompt, columns=self.columns)
+
+    def identify(self, row: dict[str, Any]) -> str | int:
+        """As in Parser."""
+        return id_from(row, "", self.columns)
 
 
 def _rows(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:

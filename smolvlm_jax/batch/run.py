@@ -50,6 +50,7 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
         OSError: if the output cannot be written; finished rows are kept.
     """
     notify = (lambda line: None) if config.quiet else notify
+    _require_current_directory(config)
     index, count = shard_of(config.shard_index, config.num_shards)
     if config.shard_index is None and count > 1:
         notify(f"this is shard {index} of {count}, as the launcher's environment says")
@@ -78,6 +79,19 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     with manifest.held():
         write_json(folder / f"_summary-{index}-of-{count}.json", summary)
     return summary
+
+
+def _require_current_directory(config: BatchConfig) -> None:
+    """Relative paths need one: what the system says where it was removed names no file."""
+    relative = [path for path in (config.input, config.output) if not os.path.isabs(path)]
+    try:
+        os.getcwd()
+    except OSError as error:
+        if relative:
+            raise InputError(
+                f"{os.fspath(relative[0])!r} is a relative path, and the current directory does not exist any more: change to "
+                "another one, or pass absolute paths"
+            ) from error
 
 
 def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> dict[str, Any]:

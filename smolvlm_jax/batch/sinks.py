@@ -9,7 +9,7 @@ from typing import IO, Any, ClassVar
 
 from ..errors import InputError
 from ..io import to_json, whole_file
-from ..records.arrow import import_pyarrow
+from ..records.arrow import import_pyarrow, open_parquet
 
 __all__ = ["COLUMNS", "SINKS", "Sink", "open_sink"]
 
@@ -62,13 +62,13 @@ class ParquetSink(Sink):
 
     def _write(self, file, rows):
         pyarrow, rows = import_pyarrow(), iter(rows)
-        with pyarrow.parquet.ParquetWriter(file, self._schema) as writer:
+        with pyarrow.parquet.ParquetWriter(file, self._schema, write_page_checksum=True) as writer:
             while group := list(islice(rows, _GROUP)):
                 group = [{**row, **{name: _utf8(row[name]) for name in ("id", "text", "error")}} for row in group]
                 writer.write_table(pyarrow.Table.from_pylist(group, self._schema))
 
     def read(self, path):
-        with import_pyarrow().parquet.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(_GROUP):
                 yield from batch.to_pylist()
 

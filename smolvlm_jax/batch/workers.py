@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 from ..processing import SmolVLMProcessor
 from ..processing.options import call_options, open_processor
-from ..records.record import Record, with_overrides
+from ..records.record import with_overrides
+from ..records.sources.base import Parser
 
 __all__ = ["NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "longest_prompt", "serve"]
 
@@ -37,7 +38,7 @@ class Setup:
     """
 
     directory: str
-    parse: Callable[[Any], Record]
+    parse: Parser
     sampling: SamplingParams = field(default_factory=SamplingParams)
     pictures: PictureOptions = field(default_factory=PictureOptions)
     longest: int | None = None

@@ -13,10 +13,11 @@ from .conversations import read_conversation
 from .request import OVERRIDES, request_of
 from .values import Unreadable, id_of, plain_number
 
-__all__ = ["FIELDS", "OVERRIDES", "Record", "record_from", "request_seed", "with_overrides"]
+__all__ = ["FIELDS", "IDS", "OVERRIDES", "Record", "id_from", "record_from", "request_seed", "with_overrides"]
 
 # The names of columns that records are made of, for renaming; UNUSED is for one that is not to be read.
-FIELDS = ("id", "custom_id", "body", *CHATS, *ASKS, *MEDIA, "system", *OVERRIDES, UNUSED)
+IDS = ("id", "custom_id")
+FIELDS = (*IDS, "body", *CHATS, *ASKS, *MEDIA, "system", *OVERRIDES, UNUSED)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,14 @@ def record_from(
         return Record(key, read.messages, overrides, unread=read.unread)
     except Exception as error:  # an unforeseen failure is still the fault of this record alone
         return Record(key, error=describe(error))
+
+
+def id_from(value: Mapping, default_id: str | int, columns: tuple[tuple[str, str], ...] = ()) -> str | int:
+    """The id of the record that `record_from` makes of `value`, of which the columns of IDS suffice."""
+    try:
+        return _id(renamed(value, columns), default_id)
+    except InputError:
+        return default_id
 
 
 def _id(value: Mapping, default: str | int) -> str | int:

@@ -147,11 +147,19 @@ def _healthy(number: int, rng: random.Random, pics: list[str], clips: list[str],
     return {"method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
-def parse(payload) -> Record:
+class Parse:
     """For workers: a payload that is a record as JSON has it; for a string, the modules that are loaded."""
-    if isinstance(payload, str):
-        return Record("modules", error=" ".join(sys.modules))
-    return record_from(payload, "none")
+
+    def __call__(self, payload) -> Record:
+        if isinstance(payload, str):
+            return Record("modules", error=" ".join(sys.modules))
+        return record_from(payload, "none")
+
+    def identify(self, payload) -> str | int:
+        return payload["id"]
+
+
+parse = Parse()
 
 
 # ---- running jobs

@@ -4,6 +4,7 @@ import base64
 import functools
 import sys
 import threading
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -22,6 +23,7 @@ from smolvlm_jax.engine.room import Room
 from smolvlm_jax.errors import InputError
 from smolvlm_jax.processing import SmolVLMProcessor
 from smolvlm_jax.processing.bounds import least_tokens
+from smolvlm_jax.records.sources import open_source
 
 TINY = str(resolve("tiny"))
 
@@ -93,6 +95,22 @@ def test_a_record_beyond_its_memory_is_its_own_error():
         found = {request.id: request.error for _, request in pool.map(tasks)}
     assert found["small"] is found["after"] is None
     assert "memory" in found["large"].lower(), found
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_record_that_no_worker_can_decode_is_not_decoded_here(tmp_path):
+    """As objects of Python its text takes thirty times its size."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "Hi"}\n{"id": "large", "messages": [' + ", ".join(["{}"] * 4_000_000) + "]}\n")
+    source = open_source(path)
+    tasks = [(row.position, row.payload) for unit in source.units(10) for row in unit.rows()]
+    with WorkerPool(Setup(TINY, source.parse, memory=2**27), 1) as pool:
+        tracemalloc.start()
+        found = {request.id: request.error for _, request in pool.map(tasks)}
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert found[1] is None and "memory" in found["large"] and most < 3 * path.stat().st_size, most
 
 
 def test_memory_that_runs_out_in_this_process_is_the_records_error(monkeypatch):

@@ -365,6 +365,53 @@ def test_a_damaged_row_group_is_error_rows(parquet):
     assert records[0].error is None and any(record.error and "cannot be read" in record.error for record in records)
 
 
+@pytest.mark.parametrize("damage", [b"\x01", b"x"])
+def test_a_flipped_byte_of_a_parquet_page_is_named(parquet, damage):
+    """Unpacked bytes have no redundancy: without the checksum another text would be answered."""
+    rows = [{"prompt": f"number {n} of them?"} for n in range(30)]
+    options = {"row_group_size": 10, "compression": "none", "use_dictionary": False}
+    path = parquet("a.parquet", rows, write_page_checksum=True, **options)
+    content = path.read_bytes()
+    for checked in (True, False):
+        if not checked:
+            content = parquet("a.parquet", rows, **options).read_bytes()
+        place = content.index(b"number 14") + 7
+        path.write_bytes(content[:place] + damage + content[place + 1 :])
+        records = [r for unit in everything(open_source(path), 30) for r in unit]
+        wrong = [n for n, record in enumerate(records) if record.error]
+        assert wrong == (list(range(10, 20)) if checked else []), records
+        if checked:
+            assert "row group 1 of" in records[10].error and "a.parquet" in records[10].error
+    assert len(records) == 30  # a file without checksums is read
+
+
+def test_a_row_that_is_too_large_is_its_own_error(parquet, monkeypatch):
+    monkeypatch.setattr("smolvlm_jax.records.sources.parquet._LARGE", 10_000)
+    monkeypatch.setattr("smolvlm_jax.records.sources.parquet.MAX_LINE", 50_000)
+    path = parquet("a.parquet", [{"prompt": "x" * (90_000 if n == 7 else 900)} for n in range(40)])
+    records = [r for unit in everything(open_source(path), 25) for r in unit]
+    assert [n for n, record in enumerate(records) if record.error] == [7] and "50,000 bytes" in records[7].error
+
+
+# ---- files that come or go
+
+
+def test_files_that_are_added_are_named(tmp_path, album):
+    for folder, name, pattern in ((tmp_path / "lines", "b.jsonl", "lines/*.jsonl"), (album, "new.png", "**/*.png")):
+        folder.mkdir(exist_ok=True)
+        if name == "b.jsonl":
+            (folder / "a.jsonl").write_text('{"prompt": "?"}\n')
+        for path in (folder, tmp_path / pattern if name == "b.jsonl" else folder / pattern):
+            source = open_source(path, prompt="?")
+            everything(source, 10)
+            assert source.added == []
+            source = open_source(path, prompt="?")
+            (folder / name).write_bytes((folder / "a.jsonl").read_bytes() if name == "b.jsonl" else b"x")
+            everything(source, 10)
+            assert source.added == [name]
+            (folder / name).unlink()
+
+
 # ---- mistakes
 
 

@@ -14,6 +14,7 @@ from train_helpers import assistant, write_records
 
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.errors import ChangedError, ConfigError, InputError
+from smolvlm_jax.train import records as records_module
 from smolvlm_jax.train.config import DataConfig, DataSource
 from smolvlm_jax.train.plain import from_dict
 from smolvlm_jax.train.records import messages_of as messages_of_element
@@ -227,3 +228,40 @@ def test_mapped_files_that_change_end_the_run(tmp_path, kind):
     os.truncate(file, 4096)
     with pytest.raises(ChangedError, match=f"{file.name} has changed"):
         records[400]
+
+
+def parquet_of(path):
+    """Rows in three groups, whose pages have checksums."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([{"prompt": f"What is {n}?", "answer": str(n)} for n in range(30)])
+    options = {"row_group_size": 10, "compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    parquet.write_table(table, path, **options)
+    return path
+
+
+def test_a_damaged_page_of_parquet_is_named(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="Parquet and the like need datasets (train extra)")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = parquet_of(tmp_path / "a.parquet")
+    assert len(open_records(str(path))) == 30
+    path.write_bytes(path.read_bytes().replace(b"What is 14?", b"What is 15?", 1))
+    os.utime(path, (1, 1))
+    with pytest.raises(InputError, match=r"a\.parquet is damaged: row group 1 cannot be read"):
+        open_records(str(path))
+
+
+def test_parquet_that_changes_while_it_is_converted_is_named(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="Parquet and the like need datasets (train extra)")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path, load = parquet_of(tmp_path / "a.parquet"), records_module._load
+
+    def changed(*args):
+        found = load(*args)
+        os.utime(path, (5, 5))
+        return found
+
+    monkeypatch.setattr(records_module, "_load", changed)
+    with pytest.raises(ChangedError, match=r"a\.parquet has changed"):
+        open_records(str(path))

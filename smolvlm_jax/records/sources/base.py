@@ -4,11 +4,20 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from ..record import Record
 
-__all__ = ["Row", "Source", "Unit"]
+__all__ = ["Parser", "Row", "Source", "Unit"]
+
+
+class Parser(Protocol):
+    """From a row's payload to its record. Picklable: a function of a module, or an instance of a small class."""
+
+    def __call__(self, payload: Any, /) -> Record: ...
+
+    def identify(self, payload: Any, /) -> str | int:
+        """The record's id, in little memory whatever the record holds; that of its place where it cannot be had so."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,16 @@ class Source(ABC):
 
     Attributes:
         name: Its name in SOURCES.
-        parse: Makes a record of a row's payload. Picklable: a function of a module, or an instance of a small class.
+        parse: Makes a record of a row's payload.
         unread: How many files of a directory are of kinds that are not read, by their endings.
+        added: Names of files that were added to a directory or glob since, known once all units have been asked for. They are
+            not read.
     """
 
     name: ClassVar[str]
-    parse: Callable[[Any], Record]
+    parse: Parser
     unread: Counter[str]
+    added: list[str]
 
     @abstractmethod
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()): ...

@@ -1,16 +1,18 @@
 """What sources of data files share: finding the files, and a parser that knows their names and folders."""
 
+import contextlib
+import functools
 import glob
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...errors import InputError, JobError
 from ..kinds import PICTURES, VIDEOS
-from ..record import Record, record_from
+from ..record import IDS, Record, id_from, record_from
 from .base import Row, Source, Unit
 from .identity import Inputs
 from .plain import COMPRESSED, ending_of
@@ -27,22 +29,32 @@ class FileParser:
         prompt: For records without a prompt of their own.
         columns: Pairs (our name of a key, its name in the files).
         decode: (number, what was read) to a decoded record. Raises InputError, which becomes the record's error.
+        glance: (what was read, names of keys) to those of them that are found without decoding the record.
     """
 
     files: tuple[tuple[str, str], ...]
     prompt: str | None
     columns: tuple[tuple[str, str], ...]
     decode: Callable[[int, Any], Any]
+    glance: Callable[[Any, Collection[str]], Mapping[str, Any]]
 
     def __call__(self, payload: tuple[int, int, Any]) -> Record:
         file, number, read = payload
-        name, folder = self.files[file]
-        default_id = number if len(self.files) == 1 else f"{name}:{number}"
+        default_id, folder = self._place(file, number), self.files[file][1]
         try:
             value = self.decode(number, read)
         except InputError as error:
             return Record(default_id, error=str(error))
         return record_from(value, default_id, folder=folder, prompt=self.prompt, columns=self.columns)
+
+    def identify(self, payload: tuple[int, int, Any]) -> str | int:
+        """As in Parser."""
+        file, number, read = payload
+        names = {*IDS, *(column for name, column in self.columns if name in IDS)}
+        return id_from(self.glance(read, names), self._place(file, number), self.columns)
+
+    def _place(self, file: int, number: int) -> str | int:
+        return number if len(self.files) == 1 else f"{self.files[file][0]}:{number}"
 
 
 class FileSource(Source):
@@ -65,15 +77,22 @@ class FileSource(Source):
         if not found:
             endings = " or ".join(self.endings)
             raise InputError(f"nothing in {path!r}: no file that ends with {endings}{', compressed or not' * self.compressed}")
+        self.added: list[str] = []
+        self._path = path
         self.inputs = Inputs([place for _, place in found])
         self._names = [name for name, _ in found]
         files = tuple((name, os.path.dirname(os.path.abspath(place))) for name, place in found)
-        self.parse = FileParser(files, prompt, columns, type(self).decode)
+        self.parse = FileParser(files, prompt, columns, type(self).decode, type(self).glance)
 
     @staticmethod
     @abstractmethod
     def decode(number: int, read: Any) -> Any:
         """A decoded record, as in FileParser."""
+
+    @staticmethod
+    @abstractmethod
+    def glance(read: Any, names: Collection[str]) -> Mapping[str, Any]:
+        """Some keys of a record that is not decoded, as in FileParser."""
 
     @abstractmethod
     def pieces(self, file: int, rows: int) -> Iterator[tuple[float, Callable[[], Iterator[Row]]]]:
@@ -82,12 +101,11 @@ class FileSource(Source):
     def units(self, shard_size: int) -> Iterator[Unit]:
         total = max(1, sum(self.inputs.sizes))
         pieces = ((size, piece) for file, size in enumerate(self.inputs.sizes) for piece in self.pieces(file, shard_size))
-        try:
+        with _during_the_job():
             for index, (size, (share, rows)) in enumerate(pieces):
-                yield Unit(index, share * size / total, rows)
-        except InputError as error:  # of a file that is opened in the middle of the job
-            raise JobError(f"{error}; finished rows are kept") from error
+                yield Unit(index, share * size / total, functools.partial(_rows, rows))
         self.inputs.check_all()
+        self.added = sorted({name for name, _ in _data_files(self._path, self._wanted)[0]}.difference(self._names))
 
     @classmethod
     def claims(cls, path: str) -> bool:
@@ -110,6 +128,20 @@ class FileSource(Source):
     @classmethod
     def _wanted(cls, name: str) -> bool:
         return cls._fits(name) and not name.startswith((".", "_"))
+
+
+@contextlib.contextmanager
+def _during_the_job() -> Iterator[None]:
+    """Within the block, what is wrong with a file was not so when the job began."""
+    try:
+        yield
+    except InputError as error:
+        raise JobError(f"{error}; finished rows are kept") from error
+
+
+def _rows(rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    with _during_the_job():
+        yield from rows()
 
 
 def _data_files(path: str, wanted: Callable[[str], bool]) -> tuple[list[tuple[str, str]], Counter[str]]:

@@ -67,12 +67,12 @@ class Inputs:
         self._digests: list[bytes] = []  # of each, once there is a fingerprint
 
     def open(self, number: int) -> io.FileIO:
-        """A file, unbuffered and unchanged as yet. Raises ChangedError."""
+        """A file, unbuffered and unchanged as yet. Raises ChangedError, and InputError if it cannot be opened."""
         try:
             file = open(self.paths[number], "rb", buffering=0)  # noqa: SIM115 (whoever asks closes it)
-        except OSError:
+        except OSError as error:
             self.check(number)
-            raise
+            raise InputError(f"the input {self.paths[number]} cannot be read: {error.strerror}") from error
         try:
             self.check(number, file)
         except BaseException:

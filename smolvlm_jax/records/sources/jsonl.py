@@ -4,12 +4,13 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, ClassVar, NamedTuple
 
 from ...errors import ChangedError, InputError
 from ...io import unique_pairs
+from ..json_text import members
 from .base import Row
 from .files import FileSource
 from .identity import Inputs
@@ -94,6 +95,10 @@ class LineSource(FileSource):
     def completed(line: bytes, file: IO[bytes]) -> Any:
         """What is passed to `decode`: the line, or what stands elsewhere in the plain file for it."""
         return line
+
+    @staticmethod
+    def glance(read: Any, names: Collection[str]) -> Mapping[str, Any]:
+        return {} if read is None else members(read, names)
 
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
         super().__init__(path, prompt, columns)

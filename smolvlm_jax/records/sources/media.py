@@ -3,6 +3,7 @@
 A million names need not fit in memory: they are sorted in a temporary database on disk, which is removed with its connection.
 """
 
+import contextlib
 import fnmatch
 import functools
 import glob
@@ -39,8 +40,11 @@ class _Parse:
         kind = "video" if os.fsdecode(name).lower().endswith(VIDEOS) else "image"
         path = os.path.join(self.folder, os.fsdecode(name))
         content = [{"type": kind, "path": path}, {"type": "text", "text": self.prompt}]
-        # A name that is not UTF-8 could be written to no output.
-        return Record(name.decode("utf-8", "backslashreplace"), [{"role": "user", "content": content}])
+        return Record(self.identify(name), [{"role": "user", "content": content}])
+
+    def identify(self, name: bytes) -> str:
+        """As in Parser. A name that is not UTF-8 could be written to no output."""
+        return name.decode("utf-8", "backslashreplace")
 
 
 class MediaSource(Source):
@@ -63,6 +67,8 @@ class MediaSource(Source):
         self.parse = _Parse(os.path.abspath(self._folder), prompt)
         self.unread = Counter()
         self.plausible = False
+        self.added: list[str] = []
+        self._pattern = pattern
         self._under_way: dict[bytes, Identity] = {}  # from the reading of a row to the check of its file
         self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
         try:
@@ -100,6 +106,16 @@ class MediaSource(Source):
         for index, start in enumerate(range(0, self._count, shard_size)):
             share = min(shard_size, self._count - start) / self._count
             yield Unit(index, share, functools.partial(self._rows, start=start, count=shard_size))
+        with contextlib.suppress(OSError, sqlite3.Error):  # of a directory that is gone by now, or a full disk
+            self._find_added()
+
+    def _find_added(self) -> None:
+        self._database.execute("CREATE TABLE now (name BLOB PRIMARY KEY) WITHOUT ROWID")
+        names = ((name,) for name, _ in _walk(self._folder, self._pattern, Counter()))
+        self._database.executemany("INSERT OR IGNORE INTO now VALUES (?)", names)
+        found = self._database.execute("SELECT name FROM now EXCEPT SELECT name FROM media").fetchall()
+        self.added = [str(self.parse.identify(name)) for (name,) in found]
+        self._database.execute("DROP TABLE now")
 
     def _rows(self, *, start: int, count: int) -> Iterator[Row]:
         query = f"SELECT name, {_FIELDS} FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"

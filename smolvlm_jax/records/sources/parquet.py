@@ -2,20 +2,22 @@
 
 import functools
 import io
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import IO, Any
 
 from ...errors import InputError
-from ..arrow import import_pyarrow
+from ..arrow import import_pyarrow, open_parquet
 from ..columns import MEDIA, UNUSED
 from ..values import Unreadable
 from .base import Row
 from .files import FileSource
+from .jsonl import MAX_LINE
 from .tables import require_columns
 
 __all__ = ["ParquetSource"]
 
 _BATCH = 16  # rows decoded at once: a picture may have megabytes
+_LARGE = 2**25  # bytes of rows that are made objects of Python at once
 _OUT_OF_RANGE = "<value out of range"  # what Arrow writes in place of such a time
 
 
@@ -36,15 +38,15 @@ class ParquetSource(FileSource):
         super().__init__(path, prompt, columns)
         self._media = frozenset({*MEDIA, *(column for name, column in columns if name in MEDIA)})
         left_out = {column for name, column in columns if name == UNUSED}
-        self._counts: list[int] = []
+        self._groups: list[list[int]] = []  # numbers of rows
         self._columns: list[list[str]] = []
         for number, place in enumerate(self.inputs.paths):
             try:
-                with self.inputs.open(number) as raw, pyarrow.parquet.ParquetFile(io.BufferedReader(raw)) as file:
-                    self._counts.append(file.metadata.num_rows)
+                with self.inputs.open(number) as raw, open_parquet(io.BufferedReader(raw)) as file:
                     groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
                     if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
                         raise OSError(f"its groups have {sum(groups)} rows, and it says {file.metadata.num_rows}")
+                    self._groups.append(groups)
                     names = file.schema_arrow.names
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{place!r} is no Parquet file that can be read: {error}") from error
@@ -57,49 +59,61 @@ class ParquetSource(FileSource):
             raise InputError(f"row {number} cannot be read: {read}")
         return read
 
+    @staticmethod
+    def glance(read: Any, names: Collection[str]) -> Mapping[str, Any]:
+        return {} if isinstance(read, str) else {name: read[name] for name in names if name in read}
+
     def pieces(self, file: int, rows: int) -> Iterator[tuple[float, Callable[[], Iterator[Row]]]]:
-        count = self._counts[file]
+        count = sum(self._groups[file])
         for start in range(0, count, rows):
             stop = min(count, start + rows)
             yield (stop - start) / count, functools.partial(self._rows, file, start=start, stop=stop)
 
     def _rows(self, number: int, *, start: int, stop: int) -> Iterator[Row]:
-        """Rows start to stop of a file. Where the file is damaged, an error message stands for each row that cannot be read."""
-        place, error = start, "the file ends before it"
+        """Rows start to stop of a file. An error message stands for each row that cannot be read."""
+        place, problem = start, ""
         try:
-            for row in self._read(number, start=start, stop=stop):
-                yield Row(place - start, (number, place + 1, row))
-                place += 1
-        except (import_pyarrow().ArrowException, OSError) as problem:
-            error = str(problem)
+            with self.inputs.open(number) as raw, open_parquet(io.BufferedReader(raw), buffer_size=2**20) as file:
+                first = 0
+                for group, count in enumerate(self._groups[number]):
+                    low, high = max(start, first), min(stop, first + count)
+                    if low < high:
+                        for payload in self._rows_of_group(file, raw, number, group, low=low - first, high=high - first):
+                            yield Row(place - start, (number, place + 1, payload))
+                            place += 1
+                    first += count
+        except (import_pyarrow().ArrowException, OSError) as error:  # of opening it
+            problem = " ".join(str(error).split())
         self.inputs.check(number)  # before a row is blamed on damage
         for missing in range(place, stop):
-            yield Row(missing - start, (number, missing + 1, error))
+            yield Row(missing - start, (number, missing + 1, problem))
 
-    def _read(self, number: int, *, start: int, stop: int) -> Iterator[dict]:
-        """The row groups that hold the rows, a few rows decoded at a time."""
-        parquet = import_pyarrow().parquet
-        with (
-            self.inputs.open(number) as raw,
-            parquet.ParquetFile(io.BufferedReader(raw), pre_buffer=False, buffer_size=2**20) as file,
-        ):
-            first, here = 0, start
-            groups: list[int] = []
-            for group in range(file.metadata.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                if first < stop and first + count > start:
-                    here = here if groups else first
-                    groups.append(group)
-                first += count
-            for batch in file.iter_batches(_BATCH, row_groups=groups, columns=self._columns[number], use_threads=False):
-                low, high = max(start - here, 0), min(stop - here, batch.num_rows)
-                if low < high:
-                    rows = self._plain(batch.slice(low, high - low))
-                    self.inputs.check(number, raw)
-                    yield from rows
+    def _rows_of_group(self, file, raw: IO[bytes], number: int, group: int, *, low: int, high: int) -> Iterator[dict | str]:
+        """Rows low to high of a row group, a few decoded at a time; what is wrong with it for each that cannot be read."""
+        here, done, problem = 0, low, "it ends before this row"
+        try:
+            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=self._columns[number], use_threads=False):
+                first, last = max(low - here, 0), min(high - here, batch.num_rows)
                 here += batch.num_rows
-                if here >= stop:
-                    return
+                for rows in self._few(batch.slice(first, last - first)) if first < last else ():
+                    self.inputs.check(number, raw)
+                    done += len(rows)
+                    yield from rows
+                if here >= high:
+                    break
+        except (import_pyarrow().ArrowException, OSError) as error:
+            problem = " ".join(str(error).split())
+        if done < high:
+            self.inputs.check(number, raw)  # before a row is blamed on damage
+            yield from [f"row group {group} of {self.inputs.paths[number]}: {problem}"] * (high - done)
+
+    def _few(self, batch) -> Iterator[Sequence[dict | str]]:
+        """The rows of a pyarrow.RecordBatch, one by one where they are large."""
+        size = batch.num_rows if batch.nbytes <= _LARGE else 1
+        for place in range(0, batch.num_rows, size):
+            rows = batch.slice(place, size)
+            large = size == 1 and rows.nbytes > MAX_LINE
+            yield [f"it has more than {MAX_LINE:,} bytes"] if large else self._plain(rows)
 
     def _plain(self, batch) -> list[dict]:
         """The rows of a pyarrow.RecordBatch."""

@@ -11,10 +11,11 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from ...errors import InputError
+from ..json_text import members
 from ..kinds import PICTURES, VIDEOS
 from .jsonl import MAX_LINE, JsonlSource, LineSource, decode_json
 from .plain import copy_of
@@ -54,10 +55,23 @@ class TarSource(LineSource):
     def decode(number: int, read: Any) -> Any:
         if read is None:
             return JsonlSource.decode(number, read)
-        name, members = read
-        if isinstance(members, str):
-            raise InputError(f"record {number}, {name}, {members}")
-        return _record(f"record {number}, {name}", name, members)
+        name, parts = read
+        if isinstance(parts, str):
+            raise InputError(f"record {number}, {name}, {parts}")
+        return _record(f"record {number}, {name}", name, parts)
+
+    @staticmethod
+    def glance(read: Any, names: Collection[str]) -> Mapping[str, Any]:
+        if read is None or isinstance(read[1], str):
+            return {}
+        name, parts = read
+        found: dict[str, Any] = {}
+        for ending, data in sorted(parts):
+            if ending.rpartition(".")[2] == "json":
+                found |= members(data.removeprefix(codecs.BOM_UTF8), names)
+            elif ending in names:
+                found[ending] = _text(ending, data)
+        return found if {"id", "custom_id"} & found.keys() else {**found, "id": name}
 
 
 def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
