@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from ..errors import ConfigError
 from . import forms
+from .cudnn import cudnn_attention, fits_cudnn
 from .decode import decode_attention, fits_decode
 from .forms import Mask
 from .splash import fits_splash, splash_attention
-from .trial import decode_example, decode_int8_example, splash_example, trusted
+from .trial import cudnn_example, decode_example, decode_int8_example, splash_example, trusted
 from .work import WorkList
 
 __all__ = ["Attended", "LayerCache", "attention", "cached_attention", "check_form", "try_kernels"]
@@ -89,6 +90,7 @@ def _fits_decode(dtype: Any) -> Callable[[jax.Array, LayerCache], bool]:
 # fits(q, k, mask) and run(q, k, v, mask) -> output (b, n, t, h)
 FORMS = (
     Form("splash", "tpu", fits_splash, _by_splash, splash_example),
+    Form("cudnn", "cuda", fits_cudnn, cudnn_attention, cudnn_example),
     Form("one-query", "cpu", forms.fits_one_query, forms.one_query),
     Form("head-by-head", "cpu", forms.fits_head_by_head, forms.head_by_head),
     Form("einsum", "default", forms.fits_whole, forms.by_einsum),
@@ -112,7 +114,7 @@ def check_form(name: str) -> None:
 def try_kernels(form: str = "auto") -> None:
     """Run the trials of the kernels that `form` admits, so that tracing a program finds their verdicts.
 
-    Does nothing in a process without a TPU, and nothing the second time. Warns of each kernel that will not be used.
+    Does nothing in a process without a TPU or GPU, and nothing the second time. Warns of each kernel that will not be used.
     """
     check_form(form)
     for kernel in (*CACHED_FORMS, *FORMS):

@@ -1,8 +1,8 @@
-"""The trial of kernels: whether the kernels for TPUs work on the chip at hand.
+"""The trial of kernels: whether the kernels for TPUs, and cuDNN's on GPUs, work on the chip at hand.
 
 The kernels are written against an interface of jax that is experimental, for chips of several generations. So each of them is
-run once in a process on a TPU, on a small example beside the formula; a kernel that fails or differs is not used, and a warning
-says so. `load` and the engine's warm-up run the trials. A program that is traced before that runs them itself.
+run once in a process on its chip, on a small example beside the formula; a kernel that fails or differs is not used, and a
+warning says so. `load` and the engine's warm-up run the trials. A program that is traced before that runs them itself.
 """
 
 import functools
@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .cudnn import cudnn_attention
 from .decode import decode_attention, decode_pieces
-from .forms import by_einsum
+from .forms import SegmentMask, by_einsum
 from .int8 import dequantize, quantize
 from .splash import splash_attention
 from .work import work_list
 
-__all__ = ["decode_example", "decode_int8_example", "splash_example", "trusted"]
+__all__ = ["cudnn_example", "decode_example", "decode_int8_example", "splash_example", "trusted"]
 
 # Largest norm of the difference over the norm of the result: rounding to bfloat16 makes 0.003.
 _TOLERANCE = 0.02
@@ -30,11 +31,11 @@ _OUTPUT_WEIGHT = 100.0
 
 @functools.cache
 def trusted(example: Callable[[], tuple[jax.Array, jax.Array]]) -> bool:
-    """Whether the two results of `example`, of a kernel and of the formula, agree on the TPU of this process.
+    """Whether the two results of `example`, of a kernel and of the formula, agree on the chip of this process.
 
-    True in a process without a TPU: it compiles for chips that it does not have, and cannot try. The verdict is kept.
+    True in a process without such a chip: it compiles for what it does not have, and cannot try. The verdict is kept.
     """
-    if jax.default_backend() != "tpu":
+    if jax.default_backend() != ("gpu" if example is cudnn_example else "tpu"):
         return True
     found: list[str | None] = []
     # In a thread of its own, because a program may be in the middle of being traced, with a mesh in scope, and both are
@@ -112,6 +113,20 @@ def _decode_example(dtype: Any) -> tuple[jax.Array, jax.Array]:
     ours, wanted = jnp.where(columns, ours, 0), jnp.where(columns, both, 0)
     together = lambda *arrays: jnp.concatenate([x.astype(jnp.float32).ravel() for x in arrays])
     return together(out * _OUTPUT_WEIGHT, ours), together(exact * _OUTPUT_WEIGHT, wanted)
+
+
+def cudnn_example() -> tuple[jax.Array, jax.Array]:
+    """A packed row of two prompts, and the gradient of its queries: by cuDNN, and by the formula."""
+    q, k, v, towards = _inputs((1, 6, 512, 64), (1, 2, 512, 64), (1, 2, 512, 64), (1, 6, 512, 64))
+    ids = (jnp.arange(512) // 300)[None]
+    mask = (ids[:, :, None] == ids[:, None, :]) & jnp.tril(jnp.ones((512, 512), bool))
+    described = SegmentMask(mask, ids, causal=True)
+
+    def both(function):
+        out, backward = jax.vjp(function, q)
+        return jnp.stack([out.astype(jnp.float32), backward(towards.astype(out.dtype))[0].astype(jnp.float32)])
+
+    return both(lambda q: cudnn_attention(q, k, v, described)), both(lambda q: _plain(q, k, v, mask))
 
 
 def decode_example() -> tuple[jax.Array, jax.Array]:

@@ -70,6 +70,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     work.add_argument(
         "--slots", type=whole_numbers, metavar="N,…", help="as in batch (default: what the engine takes of the memory)"
     )
+    cache = "int8: caches in 8 bits, as in batch (default: as --dtype)"
+    work.add_argument("--kv-cache", dest="kv_cache_dtype", choices=("int8",), help=cache)
+    live = "share of a ring that rows see on average while they decode (default: that of the records)"
+    work.add_argument("--live", type=float, metavar="SHARE", help=live)
     work.add_argument("--max-slots", action="store_true", help="search the largest number of slots that fits")
     work.add_argument("--all-programs", action="store_true", help="compile every program that the engine can need")
     train = command.add_argument_group("a training step (--mode train)")

@@ -6,6 +6,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from ..attention.decode import decode_pieces
+from ..cache import ColumnBuffers
 from ..engine.compiled import Programs
 from ..engine.settings import FREE_MEMORY_SHARE, RINGS, EngineConfig, EngineShapes
 from ..errors import InputError
@@ -13,7 +15,7 @@ from ..model import SmolVLMForConditionalGeneration
 from ..sharding import activate
 from .figures import Cost, Memory
 from .flops import flops
-from .measure import Measurer, TooLarge, held_bytes
+from .measure import KernelLoops, Measurer, TooLarge, held_bytes
 from .models import abstract_weights
 from .settings import PlanConfig, Workload
 
@@ -70,7 +72,10 @@ class EngineOnChips:
         free = None if self.usable is None else max(self.usable - self.weight_bytes, 0) * self.mesh.size
         chosen: Any = slots
         engine = EngineConfig(
-            ring_lengths=self.rings, slots=chosen, cache_bytes=None if free is None else int(FREE_MEMORY_SHARE * free)
+            ring_lengths=self.rings,
+            kv_cache_dtype=self.config.kv_cache_dtype,
+            slots=chosen,
+            cache_bytes=None if free is None else int(FREE_MEMORY_SHARE * free),
         )
         return engine.resolve(self.model, self.mesh)
 
@@ -129,7 +134,21 @@ class EngineOnChips:
                 flops=flops(function, *arguments) / self.mesh.size,
                 input_bytes=held_bytes(inputs),
                 steps=shapes.chunk if kind == "decode" else 1,
+                loops=self._decode_loops(shapes, key[1]) if kind == "decode" else None,
             )
+
+    def _decode_loops(self, shapes: EngineShapes, length: int) -> KernelLoops | None:
+        """What the decode kernel does for rows that see so much of a ring, if it is the one that reads visible columns only."""
+        slots = shapes.slots[shapes.ring_lengths.index(length)] // self.lanes
+        buffers = self.programs(shapes).ring(length).cache.layers[0]
+        if not isinstance(buffers, ColumnBuffers) or self.measurer.chip is None or self.measurer.chip.platform != "tpu":
+            return None
+        pieces = decode_pieces(length, buffers.pairs.shape[-1], buffers.size, buffers.pairs.dtype)
+        if pieces is None:
+            return None
+        live = self.config.visible_columns(slots, length)
+        # The kernel states the bytes of a ring of which half is visible.
+        return KernelLoops(sum(-(-columns // pieces.chunk) for columns in live), 2 * sum(live) / (slots * length))
 
     def workload_costs(self, shapes: EngineShapes) -> list[Cost]:
         """Of the programs that the workload runs."""

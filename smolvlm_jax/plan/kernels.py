@@ -49,7 +49,7 @@ def schedule(text: str, dynamic_trips: int = 1) -> Kernel:
 
     Args:
         text: of a …-final_bundles.txt.
-        dynamic_trips: steps of a loop whose number of steps is decided on the chip.
+        dynamic_trips: steps of a loop whose number of steps is decided on the chip; inside it such loops count once.
     """
     lines = [(found.group(1).count(">"), found.group(2)) for found in _BUNDLE.finditer(text)]
     products: Counter = Counter()
@@ -72,7 +72,9 @@ def _block(lines: list[tuple[int, str]], depth: int, times: int, products: Count
             end += 1
         loop = lines[at:end]
         trips = _trips(loop, depth + 1)
-        inside, more = _block(loop, depth + 1, times * (dynamic if trips is None else trips), products, dynamic)
+        # Of loops of unknown length inside one another only the outermost is `dynamic` steps long.
+        steps, within = (dynamic, 1) if trips is None else (trips, dynamic)
+        inside, more = _block(loop, depth + 1, times * steps, products, within)
         bundles, unknown, at = bundles + inside, unknown + more + (trips is None), end
     return bundles, unknown
 

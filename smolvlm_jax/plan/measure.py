@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from .figures import Collective, Cost
 from .hlo import parse
 from .kernels import read_dump
 
-__all__ = ["Measurer", "TooLarge", "held_bytes"]
+__all__ = ["KernelLoops", "Measurer", "TooLarge", "held_bytes"]
 
 # Cost's names of the compiler's figures.
 _SIZES = {"argument": "argument", "output": "output", "alias": "alias", "temporary": "temp", "code": "generated_code"}
@@ -45,6 +45,18 @@ def _amount(number: str, unit: str) -> int:
     return int(float(number) * 1024 ** " KMGT".index(unit or " "))
 
 
+class KernelLoops(NamedTuple):
+    """What kernels do whose work is decided on the chip.
+
+    Attributes:
+        steps: of a kernel's outermost loop of unknown length.
+        share: of the bytes that the kernels state.
+    """
+
+    steps: int
+    share: float
+
+
 @dataclass(frozen=True)
 class Measurer:
     """Compiles for a chip.
@@ -57,7 +69,16 @@ class Measurer:
     chip: Chip | None
     dump: str | None = None
 
-    def cost(self, name: str, lowered: Any, *, flops: float = 0, input_bytes: int = 0, steps: int = 1) -> Cost:
+    def cost(
+        self,
+        name: str,
+        lowered: Any,
+        *,
+        flops: float = 0,
+        input_bytes: int = 0,
+        steps: int = 1,
+        loops: KernelLoops | None = None,
+    ) -> Cost:
         """Compile a program and count.
 
         Args:
@@ -65,6 +86,7 @@ class Measurer:
             lowered: the program, as `jit(…).lower(…)` gives it.
             flops: of it, on one chip.
             input_bytes: see `Cost`.
+            loops: of kernels whose work depends on what a cache holds. Default: as the kernels state it.
             steps: that a program whose loop decides its own length takes in a call; everything but memory is for one of them.
 
         Raises:
@@ -82,6 +104,9 @@ class Measurer:
         memory = compiled.memory_analysis()
         sizes: Any = {f"{ours}_bytes": int(getattr(memory, f"{theirs}_size_in_bytes")) for ours, theirs in _SIZES.items()}
         counts = _a_step(count(parse(compiled.as_text())), steps)
+        if loops is not None:
+            counts.bytes += counts.kernel_bytes * (loops.share - 1)
+            counts.kernel_bytes *= loops.share
         found = Cost(
             name=name,
             **sizes,
@@ -99,12 +124,12 @@ class Measurer:
             seconds=seconds,
         )
         if self.chip is not None and self.chip.platform == "tpu":
-            found = self._with_cycles(found, counts)
+            found = self._with_cycles(found, counts, loops.steps if loops else 1)
         return self._with_seconds(found)
 
-    def _with_cycles(self, cost: Cost, counts: Counts) -> Cost:
+    def _with_cycles(self, cost: Cost, counts: Counts, steps: int) -> Cost:
         assert self.chip is not None
-        schedules = read_dump(self.dump, list(counts.calls)) if self.dump else {}
+        schedules = read_dump(self.dump, list(counts.calls), steps) if self.dump else {}
         return replace(
             cost,
             xla_cycles=counts.cycles,

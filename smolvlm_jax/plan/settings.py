@@ -48,6 +48,8 @@ class PlanConfig:
         slots: as in `EngineConfig`. Default: what the engine takes of the chip's memory.
         max_slots: search the largest number of slots that fits.
         all_programs: compile every program that the engine can need, not only those of the workload.
+        kv_cache_dtype: as in `EngineConfig`.
+        live: share of a ring's columns that rows see on average while they decode. Default: that of the workload's records.
         kinds: of the workload's programs only these: "encode", "prefill", "insert", "decode". Then there is no rate.
         layers: compile only so many layers of (encoder, decoder), for a quick look.
         dtype: of weights and computation. Default: bfloat16; of a recipe, its own.
@@ -65,6 +67,8 @@ class PlanConfig:
     slots: tuple[int, ...] | None = None
     max_slots: bool = False
     all_programs: bool = False
+    kv_cache_dtype: str | None = None
+    live: float | None = None
     kinds: tuple[str, ...] = KINDS
     layers: tuple[int, int] | None = None
     dtype: str | None = None
@@ -75,6 +79,8 @@ class PlanConfig:
             raise InputError(f"--mode {self.mode!r:.40} is neither infer nor train")
         if self.mode is not None and (self.mode == "train") != self.trains:
             raise InputError("--mode train needs --recipe, a YAML file or the name of a built-in recipe; --mode infer has none")
+        if self.live is not None and not 0 < self.live <= 1:
+            raise InputError(f"--live must be above 0 and at most 1, got {self.live}")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise InputError(f"{unknown[0]!r:.40} is no kind of program; known are {', '.join(KINDS)}")
         if self.overrides and self.recipe is None:
@@ -83,6 +89,14 @@ class PlanConfig:
             raise InputError("--max-slots searches the slots of an engine: leave out --slots, and --mode train")
         if self.max_slots and self.ring_lengths and len(self.ring_lengths) > 1:
             raise InputError("--max-slots searches the slots of one ring: give one of --ring-lengths")
+
+    def visible_columns(self, slots: int, length: int) -> list[int]:
+        """How many columns of a ring each of its rows sees: evenly spread between a record's prompt and its last token, or
+        the share `live`."""
+        low, high = self.workload.prompt, self.workload.prompt + self.workload.new
+        if self.live is not None:
+            low, high = round(max(2 * self.live - 1, 0) * length), round(min(2 * self.live, 1) * length)
+        return [min(low + (2 * row + 1) * (high - low) // (2 * slots), length) for row in range(slots)]
 
     @property
     def trains(self) -> bool:
