@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import SmolVLMConfig
-from ..errors import ChangedError, CheckpointError, ConfigError, InputError, SmolVLMError, first_few
+from ..errors import ChangedError, CheckpointError, ConfigError, InputError, MissingFileError, SmolVLMError, first_few
 from ..io import COMPANIONS, Identity, companion_files
 from ..locate import is_hub_id, resolve_file
 from .adapters import Adapter, is_factor, open_adapter
@@ -168,6 +168,8 @@ def open_checkpoint(
     path = resolve_file(source, revision)
     try:
         opened = _open(path, None if config_file is None else Path(config_file), base)
+    except SmolVLMError:
+        raise
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     opened.name, opened.revision = str(source), revision
@@ -204,7 +206,7 @@ def _open_any(path: Path, config_file: Path | None, base: str | os.PathLike | No
             raise CheckpointError(f"{path} is a file, and not a safetensors file: pass its directory")
         return _open_torch(path, path.parent, SafetensorsReader([path]), config_file)
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist")
+        raise MissingFileError(f"{path} does not exist")
     found = find_checkpoint(path)
     if found is not None:
         return _open_orbax(path, found, config_file)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MissingFileError
 from .regions import Region
 
 __all__ = ["TensorReader", "check_names", "checked_path", "plain_name"]
@@ -47,7 +47,8 @@ def checked_path(directory: Path, name: str) -> Path:
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"cannot open {path}: {getattr(error, 'strerror', None) or error}") from error
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else CheckpointError
+        raise kind(f"cannot open {path}: {getattr(error, 'strerror', None) or error}") from error
     if not real.is_relative_to(root.resolve()):
         raise CheckpointError(f"{path} points outside its directory, to {real}: copy the file itself there")
     if not real.is_file():

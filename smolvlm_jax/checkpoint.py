@@ -25,6 +25,7 @@ from .convert.to_hf import parse_size, write_hf
 from .directories import disk_full, whole_directory
 from .errors import StorageError
 from .generation_config import GenerationConfig
+from .habits import unasked
 from .io import COMPANIONS, companion_files
 from .locate import bundled_models, resolve, resolve_file
 from .model import SmolVLMForConditionalGeneration
@@ -43,6 +44,8 @@ def load(
     attention: str = "auto",
     base: str | os.PathLike | None = None,
     check: bool = False,
+    subfolder: str | os.PathLike | None = None,
+    **cache: Any,
 ) -> tuple[SmolVLMForConditionalGeneration, dict]:
     """Read a checkpoint.
 
@@ -58,6 +61,8 @@ def load(
         base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
         check: compare every array of an orbax directory with its checksum, which reads everything once more. A warning says
             if there are no checksums: in Hugging Face's formats, and in directories written before there were any.
+        subfolder: the directory of the checkpoint in `source`.
+        **cache: for a Hub id huggingface_hub's cache_dir, force_download, local_files_only and token.
 
     Returns:
         The model, which is a hashable description and may be a static argument of jit, and its parameters, a nested dict of
@@ -70,6 +75,9 @@ def load(
         ConfigError: no model can be built from config.json.
     """
     try_kernels(attention)
+    hub = unasked("load", cache, {}, ("cache_dir", "force_download", "local_files_only", "token"))
+    if subfolder or hub:
+        source = resolve_file(source, revision, subfolder=subfolder, **hub)
     with open_checkpoint(source, revision=revision, base=base) as opened:
         # Whether the head is tied is read from the weights: what config.json says has varied between transformers versions.
         compute = default_dtype() if dtype is None else dtype

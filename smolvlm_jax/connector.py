@@ -10,6 +10,7 @@ from .config import SmolVLMConfig
 from .errors import InputError
 from .layers import Execution, Projection
 from .sharding import Dimension, constrain
+from .unbound import says_what_to_type
 
 __all__ = ["SmolVLMConnector", "pixel_shuffle"]
 
@@ -52,6 +53,7 @@ class SmolVLMSimpleMLP(nn.Module):
         return Projection("ipf,fd->ipd", dimensions, initializer_range=init, dtype=dtype, name="proj")(x)
 
 
+@says_what_to_type
 class SmolVLMConnector(nn.Module):
     """Patch features to image tokens."""
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from .activations import activation
 from .attention import Attended, LayerCache, SegmentMask, attention, cached_attention
 from .cache import KVCache
 from .config import SmolVLMTextConfig
@@ -16,14 +17,15 @@ from .layers import (
     Execution,
     Part,
     RMSNorm,
-    activation,
     apply_rotary,
     dimensions,
     rotary_tables,
     run_layers,
     scaled,
 )
+from .outputs import ModelOutput
 from .sharding import constrain
+from .unbound import says_what_to_type
 
 __all__ = ["SmolVLMBaseModelOutputWithPast", "SmolVLMTextModel", "segment_positions"]
 
@@ -98,7 +100,7 @@ class TextLayer(Part):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SmolVLMBaseModelOutputWithPast:
+class SmolVLMBaseModelOutputWithPast(ModelOutput):
     """What the decoder returns, and with it `SmolVLMModel`. Fields that were not asked for are None.
 
     Attributes:
@@ -116,6 +118,7 @@ class SmolVLMBaseModelOutputWithPast:
     image_hidden_states: jax.Array | None = None
 
 
+@says_what_to_type
 class SmolVLMTextModel(nn.Module):
     """Embeddings in, final hidden states out."""
 

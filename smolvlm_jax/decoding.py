@@ -15,9 +15,22 @@ import numpy as np
 from .cache import KVCache
 from .generation_config import GenerationConfig, Sampling, SamplingParams
 from .model import SmolVLMForConditionalGeneration
+from .restrictions import follow, restrict
 from .sampling import RowSampling, choose, row_keys
 
-__all__ = ["DecodeState", "Decoded", "RowSettings", "Rows", "Rules", "decode", "decode_step", "next_token", "tokens_seen"]
+__all__ = [
+    "DecodeState",
+    "Decoded",
+    "RowSettings",
+    "Rows",
+    "Rules",
+    "allowed",
+    "decode",
+    "decode_step",
+    "next_logits",
+    "next_token",
+    "tokens_seen",
+]
 
 
 @dataclass(frozen=True)
@@ -27,15 +40,18 @@ class Rules:
     Attributes:
         sampling: the settings of all rows, which become constants of the program; None if each row has its own.
         stop_tokens: tokens that end a row.
+        min_new_tokens, bad_words: as in `restrictions.restrict`.
     """
 
     sampling: Sampling | None
     stop_tokens: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "Rules":
         """The rules of `generate` with these settings."""
-        return cls(config.sampling, config.stop_tokens)
+        return cls(config.sampling, config.stop_tokens, config.min_new_tokens, config.bad_words)
 
     @property
     def penalize(self) -> bool:
@@ -90,6 +106,7 @@ class Rows:
         finished: bool (b,); a finished row does not change any more.
         seen: bool (b, v), tokens of the prompt and the answer so far; None where no row has a repetition penalty.
         settings: what each row asks for.
+        recent: int32 (b, w), the last tokens of the prompt and the answer; None where no forbidden sequence needs them.
     """
 
     token: jax.Array
@@ -98,12 +115,15 @@ class Rows:
     finished: jax.Array
     seen: jax.Array | None
     settings: RowSettings
+    recent: jax.Array | None = None
 
     @classmethod
-    def start(cls, last: jax.Array, settings: RowSettings, *, seen: jax.Array | None) -> "Rows":
+    def start(
+        cls, last: jax.Array, settings: RowSettings, *, seen: jax.Array | None, recent: jax.Array | None = None
+    ) -> "Rows":
         """Rows whose prompt ends at position `last` (b,), before their first token is drawn."""
         zeros = jnp.zeros_like(last)
-        return cls(zeros, last, zeros, jnp.zeros(last.shape, bool), seen, settings)
+        return cls(zeros, last, zeros, jnp.zeros(last.shape, bool), seen, settings, recent)
 
 
 @jax.tree_util.register_dataclass
@@ -140,11 +160,23 @@ def _stops(rules: Rules, settings: RowSettings, token: jax.Array, drawn: jax.Arr
     return ends
 
 
+def allowed(rules: Rules, rows: Rows, logits: jax.Array) -> jax.Array:
+    """Logits (b, v) with what the rules do not admit at -inf."""
+    return restrict(
+        logits,
+        drawn=rows.drawn,
+        stop_tokens=rules.stop_tokens,
+        min_new_tokens=rules.min_new_tokens,
+        bad_words=rules.bad_words,
+        recent=rows.recent,
+    )
+
+
 def next_token(rules: Rules, rows: Rows, logits: jax.Array) -> Rows:
     """Draw a token from logits (b, v) for every row that has not finished, and decide which rows end with it."""
     live = ~rows.finished
     sampling: Any = rules.sampling or rows.settings.sampling
-    token = choose(logits, sampling, seen=rows.seen, keys=rows.settings.keys, drawn=rows.drawn)
+    token = choose(allowed(rules, rows, logits), sampling, seen=rows.seen, keys=rows.settings.keys, drawn=rows.drawn)
     token = jnp.where(live, token, rows.token)
     drawn = rows.drawn + live
     seen = rows.seen
@@ -157,11 +189,18 @@ def next_token(rules: Rules, rows: Rows, logits: jax.Array) -> Rows:
         finished=rows.finished | _stops(rules, rows.settings, token, drawn),
         seen=seen,
         settings=rows.settings,
+        recent=follow(rows.recent, token, live),
     )
 
 
 def decode_step(model: SmolVLMForConditionalGeneration, rules: Rules, params, state: DecodeState) -> DecodeState:
     """One token for every row that has not finished. The others write a column of the cache that is not visible."""
+    logits, cache = next_logits(model, params, state)
+    return DecodeState(next_token(rules, state.rows, logits), cache)
+
+
+def next_logits(model: SmolVLMForConditionalGeneration, params, state: DecodeState) -> tuple[jax.Array, KVCache]:
+    """Logits (b, v) of what follows the last tokens, and the cache with these."""
     rows = state.rows
     out: Any = model.apply(
         {"params": params},
@@ -170,7 +209,7 @@ def decode_step(model: SmolVLMForConditionalGeneration, rules: Rules, params, st
         position_ids=rows.position[:, None],
         past_key_values=state.cache,
     )
-    return DecodeState(next_token(rules, rows, out.logits[:, -1]), out.past_key_values)
+    return out.logits[:, -1], out.past_key_values
 
 
 class Decoded(NamedTuple):

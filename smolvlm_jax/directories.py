@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import CheckpointError, StorageError
+from .errors import CheckpointError, SmolVLMError, StorageError
 from .io import lock, sync_directory
 from .terminal import say
 
@@ -67,7 +67,7 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
             raise StorageError(
                 f"the disk is full: {destination} was not written, and what was written of it has been removed"
             ) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, SmolVLMError):
             raise StorageError(f"cannot write {destination}: {error.strerror or error}") from error
         raise
     finally:

@@ -29,7 +29,11 @@ class CheckpointError(SmolVLMError, ValueError):
     """A checkpoint that is absent, incomplete, or disagrees with its config."""
 
 
-class DownloadError(CheckpointError):
+class MissingFileError(CheckpointError, ConfigError, FileNotFoundError):
+    """A model, or a file of one, that is not where it was said to be."""
+
+
+class DownloadError(CheckpointError, OSError):
     """A model that cannot be downloaded at the moment: the network or the server fails. The same command may be run again."""
 
     exit_code = 1
@@ -37,6 +41,10 @@ class DownloadError(CheckpointError):
 
 class InputError(SmolVLMError, ValueError):
     """Arguments that contradict each other: counts of pictures, tiles and image tokens, shapes, ranges."""
+
+
+class HabitError(InputError, AttributeError, TypeError):
+    """What transformers or torch would do and we do otherwise: the message says what to type instead."""
 
 
 class MediaError(InputError, OSError):

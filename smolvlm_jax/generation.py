@@ -1,86 +1,121 @@
 """`generate()` and `stream()`: one jitted prefill, then a decode loop that stays on the device until every row has stopped.
 
-Shapes are rounded up to a few buckets, so that prompts of all lengths and pictures of all sizes share a handful of compiled
-programs: prompt length and number of tiles to 2^k or 3·2^(k-1), cache length to a multiple of 64, off the CPU of 128.
+Prompts and pictures are padded to buckets (prompt_arrays.py), and the length of the cache to a multiple of 64, off the CPU of
+128, so that a handful of compiled programs serve all of them.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .cache import CacheFormat, check_kv_cache_dtype
-from .decoding import Decoded, DecodeState, Rows, RowSettings, Rules, decode, next_token, tokens_seen
+from .cache import CacheFormat, KVCache, check_kv_cache_dtype
+from .decoding import Decoded, DecodeState, Rows, RowSettings, Rules, allowed, decode, next_logits, next_token, tokens_seen
 from .errors import InputError
 from .generation_config import GenerationConfig
 from .model import SmolVLMForConditionalGeneration
-from .pictures import check_counts, flat_tiles, padded_tiles
+from .outputs import ModelOutput
+from .prompt_arrays import bucket, prompt_arrays
+from .sampling import processed
 from .sharding import activate, batch_sharding
 
-__all__ = ["bucket", "generate", "stream"]
+__all__ = ["GenerateOutput", "bucket", "generate", "stream"]
 
 _Arguments = ParamSpec("_Arguments")
 _Out = TypeVar("_Out")
 
 
-def bucket(n: int, smallest: int = 32) -> int:
-    """The smallest size of the form 2^k or 3·2^(k-1) that holds `n`.
+@dataclass(frozen=True, kw_only=True)
+class GenerateOutput(ModelOutput):
+    """What `generate` returns with return_dict_in_generate. Fields that were not asked for are None.
 
-    At most a third of it is padding, and there are few sizes up to 8,192.
+    Attributes:
+        sequences: int32 (b, t + new), what `generate` returns otherwise.
+        scores: for each new token (b, v) float32: what it was chosen by, with all settings applied. What a row has there
+            after it has ended is of no meaning, here and in `logits`.
+        logits: for each new token (b, v): the model's.
+        past_key_values: the cache, with all tokens but the last.
+    """
+
+    sequences: np.ndarray
+    scores: tuple[np.ndarray, ...] | None = None
+    logits: tuple[np.ndarray, ...] | None = None
+    past_key_values: KVCache | None = None
+
+
+class _Scores(NamedTuple):
+    """What tokens are chosen by, (b, v) each: the scores after all settings, float32, and the model's logits."""
+
+    scores: jax.Array
+    logits: jax.Array
+
+    @classmethod
+    def of(cls, rules: Rules, rows: Rows, logits: jax.Array) -> "_Scores":
+        settings: Any = rules.sampling
+        return cls(processed(allowed(rules, rows, logits), settings, seen=rows.seen), logits)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rules", "cache_length", "stored", "scored"))
+def _prefill(
+    model,
+    rules: Rules,
+    cache_length: int,
+    params,
+    inputs: dict[str, Any],
+    settings: RowSettings,
+    stored: CacheFormat,
+    *,
+    scored: bool = False,
+) -> tuple[Decoded, _Scores | None]:
+    """Run the prompts, left-padded to one length, and draw the first token of each.
 
     Args:
-        n: what is to be held.
-        smallest: the first size, a power of 2.
+        inputs: as in `PromptArrays`.
+        scored: return what the tokens are chosen by, too.
     """
-    power = max(smallest, 1 << max(n - 1, 0).bit_length())
-    return power * 3 // 4 if power > max(smallest, 2) and n <= power * 3 // 4 else power
-
-
-@functools.partial(jax.jit, static_argnames=("model", "rules", "cache_length", "stored"))
-def _prefill(
-    model, rules: Rules, cache_length: int, params, inputs: dict[str, Any], settings: RowSettings, stored: CacheFormat
-) -> Decoded:
-    """Run the prompts, left-padded to one length, and draw the first token of each."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    inputs = dict(inputs)
+    mask, ids, recent = inputs["attention_mask"], inputs.get("input_ids"), inputs.pop("recent", None)
+    if "inputs_embeds" in inputs:
+        inputs.pop("input_ids", None)
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    out = model.apply({"params": params}, **inputs, position_ids=positions, logits_to_keep=1, cache_length=ids.shape[1])
-    seen = tokens_seen(ids, mask, segments=1, vocabulary=out.logits.shape[-1])[:, 0] if rules.penalize else None
-    rows = next_token(rules, Rows.start(positions[:, -1], settings, seen=seen), out.logits[:, -1])
-    tokens = jnp.zeros((len(ids), cache_length - ids.shape[1]), jnp.int32).at[:, 0].set(rows.token)
-    cache = out.past_key_values.stored_as(stored, cache_length)  # whose promise `_align` keeps
-    return Decoded(DecodeState(rows, cache), tokens, jnp.ones((), jnp.int32))
+    out = model.apply({"params": params}, **inputs, position_ids=positions, logits_to_keep=1, cache_length=mask.shape[1])
+    logits, seen = out.logits[:, -1], None
+    if rules.penalize:
+        vocabulary = logits.shape[-1]
+        seen = jnp.zeros(logits.shape, bool)
+        seen = seen if ids is None else tokens_seen(ids, mask, segments=1, vocabulary=vocabulary)[:, 0]
+    start = Rows.start(positions[:, -1], settings, seen=seen, recent=recent)
+    rows = next_token(rules, start, logits)
+    tokens = jnp.zeros((len(mask), cache_length - mask.shape[1]), jnp.int32).at[:, 0].set(rows.token)
+    cache = out.past_key_values.stored_as(stored, cache_length)  # whose promise prompts that are aligned keep
+    decoded = Decoded(DecodeState(rows, cache), tokens, jnp.ones((), jnp.int32))
+    return decoded, _Scores.of(rules, start, logits) if scored else None
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rules"), donate_argnames="state")
+def _scored_step(model, rules: Rules, params, state: DecodeState) -> tuple[DecodeState, _Scores]:
+    """`decode_step`, with what the tokens are chosen by."""
+    logits, cache = next_logits(model, params, state)
+    return DecodeState(next_token(rules, state.rows, logits), cache), _Scores.of(rules, state.rows, logits)
 
 
 _decode = jax.jit(decode, static_argnames=("model", "rules"), donate_argnames="decoded")
 
 
-def _default_mask(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
-    """As the reference infers it: pad tokens are padding, unless the pad token is a stop token as well."""
-    pad = config.pad_token_id
-    if pad is None or pad in config.stop_tokens:
-        return np.ones_like(ids)
-    return (ids != pad).astype(ids.dtype)
-
-
-def _align(ids: np.ndarray, mask: np.ndarray, length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows moved to the right end of `length` columns, whichever side their padding was on. Padding becomes `fill`."""
-    t = ids.shape[1]
-    order = np.argsort(mask, axis=1, kind="stable")  # padding first, tokens in order
-    ids, mask = np.take_along_axis(ids, order, 1), np.take_along_axis(mask, order, 1)
-    ids = np.where(mask == 1, ids, fill)
-    grow = ((0, 0), (length - t, 0))
-    return np.pad(ids, grow, constant_values=fill).astype(np.int32), np.pad(mask, grow).astype(np.int32)
-
-
 @dataclass
 class _Run:
-    """Prompts after their prefill: what `generate` and `stream` continue. input_ids: int32 (b, t), as given."""
+    """Prompts after their prefill: what `generate` and `stream` continue.
+
+    Attributes:
+        input_ids: int32 (b, t), as given.
+        first: what the first tokens were chosen by, if that was asked for.
+    """
 
     model: SmolVLMForConditionalGeneration
     params: Any
@@ -88,6 +123,12 @@ class _Run:
     mesh: Mesh | None
     input_ids: np.ndarray
     decoded: Decoded
+    first: _Scores | None
+
+    @property
+    def steps(self) -> int:
+        """The most tokens that a row draws."""
+        return self.config.max_new_tokens or 0
 
     def decode(self, end: int) -> None:
         """Decode until `end` columns are written, or every row has stopped: one program for any `end`."""
@@ -95,48 +136,35 @@ class _Run:
         with activate(self.mesh):
             self.decoded = _decode(self.model, rules, self.params, self.decoded, limit)
 
+    def decode_scored(self) -> list[Any]:
+        """Decode to the end, one step at a time; what every token was chosen by, on the host."""
+        rules, found, state = Rules.of(self.config), [jax.device_get(self.first)], self.decoded.state
+        tokens = [np.asarray(state.rows.token)]
+        while len(found) < self.steps and not np.asarray(state.rows.finished).all():
+            with activate(self.mesh):
+                state, scores = _scored_step(self.model, rules, self.params, state)
+            found.append(jax.device_get(scores))
+            tokens.append(np.asarray(state.rows.token))
+        self.decoded = Decoded(state, np.stack(tokens, axis=1), np.asarray(len(tokens), np.int32))  # type: ignore[arg-type]
+        return found
 
-def _checked(model, config: GenerationConfig, input_ids, attention_mask) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, int32 (b, t) both. Raises InputError for what the model cannot read."""
-    ids = np.asarray(input_ids)
-    if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(f"input_ids must be integers of shape (batch, length), got {ids.dtype} {ids.shape}")
-    text = model.config.text_config
-    if ids.min() < 0 or ids.max() >= text.vocab_size:
-        raise InputError(f"input_ids must lie in [0, {text.vocab_size}), got {ids.min()} … {ids.max()}")
-    mask = _default_mask(ids, config) if attention_mask is None else np.asarray(attention_mask) != 0
-    if mask.shape != ids.shape:
-        raise InputError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}")
-    if not mask.any(axis=1).all():
-        raise InputError(f"row {int(np.argmin(mask.any(axis=1)))} of the batch is empty")
-    longest, positions = int(mask.sum(axis=1).max()), text.max_position_embeddings
-    if longest >= positions:
-        raise InputError(f"prompt too long: {longest} tokens leave no room for an answer in the model's {positions} positions")
-    return ids.astype(np.int32), mask.astype(np.int32)
-
-
-def _row_settings(seed: int | Sequence[int], limits: np.ndarray) -> RowSettings:
-    """An int gives row r stream r of its random numbers; a sequence gives each row the first stream of a seed of its own.
-
-    Args:
-        seed: as in `generate`.
-        limits: (b,), on each row's new tokens; they are no part of the program where all are the same.
-    """
-    rows = len(limits)
-    limit = None if (limits == limits[0]).all() else jnp.asarray(limits, jnp.int32)
-    if isinstance(seed, int):
-        return RowSettings(jnp.full(rows, seed % 2**32, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32), limit=limit)
-    return RowSettings(jnp.asarray(seed, jnp.uint32), jnp.zeros(rows, jnp.uint32), limit=limit)
+    def sequences(self) -> np.ndarray:
+        """int32 (b, t + new): the prompts as given and their answers, rows that ended early filled with the pad token."""
+        tokens, drawn, columns = jax.device_get((self.decoded.tokens, self.decoded.state.rows.drawn, self.decoded.columns))
+        own = np.arange(columns) < drawn[:, None]
+        answers = np.where(own, tokens[:, :columns], np.int32(self.config.fill_token_id))
+        return np.concatenate([self.input_ids, answers], axis=1)
 
 
 def _start(
     model: SmolVLMForConditionalGeneration,
     params,
-    input_ids,
+    input_ids=None,
     attention_mask=None,
     pixel_values=None,
     pixel_attention_mask=None,
     *,
+    inputs_embeds=None,
     num_tiles=None,
     image_hidden_states=None,
     generation_config: GenerationConfig | None = None,
@@ -147,36 +175,31 @@ def _start(
 ) -> _Run:
     """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
     quantized = check_kv_cache_dtype(kv_cache_dtype)
-    config = (generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
-    given, mask = _checked(model, config, input_ids, attention_mask)
-    room = model.config.text_config.max_position_embeddings - mask.sum(axis=1)
-    limits = np.minimum(room, min(config.max_new_tokens, room.max()))
-    config = config.replace(max_new_tokens=int(limits.max()))
-    tiles = None
-    if pixel_values is not None:
-        tiles = flat_tiles(model.config, np.asarray(pixel_values), pixel_attention_mask, num_tiles)
-    pictures, count = (image_hidden_states, num_tiles) if tiles is None else (tiles.pixels, tiles.count)
-    if pictures is not None:
-        check_counts(model.config, np.where(mask == 1, given, -1), pictures, count)
-
-    length = bucket(int(mask.sum(axis=1).max()))
-    ids, mask = _align(given, mask, max(length, given.shape[1]), config.fill_token_id)
-    inputs: dict[str, Any] = {"input_ids": ids[:, -length:], "attention_mask": mask[:, -length:]}
-    if tiles is not None and tiles.count:
-        inputs |= padded_tiles(tiles, bucket(int(tiles.count), 1))
-    if image_hidden_states is not None:
-        inputs["image_hidden_states"] = image_hidden_states
-    settings = _row_settings(seed, limits)
+    config = GenerationConfig.of(generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
+    prompts = prompt_arrays(
+        model,
+        config,
+        input_ids=input_ids,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        pixel_values=pixel_values,
+        pixel_attention_mask=pixel_attention_mask,
+        num_tiles=num_tiles,
+        image_hidden_states=image_hidden_states,
+        seed=seed,
+    )
+    config, inputs, settings = prompts.config, prompts.inputs, prompts.settings
     if mesh is not None:
         put = lambda x: jax.device_put(x, batch_sharding(mesh, np.shape(x)))
         inputs, settings = {name: put(x) for name, x in inputs.items()}, jax.tree.map(put, settings)
     tile = 64 if jax.default_backend() == "cpu" else 128  # a TPU's tiles have 128 columns, which the decode kernel wants whole
-    cache_length = -(-(length + config.max_new_tokens) // tile) * tile
+    cache_length = -(-(prompts.length + (config.max_new_tokens or 0)) // tile) * tile
     text = model.config.text_config
     stored = CacheFormat.choose(text, cache_length, model.dtype, quantized=quantized, mesh=mesh)
+    scored = config.return_dict_in_generate and (config.output_scores or config.output_logits)
     with activate(mesh):
-        decoded = _prefill(model, Rules.of(config), cache_length, params, inputs, settings, stored)
-    return _Run(model, params, config, mesh, given, decoded)
+        decoded, first = _prefill(model, Rules.of(config), cache_length, params, inputs, settings, stored, scored=scored)
+    return _Run(model, params, config, mesh, prompts.input_ids, decoded, first)
 
 
 def _takes_prompts(
@@ -197,7 +220,7 @@ def _takes_prompts(
 
 
 @_takes_prompts(_start)
-def generate(run: _Run) -> np.ndarray:
+def generate(run: _Run) -> Any:
     """Continue prompts until every row has drawn a stop token, max_new_tokens are drawn, or the model's positions are used up.
 
     Rows do not influence each other.
@@ -207,36 +230,55 @@ def generate(run: _Run) -> np.ndarray:
         params: of the model.
         input_ids: int (b, t), padded on either side.
         attention_mask: (b, t), 1 = real. Default: pad tokens are padding.
+        inputs_embeds: (b, t, d), read in place of input_ids. With these alone the result has new tokens only.
         pixel_values, pixel_attention_mask, num_tiles, image_hidden_states: as in the model's forward. A processor's output can
             be passed as it is: `generate(model, params, **inputs, max_new_tokens=64)`.
-        generation_config: how to continue. Default: what the checkpoint says.
+        generation_config: how to continue; also one of transformers. Default: what the checkpoint says.
         seed: an int, or one for each row.
         mesh: where `params` were placed.
         kv_cache_dtype: "int8" stores keys and values in 8 bits. Default: as the model computes.
-        **overrides: fields of `GenerationConfig` that differ from `generation_config`.
+        **overrides: fields of `GenerationConfig` that differ from `generation_config`; None switches one off. Arguments of
+            transformers' generate that do not exist here are taken with values that ask for nothing, such as num_beams=1.
 
     Returns:
         int32 (b, t + new): each row's prompt as given, then its new tokens; rows that stop early are filled with the pad
-        token.
+        token. With num_return_sequences=n there are n rows for each prompt, one after the other. With return_dict_in_generate
+        a GenerateOutput.
 
     Raises:
         InputError: for settings out of range, pictures and image tokens that disagree in number, and prompts that leave none of
             the model's positions.
     """
-    run.decode(run.config.max_new_tokens)
-    tokens, drawn, columns = jax.device_get((run.decoded.tokens, run.decoded.state.rows.drawn, run.decoded.columns))
-    own = np.arange(columns) < drawn[:, None]
-    return np.concatenate([run.input_ids, np.where(own, tokens[:, :columns], np.int32(run.config.fill_token_id))], axis=1)
+    if not run.config.return_dict_in_generate:
+        run.decode(run.steps)
+        return run.sequences()
+    found = []
+    if run.first is None:
+        run.decode(run.steps)
+    else:
+        found = run.decode_scored()
+    return GenerateOutput(
+        sequences=run.sequences(),
+        scores=tuple(entry.scores for entry in found) if run.config.output_scores else None,
+        logits=tuple(entry.logits for entry in found) if run.config.output_logits else None,
+        past_key_values=run.decoded.state.cache,
+    )
 
 
 @_takes_prompts(_start)
 def stream(run: _Run) -> Iterator[np.ndarray]:
     """Yield the tokens that `generate` would return, int32 (b,) for each step, as soon as they are drawn.
 
-    Arguments as in `generate`. Ends after the step in which the last row stops; rows that stopped before yield the pad token.
-    Mistakes are raised by the call itself, not by the first step.
+    Arguments as in `generate`, without return_dict_in_generate. Ends after the step in which the last row stops; rows that
+    stopped before yield the pad token. Mistakes are raised by the call itself, not by the first step.
     """
-    for step in range(1, run.config.max_new_tokens + 1):
+    if run.config.return_dict_in_generate:
+        raise InputError("stream yields tokens alone: return_dict_in_generate is for generate")
+    return _tokens(run)
+
+
+def _tokens(run: _Run) -> Iterator[np.ndarray]:
+    for step in range(1, run.steps + 1):
         if step > 1:
             run.decode(step)
         rows = run.decoded.state.rows

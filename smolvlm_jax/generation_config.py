@@ -4,14 +4,16 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, InputError
-from .io import read_json, write_json
+from .habits import Neutral, asks_for_something, plain_value, unasked
+from .io import read_json, to_json, write_json
+from .locate import find_directory
 
 __all__ = ["GenerationConfig", "Sampling", "SamplingParams"]
 
@@ -39,6 +41,17 @@ def _is_id(value: Any) -> bool:
 # What each setting must be: a test, and the words of the message for a value that fails it.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_new_tokens": (lambda x: _whole(x, 1), "a positive integer"),
+    "max_length": (lambda x: _whole(x, 1), "a positive integer"),
+    "min_length": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
+    "min_new_tokens": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
+    "num_return_sequences": (lambda x: _whole(x, 1), "a positive integer"),
+    "bad_words_ids": (
+        lambda x: all(isinstance(word, tuple) and word and all(map(_is_id, word)) for word in x),
+        "lists of token ids",
+    ),
+    **dict.fromkeys(
+        ("return_dict_in_generate", "output_scores", "output_logits"), (lambda x: isinstance(x, bool), "true or false")
+    ),
     "do_sample": (lambda x: isinstance(x, bool), "true or false"),
     "temperature": (
         lambda x: _number(x, _SMALLEST, _LARGEST),
@@ -58,21 +71,54 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 # Settings of a draw, without effect in greedy decoding.
 _DRAWING = ("temperature", "top_k", "top_p", "min_p")
-# Settings of transformers that change what is generated, and do not exist here, with their neutral values.
-_OTHERS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(
-        ("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale", "encoder_repetition_penalty"), (1,)
-    ),
-    **dict.fromkeys(("typical_p", "top_h"), (1,)),
-    **dict.fromkeys(
-        ("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)
-    ),
-    **dict.fromkeys(("encoder_no_repeat_ngram_size", "diversity_penalty"), (0,)),
-    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "stop_strings"), ([],)),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "max_time"), ()),
-    **dict.fromkeys(("constraints", "force_words_ids", "watermarking_config", "dola_layers"), ()),
-    **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), (False,)),
+# What None stands for: off.
+_OFF = {
+    "do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0,
+    "min_length": 0, "min_new_tokens": 0, "num_return_sequences": 1, "bad_words_ids": (),
+    "return_dict_in_generate": False, "output_scores": False, "output_logits": False,
+}  # fmt: skip
+# Settings of transformers that change what is generated, and do not exist here.
+_OTHERS: dict[str, Neutral] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "encoder_repetition_penalty"), Neutral((1,))),
+    **dict.fromkeys(("typical_p", "top_h"), Neutral((1,))),
+    **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"), Neutral((0,))),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "diversity_penalty"), Neutral((0,))),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "sequence_bias"), Neutral(([], {}))),
+    "stop_strings": Neutral(([],), "the engine's SamplingParams has stop"),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), Neutral()),
+    **dict.fromkeys(("max_time", "constraints", "force_words_ids", "watermarking_config", "dola_layers"), Neutral()),
+    **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), Neutral((False,))),
 }
+_EITHER = Neutral((True, False))
+# Further arguments of transformers' generate. In a file they say nothing about what is generated.
+_OF_A_CALL: dict[str, Neutral] = {
+    "inputs": Neutral((), "it is called input_ids"),
+    "logits_processor": Neutral(([],)),
+    "stopping_criteria": Neutral(([],), "the engine's SamplingParams has stop, and stream() can be left at any token"),
+    **dict.fromkeys(("streamer", "tokenizer"), Neutral((), "stream() yields tokens as they are drawn")),
+    **dict.fromkeys(("prefix_allowed_tokens_fn", "assistant_model", "assistant_tokenizer", "custom_generate"), Neutral()),
+    **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask", "use_model_defaults"), Neutral()),
+    **dict.fromkeys(("past_key_values", "cache", "decoder_input_ids", "encoder_outputs", "mm_encoder_outputs"), Neutral()),
+    **dict.fromkeys(("position_ids", "cache_position", "token_type_ids", "labels"), Neutral()),
+    **dict.fromkeys(("synced_gpus", "output_attentions", "output_hidden_states", "low_memory"), Neutral((False,))),
+    **dict.fromkeys(("use_cache", "early_stopping", "disable_compile", "use_mtp", "trust_remote_code"), _EITHER),
+    "logits_to_keep": Neutral((0, 1)),
+    "length_penalty": Neutral((1,), "it is a setting of beams"),
+    "cache_implementation": Neutral(("static", "dynamic")),
+    **dict.fromkeys(("cache_config", "max_cache_len", "compile_config", "continuous_batching_config"), Neutral(({},))),
+    **dict.fromkeys(("prefill_chunk_size", "is_assistant", "assistant_early_exit", "speculation_type"), Neutral((False,))),
+    **dict.fromkeys(("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"), Neutral()),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_ensemble_weight"), Neutral()),
+    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind", "bos_token_id", "decoder_start_token_id"), Neutral()),
+    **dict.fromkeys(("transformers_version", "_from_model_config"), Neutral()),
+    "renormalize_logits": Neutral((False,)),
+}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and jax as Python's, arrays and lists of them as tuples."""
+    value = plain_value(value)
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check(settings: Any) -> None:
@@ -81,7 +127,8 @@ def _check(settings: Any) -> None:
     if settings.top_k == -1:
         object.__setattr__(settings, "top_k", 0)
     for field in fields(settings):
-        value = getattr(settings, field.name)
+        value = _plain(getattr(settings, field.name))
+        object.__setattr__(settings, field.name, value)
         if field.name not in _RULES or (value is None and field.default is None):
             continue
         fits, wants = _RULES[field.name]
@@ -91,7 +138,7 @@ def _check(settings: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn, with the names and defaults of transformers.
+    """How tokens are drawn, with the names and defaults of transformers. None for a setting switches it off.
 
     Attributes:
         do_sample: draw at random; otherwise the best token is taken, and of the other settings only `repetition_penalty`
@@ -111,6 +158,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
+        for field in fields(self):
+            if getattr(self, field.name) is None and field.name in _OFF:
+                object.__setattr__(self, field.name, _OFF[field.name])
         _check(self)
 
     @property
@@ -131,18 +181,56 @@ class GenerationConfig(Sampling):
     """Sampling and stopping of `generate` and `stream`, with the names and defaults of transformers.
 
     Attributes:
-        max_new_tokens: the limit on new tokens. Where the prompt leaves less room, that is the limit.
+        max_new_tokens: the limit on new tokens. Where the prompt leaves less room, that is the limit. None: what `max_length`
+            leaves, or 20.
+        max_length: the limit on prompt, padding included, and answer together, where there is no max_new_tokens.
+        min_new_tokens: no stop token is drawn before so many others.
+        min_length: the same, with the prompt and its padding counted.
+        num_return_sequences: answers to each prompt; they are drawn, with do_sample.
+        bad_words_ids: sequences of token ids that are not written.
         eos_token_id: one id, several, or None for no stop token; stored as a tuple.
         pad_token_id: what rows that have ended are filled with.
+        return_dict_in_generate: `generate` returns a GenerateOutput.
+        output_scores: with the scores that each token was chosen by.
+        output_logits: with the model's logits for each token.
     """
 
-    max_new_tokens: int = 20
+    max_new_tokens: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int = 0
+    min_length: int = 0
+    num_return_sequences: int = 1
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    return_dict_in_generate: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        if self.max_new_tokens is None and self.max_length is None:
+            object.__setattr__(self, "max_new_tokens", 20)
         object.__setattr__(self, "eos_token_id", self.stop_tokens)
+
+    def for_prompt(self, length: int) -> "GenerationConfig":
+        """These settings with `max_new_tokens` and `min_new_tokens` for a batch of prompts of `length` columns.
+
+        Raises:
+            InputError: max_length leaves no room for an answer.
+        """
+        limit = self.max_new_tokens
+        if limit is None:
+            limit = (self.max_length or 0) - length
+            if limit < 1:
+                raise InputError(f"a prompt of {length} tokens leaves none of max_length={self.max_length} for an answer")
+        least = max(self.min_new_tokens, self.min_length - length)
+        return dataclasses.replace(self, max_new_tokens=limit, min_new_tokens=least, min_length=0, max_length=None)
+
+    @property
+    def bad_words(self) -> tuple[tuple[int, ...], ...]:
+        """`bad_words_ids` without stop tokens alone, which are not forbidden, as in transformers."""
+        return tuple(word for word in self.bad_words_ids if len(word) > 1 or word[0] not in self.stop_tokens)
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -159,38 +247,68 @@ class GenerationConfig(Sampling):
 
     def replace(self, **changes) -> "GenerationConfig":
         """A copy with other values. Raises InputError for names that do not exist and values out of range."""
-        known = {f.name for f in fields(self)}
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise InputError(f"unknown generation arguments {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        return dataclasses.replace(self, **changes)
+        given = unasked("generate", changes, {**_OTHERS, **_OF_A_CALL}, {field.name for field in fields(self)})
+        if given.get("max_length") is not None:
+            given.setdefault("max_new_tokens", None)
+        return dataclasses.replace(self, **given)
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike) -> "GenerationConfig":
+    def of(cls, config: Any) -> "GenerationConfig":
+        """A config of ours as it is, one of transformers or a mapping of its settings as one of ours.
+
+        Raises:
+            InputError: it is none of these.
+            ConfigError: a value in it is out of range.
+        """
+        if isinstance(config, cls):
+            return config
+        data = config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else None
+        if not isinstance(data, Mapping):
+            raise InputError(f"generation_config is a {type(config).__name__}; it needs a GenerationConfig")
+        return cls._from_mapping(data, "generation_config")
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **kwargs: Any) -> "GenerationConfig":
         """Read `generation_config.json`.
 
         Args:
-            directory: of the checkpoint.
+            source: what `load` takes: a directory, the name of a bundled checkpoint, or a Hub id.
+            **kwargs: settings that override the file; also revision, subfolder, cache_dir, force_download, local_files_only and
+                token.
 
         Returns:
             What the file says; an absent file gives the defaults, and so do null and what has no effect, such as the
             temperature of greedy decoding. A log line names settings that are not used though they look as if they should be.
 
         Raises:
-            ConfigError: the file cannot be read, or a value that is used is out of range.
+            ConfigError: there is no such directory, the file cannot be read, or a value that is used is out of range.
+            InputError: a keyword that is no setting.
         """
-        path = Path(directory) / "generation_config.json"
-        data = read_json(path, error=ConfigError, missing_ok=True)
+        known = frozenset({field.name for field in fields(cls)} | {*_OTHERS, *_OF_A_CALL} | {"config_file_name"})
+        path, given = find_directory("GenerationConfig.from_pretrained", source, kwargs, known)
+        name = given.pop("config_file_name", None) or "generation_config.json"
+        path = path / name if path.is_dir() else path
+        config = cls._from_mapping(read_json(path, error=ConfigError, missing_ok=True), str(path))
+        return config.replace(**given) if given else config
+
+    @classmethod
+    def _from_mapping(cls, data: Mapping[str, Any], path: str) -> "GenerationConfig":
+        """The settings of a file, called `path` in messages."""
         given = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
-        unused = [key for key, neutral in _OTHERS.items() if data.get(key) is not None and data[key] not in neutral]
+        unused = [key for key, neutral in _OTHERS.items() if asks_for_something(data.get(key), neutral)]
         if given.get("top_k") == -1:  # as other libraries write "off"
             given["top_k"] = 0
+        if given.get("max_length") == 20:  # the default of transformers, which means 20 new tokens
+            del given["max_length"]
         if not given.get("do_sample"):
             for name in (name for name in _DRAWING if name in given and not _RULES[name][0](given[name])):
                 if not isinstance(given[name], Real) or isinstance(given[name], bool):
                     continue  # no number at all is a mistake
                 if given.pop(name) != 0:
                     unused.append(name)
+            if given.get("num_return_sequences", 1) != 1:
+                unused.append("num_return_sequences")
+                del given["num_return_sequences"]
         if unused:
             _log.warning("%s: without effect here: %s", path, ", ".join(f"{key}={data[key]!r:.80}" for key in sorted(unused)))
         try:
@@ -198,12 +316,23 @@ class GenerationConfig(Sampling):
         except InputError as error:
             raise ConfigError(f"{path}: {error}") from error
 
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write `generation_config.json` into the directory, which is created if need be."""
-        data = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of generation_config.json: what is set, a single stop token as a number."""
+        data = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and v != ()}
         stops = list(self.stop_tokens)
-        data["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
-        write_json(Path(directory) / "generation_config.json", data, sort_keys=True)
+        return {**data, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as indented JSON text."""
+        return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write `to_json_string` to a file."""
+        write_json(json_file_path, self.to_dict(), sort_keys=True)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `generation_config.json` into the directory, which is created if need be."""
+        self.to_json_file(Path(save_directory) / "generation_config.json")
 
 
 @dataclass(frozen=True)

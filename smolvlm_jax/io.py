@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from .errors import CheckpointError, SmolVLMError
+from .errors import CheckpointError, MissingFileError, SmolVLMError
 
 try:
     import fcntl
@@ -170,7 +170,9 @@ def read_bytes(path: str | os.PathLike, *, error: type[SmolVLMError] = Checkpoin
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except (OSError, ValueError) as fault:
-        raise error(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}") from fault
+        absent = isinstance(fault, FileNotFoundError) and issubclass(MissingFileError, error)
+        kind = MissingFileError if absent else error
+        raise kind(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}") from fault
     if len(data) > limit:
         raise error(f"cannot read {path}: it has more than {limit:,} bytes")
     return data

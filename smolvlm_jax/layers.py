@@ -152,22 +152,6 @@ def _alike(trees) -> bool:
     return all(shape == shapes[0] for shape in shapes)
 
 
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function behind one of transformers' `hidden_act` names.
-
-    `gelu_pytorch_tanh` is the tanh approximation, `gelu` the exact function. Raises ConfigError for an unknown name.
-    """
-    table: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-        "gelu": partial(jax.nn.gelu, approximate=False),
-        "silu": jax.nn.silu,
-        "relu": jax.nn.relu,
-    }
-    if name not in table:
-        raise ConfigError(f"hidden_act {name!r} is none of {', '.join(sorted(table))}")
-    return table[name]
-
-
 class Projection(nn.Module):
     """A linear map, written as the einsum it is: y = einsum(equation, x, kernel) (+ bias).
 

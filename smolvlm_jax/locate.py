@@ -1,17 +1,34 @@
 """What the name of a model stands for: a directory, a bundled checkpoint or a Hub id -> a local path. Imports no jax."""
 
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from .errors import CheckpointError, DownloadError, InputError, import_extra
+from .errors import CheckpointError, DownloadError, InputError, MissingFileError, import_extra
+from .habits import Neutral, unasked
 
-__all__ = ["bundled_models", "is_hub_id", "resolve", "resolve_file"]
+__all__ = ["LOADING", "bundled_models", "find_directory", "is_hub_id", "resolve", "resolve_file"]
 
 _ASSETS = resources.files("smolvlm_jax") / "assets"
 # What is downloaded: no code, and pickled weights only where there are no others.
 _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "params/*")
 _PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
+_SMALL = ("*.json", "*.txt", "*.jinja")
+# Keywords of every `from_pretrained`: where the files are, and those of transformers that ask for nothing here.
+_PLACE = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
+LOADING: dict[str, Neutral] = {
+    "trust_remote_code": Neutral((True, False)),  # there is no code in a checkpoint that would be run
+    "use_fast": Neutral((True, False)),
+    "backend": Neutral(("pil", "torchvision", "tokenizers", "auto")),
+    "code_revision": Neutral(("main",)),
+    "proxies": Neutral(({},), "set the environment variables HTTPS_PROXY and HTTP_PROXY"),
+    "resume_download": Neutral((True, False)),
+    "use_auth_token": Neutral((False,), "it is called token"),
+    "return_unused_kwargs": Neutral((False,)),
+    "gguf_file": Neutral((), "convert the file to safetensors first"),
+}
 # Answers of the Hub that do not change with time; anything else is trouble of the network or the server.
 _FINAL = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DisabledRepoError", "HFValidationError")
 
@@ -21,20 +38,47 @@ def bundled_models() -> list[str]:
     return sorted(entry.name for entry in _ASSETS.iterdir() if (entry / "config.json").is_file()) if _ASSETS.is_dir() else []
 
 
-def resolve(source: str | os.PathLike, revision: str | None = None) -> Path:
+def find_directory(
+    where: str, source: str | os.PathLike, keywords: Mapping[str, Any], known: Mapping[str, Any] | frozenset[str]
+) -> tuple[Path, dict[str, Any]]:
+    """What a `from_pretrained` of small files (config, tokenizer, processors) is given, found and checked.
+
+    Args:
+        where: the function, for messages.
+        source: as `resolve` takes it; also the path of one of the files, or of a safetensors file beside them.
+        keywords: of the call: where the files are (revision, subfolder and the keywords of the Hub's cache), those of
+            transformers that ask for nothing, and the function's own.
+        known: the function's own.
+
+    Returns:
+        The directory or file, and the function's own keywords.
+
+    Raises:
+        InputError: a keyword that nobody reads.
+        CheckpointError: as `resolve_file` raises it.
+    """
+    own = unasked(where, keywords, LOADING, {*known, *_PLACE})
+    place = {name: own.pop(name) for name in _PLACE if name in own}
+    path = resolve_file(source, small=True, **place)
+    return path.parent if path.is_file() and path.suffix == ".safetensors" else path, own
+
+
+def resolve(source: str | os.PathLike, revision: str | None = None, **place: Any) -> Path:
     """The local directory that the name of a model stands for.
 
     Args:
         source: an existing directory, the name of a bundled checkpoint, or a Hub id `owner/name`, which is downloaded unless
             the local cache has it.
         revision: branch, tag or commit of a Hub id.
+        **place: as in `resolve_file`.
 
     Raises:
-        CheckpointError: it is none of these, it is a file, an adapter alone or a training run, or it cannot be downloaded.
+        MissingFileError: it is none of these.
+        CheckpointError: it is a file, an adapter alone or a training run, or it cannot be downloaded.
         InputError: a revision of what is no Hub id.
         MissingExtraError: it is a Hub id, and huggingface_hub is not installed.
     """
-    path = resolve_file(source, revision)
+    path = resolve_file(source, revision, **place)
     if path.is_file():
         raise CheckpointError(f"{path} is a file: pass the directory that holds it together with its config.json")
     if (path / "preprocessor_config.json").is_file():
@@ -56,36 +100,62 @@ def is_hub_id(source: str | os.PathLike) -> bool:
     return not Path(source).exists() and str(source) not in bundled_models()
 
 
-def resolve_file(source: str | os.PathLike, revision: str | None = None) -> Path:
-    """As `resolve`, except that whatever is at a path stands for itself."""
+def resolve_file(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    *,
+    subfolder: str | os.PathLike | None = "",
+    small: bool = False,
+    **cache: Any,
+) -> Path:
+    """As `resolve`, except that whatever is at a path stands for itself.
+
+    Args:
+        source: see `resolve`.
+        revision: see `resolve`.
+        subfolder: where in it the checkpoint is.
+        small: of a Hub id everything but the weights.
+        **cache: for a Hub id huggingface_hub's cache_dir, force_download, local_files_only and token.
+    """
+    folder = os.fspath(subfolder or "")
+    if os.path.isabs(folder) or ".." in Path(folder).parts:
+        raise CheckpointError(f"subfolder is {folder!r}; it is a path inside of {source}")
     path = Path(source)
     if revision is not None and not is_hub_id(source):
         raise InputError(
             f"{source} has no revision {revision!r}: only models of the Hub have revisions (--revision, revision=…)"
         )
-    if path.exists():
-        return path
-    name, bundled = str(source), bundled_models()
-    if name in bundled:
-        return Path(str(_ASSETS / name))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"no model {name!r}: not a directory, not a bundled name ({', '.join(bundled) or 'none'}), "
-            "not a Hub id (owner/name)"
-        )
-    return _download(name, revision)
+    if not path.exists():
+        name, bundled = str(source), bundled_models()
+        if name in bundled:
+            path = Path(str(_ASSETS / name))
+        elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise MissingFileError(
+                f"no model {name!r}: not a directory, not a bundled name ({', '.join(bundled) or 'none'}), "
+                "not a Hub id (owner/name)"
+            )
+        else:
+            patterns = _SMALL if small else _PATTERNS
+            path = _download(name, revision, [f"{folder}/{pattern}" if folder else pattern for pattern in patterns], cache)
+    if folder and not (path / folder).is_dir():
+        raise MissingFileError(f"{source} has no directory {folder!r}")
+    return path / folder if folder else path
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, patterns: list[str], cache: Mapping[str, Any]) -> Path:
     """The snapshot of a Hub repository in the local cache: safetensors, or pickled weights if it has nothing else."""
     hub = import_extra("huggingface_hub", f"downloading {name} from the Hub", "hub")
     snapshot_download = hub.snapshot_download
+    folder = patterns[0].rpartition("/")[0]
+    pickles = [f"{folder}/{pattern}" if folder else pattern for pattern in _PICKLES]
+    given = {key: value for key, value in cache.items() if value is not None}
     try:
-        found = Path(snapshot_download(name, revision=revision, allow_patterns=list(_PATTERNS)))
-        if not any(found.glob("*.safetensors")) and not (found / "params").is_dir():
+        found = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **given))
+        weights = any(pattern.endswith(".safetensors") for pattern in patterns)
+        if weights and not any((found / folder).glob("*.safetensors")) and not (found / folder / "params").is_dir():
             # the same commit again: a branch may have moved on meanwhile
             pinned = found.name if found.parent.name == "snapshots" else revision
-            found = Path(snapshot_download(name, revision=pinned, allow_patterns=[*_PATTERNS, *_PICKLES]))
+            found = Path(snapshot_download(name, revision=pinned, allow_patterns=[*patterns, *pickles], **given))
         return found
     except Exception as error:
         final = hub.constants.HF_HUB_OFFLINE or any(kind.__name__ in _FINAL for kind in type(error).__mro__)

@@ -1,5 +1,7 @@
 """`SmolVLMModel` and `SmolVLMForConditionalGeneration`: encoder, connector and decoder put together, as pure functions."""
 
+import functools
+import inspect
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,12 +14,15 @@ from .cache import KVCache
 from .config import SmolVLMConfig
 from .connector import SmolVLMConnector
 from .decoder import SmolVLMBaseModelOutputWithPast, SmolVLMTextModel
-from .errors import ConfigError, InputError
+from .errors import InputError
 from .generation_config import GenerationConfig
+from .habits import ANY, Neutral, unasked
 from .layers import Execution, Projection, dimensions
 from .merge import merge_image_features
+from .outputs import ModelOutput
 from .pictures import check_counts, flat_tiles
 from .sharding import constrain
+from .unbound import says_what_to_type
 from .vision import SmolVLMVisionTransformer, normalize_tiles, patch_mask
 
 __all__ = [
@@ -28,6 +33,19 @@ __all__ = [
     "SmolVLMModel",
     "causal_lm_loss",
 ]
+
+
+# Arguments of transformers' forward that have no counterpart here.
+NEUTRAL: dict[str, Neutral] = {
+    "mm_encoder_outputs": Neutral((), "features that are encoded already are image_hidden_states"),
+    "mm_token_type_ids": Neutral(ANY),  # the ids say which tokens are image tokens
+    **dict.fromkeys(("token_type_ids", "cache_position", "num_items_in_batch"), Neutral()),
+}
+
+
+@functools.cache
+def _text_keywords() -> frozenset[str]:
+    return frozenset(inspect.signature(SmolVLMTextModel.__call__).parameters) - {"self", "inputs_embeds"}
 
 
 class ImageFeatures(NamedTuple):
@@ -41,20 +59,28 @@ class ImageFeatures(NamedTuple):
     image_hidden_states: jax.Array
     num_tiles: jax.Array
 
+    @property
+    def pooler_output(self) -> jax.Array:
+        """`image_hidden_states` under transformers' name, there a list with an array for each sample."""
+        return self.image_hidden_states
+
+    def __getitem__(self, key: Any) -> Any:
+        return getattr(self, key) if isinstance(key, str) else tuple.__getitem__(self, key)
+
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SmolVLMCausalLMOutputWithPast:
+@dataclass(frozen=True, kw_only=True)
+class SmolVLMCausalLMOutputWithPast(ModelOutput):
     """What `SmolVLMForConditionalGeneration` returns. Fields that were not asked for are None.
 
     Attributes:
-        logits: (b, t or logits_to_keep, v).
         loss: float32 ().
+        logits: (b, t or logits_to_keep, v).
         past_key_values: this and the fields below as in `SmolVLMBaseModelOutputWithPast`.
     """
 
-    logits: jax.Array
     loss: jax.Array | None = None
+    logits: jax.Array
     past_key_values: KVCache | None = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
@@ -118,14 +144,12 @@ class _Configured(nn.Module):
         return Execution(self.dtype, self.remat, self.scan_layers, self.attention)
 
 
+@says_what_to_type
 class SmolVLMModel(_Configured):
     """Encoder, connector and decoder, without the output head. Fields as in `SmolVLMForConditionalGeneration`."""
 
     def setup(self) -> None:
         vision, execution = self.config.vision_config, self.execution
-        side, scale = vision.num_patches_per_side, self.config.scale_factor
-        if side % scale:  # true of the class defaults: such a config can be written down, but not run
-            raise ConfigError(f"a tile has {side} × {side} patches, which scale_factor {scale} does not divide")
         # Activations of the encoder exceed float16's range on ordinary pictures.
         encoding = replace(execution, dtype=jnp.float32) if jnp.dtype(self.dtype) == jnp.float16 else execution
         self.vision_model = SmolVLMVisionTransformer(vision, encoding, self.vision_position_ids)
@@ -164,15 +188,19 @@ class SmolVLMModel(_Configured):
         pixel_attention_mask: jax.Array | None = None,
         image_hidden_states: jax.Array | None = None,
         num_tiles: jax.Array | int | None = None,
+        return_dict: bool | None = None,
         **text: Any,
-    ) -> SmolVLMBaseModelOutputWithPast:
-        """Run the model up to its last hidden states.
+    ) -> Any:
+        """Run the model up to its last hidden states: a SmolVLMBaseModelOutputWithPast, a tuple for return_dict=False.
 
         All arguments are those of `SmolVLMForConditionalGeneration.__call__`, where they are described; `text` are the ones
         that `SmolVLMTextModel.__call__` takes.
         """
+        text = unasked(type(self).__name__, text, NEUTRAL, _text_keywords())
         if self.is_initializing():  # `init` needs no inputs, and makes every parameter whatever they are
-            self.encode(jnp.zeros((1, *self.config.vision_config.tile_shape), jnp.uint8))
+            # One image token of pixels: the class defaults have tiles whose side scale_factor does not divide.
+            side = self.config.vision_config.patch_size * self.config.scale_factor
+            self.encode(jnp.zeros((1, side, side, self.config.vision_config.num_channels), jnp.uint8))
             example = jnp.zeros((1, 1), jnp.int32)
             self.embed(example)
             input_ids = example if input_ids is None and inputs_embeds is None else input_ids
@@ -183,7 +211,8 @@ class SmolVLMModel(_Configured):
         embeds: Any = inputs_embeds if input_ids is None else self.embed(input_ids)
         features, count = image_hidden_states, num_tiles
         if pixel_values is not None:
-            features, count = self.get_image_features(pixel_values, pixel_attention_mask, num_tiles)
+            found = self.get_image_features(pixel_values, pixel_attention_mask, num_tiles)
+            features, count = found.image_hidden_states, found.num_tiles
         if features is not None:
             check_counts(self.config, input_ids, features, count)
             if input_ids is None:
@@ -191,9 +220,11 @@ class SmolVLMModel(_Configured):
             else:
                 slots = input_ids == self.config.image_token_id
             embeds = merge_image_features(embeds, slots, features, count)
-        return replace(self.text_model(embeds, **text), image_hidden_states=features)
+        out = replace(self.text_model(embeds, **text), image_hidden_states=features)
+        return out.to_tuple() if return_dict is False else out
 
 
+@says_what_to_type
 class SmolVLMForConditionalGeneration(_Configured):
     """The whole model: pictures and text in, logits out. `apply` is a pure function of its arguments.
 
@@ -233,8 +264,9 @@ class SmolVLMForConditionalGeneration(_Configured):
         *,
         labels: jax.Array | None = None,
         logits_to_keep: int | jax.Array = 0,
+        return_dict: bool | None = None,
         **inputs: Any,
-    ) -> SmolVLMCausalLMOutputWithPast:
+    ) -> Any:
         """Forward pass; argument names are transformers'. All but the first are keywords; those that only a part of the model
         reads are declared there, in `SmolVLMModel` and `SmolVLMTextModel`.
 
@@ -263,9 +295,13 @@ class SmolVLMForConditionalGeneration(_Configured):
             logits_to_keep: logits of which positions: 0 all, n the last n, or a 1-D array of positions.
             output_attentions: also return attention weights.
             output_hidden_states: also return hidden states.
+            return_dict: False for a tuple of what was asked for.
+
+        Returns:
+            A SmolVLMCausalLMOutputWithPast, or the tuple.
 
         Raises:
-            InputError: if arguments contradict each other.
+            InputError: if arguments contradict each other, or nothing reads one of them.
         """
         out = self.model(input_ids, **inputs)
         hidden = out.last_hidden_state
@@ -274,11 +310,12 @@ class SmolVLMForConditionalGeneration(_Configured):
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
         logits = self.head(hidden)
-        return SmolVLMCausalLMOutputWithPast(
-            logits=logits,
+        found = SmolVLMCausalLMOutputWithPast(
             loss=None if labels is None else causal_lm_loss(logits, labels),
+            logits=logits,
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
             image_hidden_states=out.image_hidden_states,
         )
+        return found.to_tuple() if return_dict is False else found

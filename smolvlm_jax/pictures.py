@@ -14,7 +14,7 @@ import numpy as np
 from .config import SmolVLMConfig
 from .errors import InputError
 
-__all__ = ["Tiles", "check_counts", "flat_tiles", "padded_tiles"]
+__all__ = ["Tiles", "check_counts", "flat_tiles", "padded_tiles", "repeated_tiles"]
 
 
 class Tiles(NamedTuple):
@@ -47,7 +47,7 @@ def flat_tiles(config: SmolVLMConfig, pixel_values, pixel_attention_mask=None, n
     Args:
         config: of the model.
         pixel_values: uint8 (N, T, T, 3) or normalised floats (N, H, W, 3), of which the first `num_tiles` are real; or floats
-            (b, images, 3, H, W), transformers' layout, in which all-zero pictures are padding.
+            (b, images, 3, H, W), transformers' layout, or (b, images, H, W, 3), in which all-zero pictures are padding.
         pixel_attention_mask: which pixels are real: (N, H, W), or (b, images, H, W) in transformers' layout.
         num_tiles: how many flat tiles are real. Default: all.
 
@@ -66,6 +66,9 @@ def flat_tiles(config: SmolVLMConfig, pixel_values, pixel_attention_mask=None, n
         raise InputError(
             f"float pixel_values have shape (tiles, height, width, 3) or (batch, images, 3, height, width), got {shape}"
         )
+    if shape[2] != config.vision_config.num_channels and shape[-1] == config.vision_config.num_channels:
+        pixel_values = xp.moveaxis(pixel_values, -1, 2)  # as the processor makes them with data_format="channels_last"
+        shape = pixel_values.shape
     pixels = pixel_values.reshape(-1, *shape[2:])
     real = _is_real(pixels)
     order = xp.argsort(~real, stable=True)
@@ -87,6 +90,32 @@ def padded_tiles(tiles: Tiles, size: int) -> dict[str, np.ndarray]:
     return given
 
 
+def repeated_tiles(config: SmolVLMConfig, input_ids: np.ndarray, pictures: Any, times: int) -> np.ndarray:
+    """Which tiles, or features of tiles, a batch needs in which each row of ids is repeated.
+
+    Args:
+        config: of the model.
+        input_ids: int (b, t), before they are repeated; padding must not look like an image token.
+        pictures: flat tiles (N, H, W, 3) or features (N, tokens, d), as many real ones as the ids have room for.
+        times: how often each row stands in the batch, one after the other.
+
+    Returns:
+        int (n,), places among the N.
+    """
+    counts = (input_ids == config.image_token_id).sum(axis=1) // tokens_of(config, pictures)
+    ends = np.cumsum(counts)
+    rows = [np.arange(end - count, end) for count, end in zip(counts, ends, strict=True) for _ in range(times)]
+    return np.concatenate(rows) if rows else np.arange(0)
+
+
+def tokens_of(config: SmolVLMConfig, pictures: Any) -> int:
+    """Image tokens of each of flat tiles (N, H, W, 3) or features (N, tokens, d)."""
+    if len(pictures.shape) != 4:
+        return pictures.shape[1]
+    side = config.vision_config.patch_size * config.scale_factor
+    return (pictures.shape[1] // side) * (pictures.shape[2] // side)
+
+
 def check_counts(config: SmolVLMConfig, input_ids, pictures, count=None) -> None:
     """Check that every tile has its image tokens, as far as the values are known.
 
@@ -103,10 +132,7 @@ def check_counts(config: SmolVLMConfig, input_ids, pictures, count=None) -> None
     """
     if input_ids is None or any(isinstance(value, jax.core.Tracer) for value in (input_ids, pictures, count)):
         return
-    tokens = pictures.shape[1]
-    if len(pictures.shape) == 4:
-        side = config.vision_config.patch_size * config.scale_factor
-        tokens = (pictures.shape[1] // side) * (pictures.shape[2] // side)
+    tokens = tokens_of(config, pictures)
     slots = int((np.asarray(input_ids) == config.image_token_id).sum())
     tiles = len(pictures) if count is None else int(count)
     if slots != tiles * tokens:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .generation_config import Sampling
 
-__all__ = ["RowSampling", "choose", "min_p", "repetition_penalty", "row_keys", "top_k", "top_p"]
+__all__ = ["RowSampling", "choose", "min_p", "processed", "repetition_penalty", "row_keys", "top_k", "top_p"]
 
 # Entries summed at once before running sums are taken: the lanes of a TPU.
 _BLOCK = 128
@@ -152,6 +152,14 @@ def choose(
         return jnp.where(settings.do_sample, tokens, best)
 
     return _if_any(settings.do_sample, draw, lambda scores: best, scores)
+
+
+def processed(scores: jax.Array, settings: Sampling, *, seen: Any) -> jax.Array:
+    """The scores that `choose` takes the best of, or draws from: (b, v) float32, -inf where tokens are dropped."""
+    scores = scores.astype(jnp.float32)
+    if settings.repetition_penalty != 1:
+        scores = repetition_penalty(scores, seen, settings.repetition_penalty)
+    return _filtered(scores / settings.temperature, settings) if settings.do_sample else scores
 
 
 def _column(value):

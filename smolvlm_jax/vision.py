@@ -1,19 +1,23 @@
 """`SmolVLMVisionTransformer`: the SigLIP-style image encoder, its position ids, and the normalisation of uint8 pixels."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from .activations import activation
 from .attention import Attended, attention
 from .config import SmolVLMVisionConfig
-from .errors import ConfigError
-from .layers import Embedding, Execution, LayerNorm, Part, StackOutput, activation, dimensions, run_layers
+from .errors import ConfigError, InputError
+from .layers import Embedding, Execution, LayerNorm, Part, StackOutput, dimensions, run_layers
+from .outputs import ModelOutput
 from .precision import matmul_precision
 from .sharding import Dimension, constrain, parameter
+from .unbound import says_what_to_type
 
 __all__ = [
     "POSITION_RULES",
@@ -194,7 +198,9 @@ class SmolVLMEncoder(_Part):
         return run_layers(self, SmolVLMEncoderLayer, x, last_only=True, return_weights=self.return_weights, mask=mask)
 
 
-class SmolVLMVisionOutput(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SmolVLMVisionOutput(ModelOutput):
     """What the encoder returns.
 
     Attributes:
@@ -208,6 +214,20 @@ class SmolVLMVisionOutput(NamedTuple):
     attentions: tuple[jax.Array, ...] | None = None
 
 
+def _channels_last(pixels: jax.Array, channels: int, data_format: str) -> jax.Array:
+    """Pixels (i, H, W, c), wherever their channels are said to be. Raises InputError for another shape or format."""
+    if data_format not in ("channels_last", "channels_first"):
+        raise InputError(f"data_format is {data_format!r}; it is 'channels_last' or 'channels_first'")
+    last = data_format == "channels_last"
+    if pixels.ndim != 4 or pixels.shape[3 if last else 1] != channels:
+        wanted = f"(tiles, height, width, {channels})" if last else f"(tiles, {channels}, height, width)"
+        first = last and pixels.ndim == 4 and pixels.shape[1] == channels
+        advice = "; for (tiles, channels, height, width) pass data_format='channels_first'" if first else ""
+        raise InputError(f"the encoder takes pixel_values {wanted}, got {pixels.shape}{advice}")
+    return pixels if last else jnp.einsum("ichw->ihwc", pixels)
+
+
+@says_what_to_type
 class SmolVLMVisionTransformer(nn.Module):
     """Tiles to patch features.
 
@@ -228,15 +248,21 @@ class SmolVLMVisionTransformer(nn.Module):
         *,
         patch_attention_mask: jax.Array | None = None,
         output_attentions: bool = False,
+        data_format: str = "channels_last",
     ) -> SmolVLMVisionOutput:
         """Encode tiles.
 
         Args:
-            pixel_values: normalised floats (i, H, W, 3).
+            pixel_values: normalised floats (i, H, W, 3), or (i, 3, H, W) with data_format="channels_first".
             patch_attention_mask: bool (i, rows, columns). A masked patch is a key for no query, but still a query and part of
                 the output.
             output_attentions: also return attention weights.
+            data_format: where the channels of the pixels are.
+
+        Raises:
+            InputError: the pixels have another shape.
         """
+        pixel_values = _channels_last(pixel_values, self.config.num_channels, data_format)
         dtype = self.execution.dtype
         pixel_values = constrain(pixel_values.astype(dtype), "tile", None, None, None)
         embeddings = SmolVLMVisionEmbeddings(self.config, dtype, self.position_rule, name="embeddings")

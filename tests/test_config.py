@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from smolvlm_jax import (
@@ -14,7 +15,7 @@ from smolvlm_jax import (
     abstract_params,
     published_config,
 )
-from smolvlm_jax.errors import ConfigError
+from smolvlm_jax.errors import ConfigError, InputError
 from smolvlm_jax.sizes import PUBLISHED
 
 DEFAULTS = {
@@ -181,10 +182,18 @@ def test_errors_name_the_key(change, word):
         SmolVLMConfig.from_dict(data)
 
 
-def test_a_grid_that_the_scale_does_not_divide_fails_at_the_model():
-    model = SmolVLMForConditionalGeneration(SmolVLMConfig())  # 224 / 32 = 7 patches a side, scale 2
-    with pytest.raises(ConfigError, match="scale_factor"):
-        abstract_params(model)
+@pytest.mark.thorough
+def test_a_grid_that_the_scale_does_not_divide_fails_where_it_is_run():
+    """The class defaults, 224 / 32 = 7 patches a side and scale 2, make a model, as in transformers, which encodes nothing."""
+    model = SmolVLMForConditionalGeneration(SmolVLMConfig())
+    params = abstract_params(model)
+    assert params["model"]["connector"]["modality_projection"]["proj"]["kernel"].shape == (4 * 1152, 4096)
+    with pytest.raises(InputError, match="scale_factor"):
+        jax.eval_shape(
+            lambda params, tile: model.apply({"params": params}, tile, method="get_image_features"),
+            params,
+            jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8),
+        )
 
 
 def test_unreadable_files_are_config_errors(tmp_path):

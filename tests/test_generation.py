@@ -344,7 +344,10 @@ def test_generation_config_files(tmp_path):
     assert config.eos_token_id == (5, 7) and config.pad_token_id == 2 and config.max_new_tokens == 20
     config.save_pretrained(tmp_path / "again")
     assert GenerationConfig.from_pretrained(tmp_path / "again") == config
-    assert GenerationConfig.from_pretrained(tmp_path / "nowhere") == GenerationConfig()
+    (tmp_path / "empty").mkdir()
+    assert GenerationConfig.from_pretrained(tmp_path / "empty") == GenerationConfig()
+    with pytest.raises(OSError, match="nowhere"):
+        GenerationConfig.from_pretrained(tmp_path / "nowhere")
 
 
 # ---------------------------------------------------------------- errors

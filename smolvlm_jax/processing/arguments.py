@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..habits import Neutral, unasked
 from .images import SmolVLMImageProcessor
-from .tokenizer import SmolVLMTokenizer
+from .text_options import TEXT_NEUTRAL, TEXT_OPTIONS
 from .videos import SmolVLMVideoProcessor
 
 
@@ -22,11 +23,19 @@ def _of_processor(kind: type[SmolVLMImageProcessor] | type[SmolVLMVideoProcessor
 
 
 GROUPS = {
-    "text_kwargs": _keywords(SmolVLMTokenizer.pad) | {"add_special_tokens"},
+    "text_kwargs": TEXT_OPTIONS | {*TEXT_NEUTRAL},
     "images_kwargs": _of_processor(SmolVLMImageProcessor, "return_row_col_info"),
     "videos_kwargs": _of_processor(SmolVLMVideoProcessor, "return_metadata"),
 }
-ALL = frozenset({*GROUPS, "return_metadata"}).union(*GROUPS.values())
+_NO_AUDIO = "SmolVLM has no audio"
+_NEUTRAL = {
+    "audio": Neutral((), _NO_AUDIO),
+    "audio_kwargs": Neutral(({},), _NO_AUDIO),
+    "sampling_rate": Neutral((), _NO_AUDIO),
+    "load_audio_from_video": Neutral((False,), _NO_AUDIO),
+    "common_kwargs": Neutral(({},), "pass its keywords on their own"),
+}
+ALL = frozenset({*GROUPS, "return_metadata", *_NEUTRAL}).union(*GROUPS.values())
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,8 @@ def sort_arguments(kwargs: Mapping[str, Any]) -> Arguments:
         unknown = sorted(set(given) - GROUPS[group])
         if unknown:
             raise InputError(f"no argument {unknown[0]!r} here; there are {', '.join(sorted(GROUPS[group]))}")
-    for name, value in kwargs.items():
+    for name, value in unasked("SmolVLMProcessor", kwargs, _NEUTRAL, ALL - {*_NEUTRAL}).items():
         takers = [taker for group, taker in options.items() if name in GROUPS[group]]
-        if name not in ALL:
-            raise InputError(f"SmolVLMProcessor has no argument {name!r}; it has {', '.join(sorted(ALL))}")
         for taker in takers:
             if name in taker:
                 raise InputError(f"{name!r} is given twice, on its own and in a dictionary")

@@ -1,16 +1,19 @@
 """From the tiles of many pictures to the arrays of one batch."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from .batch import BatchFeature
+from .choices import one_of
 from .pixels import PixelRule
 from .threads import map_threads
 from .tiles import Tiles
 
 PIXEL_FORMATS = ("float32", "uint8")
+DATA_FORMATS = ("channels_first", "channels_last")
 
 
 def spread(pixels: np.ndarray, table: np.ndarray, *, out: np.ndarray) -> None:
@@ -41,6 +44,33 @@ def flat_uint8(tiles: Sequence[np.ndarray], rule: PixelRule) -> BatchFeature:
         )
     pixels = np.ascontiguousarray(tiles[0]) if len(tiles) == 1 else np.concatenate(tiles)
     return BatchFeature(pixel_values=pixels, num_tiles=np.int32(len(pixels)))
+
+
+def arrange(batch: BatchFeature, data_format: object) -> BatchFeature:
+    """Put the channels of the reference's layout where they are asked for, in place.
+
+    Args:
+        batch: with pixel_values (b, n, c, T, T), or a list of lists of tiles (c, T, T).
+        data_format: "channels_last", or "channels_first" or None for no change.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if data_format is None or one_of("data_format", data_format, DATA_FORMATS) == "channels_first":
+        return batch
+
+    def last(pixels: Any) -> Any:
+        if isinstance(pixels, list) or pixels.dtype == object:
+            moved = [last(entry) for entry in pixels]
+            if isinstance(pixels, list):
+                return moved
+            pixels = pixels.copy()
+            pixels[:] = moved
+            return pixels
+        return np.ascontiguousarray(np.moveaxis(pixels, -3, -1))
+
+    batch["pixel_values"] = last(batch["pixel_values"])
+    return batch
 
 
 def flat_pictures(pictures: list[Tiles], rule: PixelRule) -> BatchFeature:

@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from ..errors import PromptError
-from .parts import SOURCES, is_empty, read_part
+from .parts import SOURCES, as_mapping, is_empty, read_part
 
 Message = dict[str, Any]
 """{"role", "content"}, where content is a list of items {"type", …}."""
@@ -66,8 +66,9 @@ def read_message(where: str, message: Any) -> Message:
 
     Args:
         where: what messages of errors call its place.
-        message: {"role", "content"} or {"from", "value"}, whose content is a string or a list of items as `read_part` takes
-            them; entries whose value is null do not count. `weight` is 1, or 0 for a turn that training does not learn. Further
+        message: {"role", "content"} or {"from", "value"}, a mapping or an object with such fields (a dataclass, or pydantic's),
+            whose content is a string or a list of items as `read_part` takes them; entries whose value is null do not count.
+            `weight` is 1, or 0 for a turn that training does not learn. Further
             keys are the template's, and `refuse_unused_keys` decides about them.
 
     Returns:
@@ -76,6 +77,7 @@ def read_message(where: str, message: Any) -> Message:
     Raises:
         PromptError: it is no such message.
     """
+    message = as_mapping(message)
     if not isinstance(message, Mapping) or not ("role" in message or "from" in message):
         raise PromptError(f"{where}: a message is a mapping with 'role' and 'content'")
     read = {name: value for name, value in message.items() if value is not None}

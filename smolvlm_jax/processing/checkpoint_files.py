@@ -13,31 +13,36 @@ from typing import Any
 
 from ..errors import CheckpointError, InputError
 from ..io import read_json, read_text, write_text
+from ..locate import find_directory
 from .file_values import whole
 from .images import SmolVLMImageProcessor
-from .media import checkpoint_directory
 from .tokenizer import SmolVLMTokenizer
-from .tokenizer_files import named_templates
+from .tokenizer_files import SETTINGS, named_templates
 from .videos import SmolVLMVideoProcessor
 
 _TEMPLATE_FOLDER = "additional_chat_templates"
-# Keywords for a hub, which have no meaning for a local directory.
-_IGNORED = {"cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code", "use_fast", "backend"}
+_PARTS = {"image_processor": SmolVLMImageProcessor, "video_processor": SmolVLMVideoProcessor}
+_OWN = {*_PARTS, "tokenizer", "image_seq_len", "chat_template", "pre_tokenizer"}
 
 
 def load_parts(path: str | os.PathLike, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of SmolVLMProcessor from a checkpoint.
 
     Args:
-        path: the checkpoint's directory.
-        overrides: image_seq_len, chat_template and arguments of the two processors, which override the files.
+        path: what `load` takes: a directory, the name of a bundled checkpoint, or a Hub id.
+        overrides: image_seq_len, chat_template, the parts themselves (image_processor, video_processor, tokenizer) and
+            arguments of the two processors and the tokenizer, which override the files; and where the files are.
 
     Raises:
-        CheckpointError: there is no directory or no tokenizer, or a file is broken.
-        InputError: neither processor knows a keyword.
+        CheckpointError: there is no such checkpoint or no tokenizer, or a file is broken.
+        InputError: no part knows a keyword.
     """
-    directory = checkpoint_directory(path)
-    given = {name: value for name, value in overrides.items() if name not in _IGNORED}
+    takers = {name: frozenset({*kind.DEFAULTS, *kind.NEUTRAL}) - {"backend"} for name, kind in _PARTS.items()}
+    known = frozenset(_OWN).union(SETTINGS, *takers.values())
+    found, given = find_directory("SmolVLMProcessor.from_pretrained", path, overrides, known)
+    if found.is_file():
+        found = found.parent
+    directory = str(found)
     path = os.path.join(directory, "processor_config.json")
     own = read_json(path, missing_ok=True)
     image_seq_len = own.get("image_seq_len")
@@ -46,13 +51,12 @@ def load_parts(path: str | os.PathLike, overrides: Mapping[str, Any]) -> dict[st
     image_seq_len = given.pop("image_seq_len", None) or image_seq_len or 169
     template = given.pop("chat_template", None) or find_template(directory, own)
     parts: dict[str, Any] = {"image_seq_len": image_seq_len, "chat_template": template}
-    unknown = set(given)
-    for name, kind in (("image_processor", SmolVLMImageProcessor), ("video_processor", SmolVLMVideoProcessor)):
-        unknown -= set(kind.DEFAULTS)
-        parts[name] = kind.from_pretrained(directory, **{k: v for k, v in given.items() if k in kind.DEFAULTS})
-    if unknown:
-        raise InputError(f"neither the image nor the video processor has an argument {min(unknown)!r}")
-    return {**parts, "tokenizer": SmolVLMTokenizer.from_pretrained(directory)}
+    for name, kind in _PARTS.items():
+        own_keywords = {key: value for key, value in given.items() if key in takers[name]}
+        parts[name] = given.get(name) or kind.from_pretrained(directory, **own_keywords)
+    own_keywords = {key: value for key, value in given.items() if key in SETTINGS or key == "pre_tokenizer"}
+    parts["tokenizer"] = given.get("tokenizer") or SmolVLMTokenizer.from_pretrained(directory, **own_keywords)
+    return parts
 
 
 def find_template(directory: str, own: Mapping[str, Any]) -> str | dict[str, str] | None:

@@ -76,7 +76,7 @@ def check_values(config: Mapping[str, Any], known: Mapping[str, Any], where: str
     """Check the arguments of an image or video processor that a file gives.
 
     Args:
-        config: arguments by name. null stands for the default. Keys that are no arguments are not checked.
+        config: arguments by name. null means off, or the default. Keys that are no arguments are not checked.
         known: the processor's arguments with their defaults.
         where: the file, and the key in it.
 

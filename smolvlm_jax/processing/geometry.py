@@ -80,7 +80,9 @@ def normalize_size(size: object, name: str = "size") -> dict[str, int]:
 
 
 def tile_edge(max_image_size: object) -> int:
-    """The side T of a tile in pixels. Raises InputError unless `max_image_size` is {"longest_edge": T}."""
+    """The side T of a tile in pixels. Raises InputError unless `max_image_size` is {"longest_edge": T} or T."""
+    if isinstance(max_image_size, int) and not isinstance(max_image_size, bool):
+        max_image_size = {"longest_edge": max_image_size}
     size = normalize_size(max_image_size, "max_image_size")
     if "longest_edge" not in size:
         raise InputError(f"max_image_size is {max_image_size!r}; it needs the form {{'longest_edge': tile side}}")

@@ -1,12 +1,13 @@
 """SmolVLMImageProcessor: pictures to tiles, as float32 in the reference's layout or as flat uint8 for the device."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from ..errors import InputError
-from .assemble import PIXEL_FORMATS, flat_pictures, reference_layout
-from .batch import BatchFeature, check_return_tensors
+from ..habits import Neutral
+from .assemble import PIXEL_FORMATS, arrange, flat_pictures, reference_layout
+from .batch import BatchFeature, as_tensors, check_return_tensors
 from .choices import one_of
 from .fetch import image_size, is_path, is_source, load_image, loaded, pages_of
 from .geometry import TilePlan, plan_tiles
@@ -26,7 +27,7 @@ class SmolVLMImageProcessor(MediaProcessor):
         size: {"longest_edge": pixels} scales the long side up or down to that many pixels; {"height", "width"} is exact.
         resample: Pillow's filter, 0 to 5; 1 is LANCZOS.
         do_image_splitting: cut the picture into tiles, with the whole picture as a last one; otherwise that one tile only.
-        max_image_size: {"longest_edge": T}, the side of a tile in pixels.
+        max_image_size: {"longest_edge": T}, the side of a tile in pixels; or T.
         do_rescale: multiply the values 0..255 by `rescale_factor`.
         rescale_factor: 1/255 takes 0..255 to 0..1.
         do_normalize: subtract `image_mean`, then divide by `image_std`.
@@ -62,7 +63,12 @@ class SmolVLMImageProcessor(MediaProcessor):
 
     OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit", "background", "pages")
     UNSAVED = (*MediaProcessor.UNSAVED, "return_row_col_info")
-    NEUTRAL = {**MediaProcessor.NEUTRAL, "disable_grouping": (True, False), "pad_size": (), "image_seq_length": ()}  # noqa: RUF012
+    NEUTRAL: ClassVar[dict[str, Neutral]] = {
+        **MediaProcessor.NEUTRAL,
+        "disable_grouping": Neutral((True, False)),
+        "pad_size": Neutral(),
+        "image_seq_length": Neutral((), "it is image_seq_len, an argument of SmolVLMProcessor"),
+    }
     TYPE_KEY = "image_processor_type"
     FILES = ("preprocessor_config.json",)
     NESTED_KEY = "image_processor"
@@ -74,6 +80,7 @@ class SmolVLMImageProcessor(MediaProcessor):
         return_tensors: str | None = None,
         return_image_hashes: bool = False,
         input_data_format: str | None = None,
+        data_format: str | None = None,
         pixel_format: str = "float32",
         **kwargs: Any,
     ) -> BatchFeature:
@@ -82,9 +89,10 @@ class SmolVLMImageProcessor(MediaProcessor):
         Args:
             images: a picture (Pillow image, array, path, URL, base64 text, bytes of a file), a list of pictures, or a
                 list of lists, one for each sample (see `layout.nest_images`).
-            return_tensors: None or "np"; arrays are numpy arrays in either case.
+            return_tensors: None, "np" or "jax"; without it arrays are numpy arrays too.
             return_image_hashes: return `image_hashes`.
             input_data_format: "channels_first" or "channels_last" for arrays; None decides by the shape.
+            data_format: "channels_last" for float32 pixel_values (b, n, T, T, 3); None or "channels_first" for the reference's.
             pixel_format: "float32" for the reference's layout, "uint8" for the real tiles alone.
             **kwargs: arguments of the constructor, for this call. None for limits, num_threads or return_row_col_info takes
                 this object's setting.
@@ -100,7 +108,7 @@ class SmolVLMImageProcessor(MediaProcessor):
             InputError: arguments or arrays that make no sense, or no picture in the whole batch.
             MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
-        check_return_tensors(return_tensors)
+        kind = check_return_tensors(return_tensors)
         one_of("pixel_format", pixel_format, PIXEL_FORMATS)
         call = self._for_call(kwargs)
         nested = [[page for picture in sample for page in call.pages_of(picture)] for sample in nest_images(images)]
@@ -110,9 +118,8 @@ class SmolVLMImageProcessor(MediaProcessor):
         if pixel_format == "uint8":
             batch = flat_pictures([picture for sample in tiles for picture in sample], call)
         else:
-            batch = reference_layout(
-                tiles, call, do_pad=call.do_pad, return_tensors=return_tensors, num_threads=call.num_threads
-            )
+            batch = reference_layout(tiles, call, do_pad=call.do_pad, return_tensors=kind, num_threads=call.num_threads)
+            arrange(batch, data_format)
         if call.return_row_col_info:
             batch["rows"] = [[picture.rows for picture in sample] for sample in tiles]
             batch["cols"] = [[picture.cols for picture in sample] for sample in tiles]
@@ -120,7 +127,7 @@ class SmolVLMImageProcessor(MediaProcessor):
             # Once per picture, however often it occurs in the batch.
             digests = {id(picture): picture.digest() for sample in tiles for picture in sample}
             batch["image_hashes"] = [[digests[id(picture)] for picture in sample] for sample in tiles]
-        return batch
+        return as_tensors(batch, kind)
 
     __call__ = preprocess
 

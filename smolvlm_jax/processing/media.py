@@ -1,14 +1,15 @@
 """The base of the image and the video processor: arguments that are attributes, keywords of a call and keys of a JSON file."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from ..errors import CheckpointError, InputError
-from ..io import read_json, write_json
+from ..habits import Neutral, plain_value, unasked
+from ..io import read_json, to_json, write_json
+from ..locate import find_directory
 from .file_values import check_values
 from .limits import MediaLimits
 from .pixels import PixelRule
@@ -21,8 +22,8 @@ class MediaProcessor(PixelRule):
     """Base of the image and the video processor; they describe the arguments.
 
     Each annotated attribute of a subclass is an argument: it can be passed to the constructor, set as an attribute later,
-    overridden for one call, and is written by `save_pretrained`. Keys of a file that are no argument (`processor_class`,
-    keys of older checkpoints) are kept as attributes and written back.
+    overridden for one call, and is written by `save_pretrained`. None for a switch means "off". Keys of a file that are no
+    argument (`processor_class`, keys of older checkpoints) are kept as attributes and written back.
 
     Attributes:
         DEFAULTS: the default of each argument, by name.
@@ -46,12 +47,11 @@ class MediaProcessor(PixelRule):
     DEFAULTS: ClassVar[dict[str, Any]]
     OWN: ClassVar[tuple[str, ...]]
     UNSAVED: ClassVar[tuple[str, ...]] = ("limits", "num_threads")
-    NEUTRAL: ClassVar[dict[str, tuple]] = {
-        "data_format": ("channels_first",),
-        "device": ("cpu",),
-        "default_to_square": (True, False),
-        "do_center_crop": (False,),
-        "crop_size": (),
+    NEUTRAL: ClassVar[dict[str, Neutral]] = {
+        "device": Neutral(("cpu",), "arrays are made on the host; jax.device_put(batch, device) moves them"),
+        "default_to_square": Neutral((True, False)),
+        "do_center_crop": Neutral((False,)),
+        "crop_size": Neutral(),
     }
     TYPE_KEY: ClassVar[str]
     FILES: ClassVar[tuple[str, ...]]
@@ -66,28 +66,20 @@ class MediaProcessor(PixelRule):
 
     def __init__(self, **kwargs: Any):
         for name, default in self.DEFAULTS.items():
-            value = kwargs.pop(name, None)
+            value = kwargs.pop(name, default)
+            if value is None:  # of a switch it means "off", of anything else the default
+                value = False if isinstance(default, bool) else default
             value = tuple(value) if isinstance(value, list) else value  # a JSON file has lists; the defaults are tuples
-            setattr(self, name, copy.deepcopy(default if value is None else value))
+            setattr(self, name, copy.deepcopy(plain_value(value)))
         self._extra: tuple[str, ...] = ()
-        for name, value in kwargs.items():
-            self._refuse(name, value)
-
-    def _refuse(self, name: str, value: Any) -> None:
-        """Raise InputError for a name that is no argument, and for a neutral argument with a value that asks for something."""
-        if name not in self.NEUTRAL:
-            raise InputError(f"{type(self).__name__} has no argument {name!r}; it has {', '.join(sorted(self.DEFAULTS))}")
-        if value is not None and value not in self.NEUTRAL[name]:
-            raise InputError(f"{type(self).__name__} does not support {name}={value!r}")
+        unasked(type(self).__name__, kwargs, self.NEUTRAL, ())
 
     def _for_call(self, kwargs: Mapping[str, Any]) -> Self:
         """This processor with the arguments of one call, checked. Raises InputError where they make no sense."""
         call = copy.copy(self)
-        for name, value in kwargs.items():
-            if name not in self.DEFAULTS:
-                self._refuse(name, value)
-            elif value is not None or name not in self.UNSAVED:
-                setattr(call, name, value)
+        for name, value in unasked(type(self).__name__, kwargs, self.NEUTRAL, self.DEFAULTS).items():
+            if value is not None or name not in self.UNSAVED:
+                setattr(call, name, plain_value(value))
         if call.do_resize and call.size is None:
             raise InputError("do_resize needs a size")
         if call.resample not in range(6):
@@ -136,26 +128,25 @@ class MediaProcessor(PixelRule):
         """A processor from the files of a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a local directory, whose processor_config.json (transformers 5) or own file
-                (transformers 4) is read, or such a file itself. A directory with none of the files gives the defaults.
-            **kwargs: arguments that override what the files say.
+            pretrained_model_name_or_path: what `load` takes: a directory, whose processor_config.json (transformers 5) or own
+                file (transformers 4) is read, the name of a bundled checkpoint, or a Hub id; or such a file itself. A
+                checkpoint with none of the files gives the defaults.
+            **kwargs: arguments that override what the files say; also revision, subfolder, cache_dir, force_download,
+                local_files_only and token.
 
         Raises:
-            CheckpointError: there is no such directory, or a file is not valid JSON, or a value in it is not what it must be.
+            CheckpointError: there is no such checkpoint, or a file is not valid JSON, or a value in it is not what it must be.
             InputError: a keyword is no argument.
         """
-        path = os.fspath(pretrained_model_name_or_path)
-        files = (
-            [path]
-            if os.path.isfile(path)
-            else [os.path.join(checkpoint_directory(path), name) for name in ("processor_config.json", *cls.FILES)]
-        )
+        known = frozenset({*cls.DEFAULTS, *cls.NEUTRAL}) - {"backend"}  # the reference's keyword of this name is another
+        path, kwargs = find_directory(f"{cls.__name__}.from_pretrained", pretrained_model_name_or_path, kwargs, known)
+        files = [str(path)] if path.is_file() else [str(path / name) for name in ("processor_config.json", *cls.FILES)]
         for file in files:
             config = read_json(file, missing_ok=True)
             nested = config.get(cls.NESTED_KEY)
             if nested is not None and not isinstance(nested, dict):
                 raise CheckpointError(f"{file}: {cls.NESTED_KEY} must be an object, got {nested!r:.80}")
-            if nested is not None or (config and (file != files[0] or file == path)):
+            if nested is not None or (config and (file != files[0] or path.is_file())):
                 where = f"{file}: {cls.NESTED_KEY}" if nested is not None else file
                 check_values(config if nested is None else nested, cls.DEFAULTS, where)
                 return cls.from_dict(config if nested is None else nested, **kwargs)
@@ -169,20 +160,21 @@ class MediaProcessor(PixelRule):
         """
         return [write_json(os.path.join(save_directory, self.FILES[0]), self.to_dict(), sort_keys=True)]
 
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Self:
+        """As `from_pretrained` of the file."""
+        return cls.from_pretrained(json_file)
+
     def to_json_string(self) -> str:
         """`to_dict` as indented JSON text."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write `to_json_string` to a file."""
+        write_json(json_file_path, self.to_dict(), sort_keys=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MediaProcessor) and type(self) is type(other) and self.to_dict() == other.to_dict()
-
-
-def checkpoint_directory(path: str | os.PathLike) -> str:
-    """`path` as a string. Raises CheckpointError unless it is a local directory."""
-    directory = os.fspath(path)
-    if not os.path.isdir(directory):
-        raise CheckpointError(f"no directory {directory!r}; pass the local directory of a checkpoint")
-    return directory

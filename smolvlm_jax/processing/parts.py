@@ -3,13 +3,14 @@
 The tables are closed: an item of another type, or with a key that nothing reads, is refused by name.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 from ..errors import PromptError
 
-__all__ = ["SOURCES", "is_empty", "local_path", "read_part", "source_of"]
+__all__ = ["SOURCES", "as_mapping", "is_empty", "local_path", "read_part", "source_of"]
 
 # Every type of an item that is understood -> ours.
 _TYPES = {
@@ -24,6 +25,13 @@ SOURCES = {kind: (kind, "url", "path", "base64") for kind in ("image", "video")}
 _WITHOUT_EFFECT = frozenset({"detail", "cache_control"})
 
 
+def as_mapping(value: Any) -> Any:
+    """A dataclass or an object of pydantic as the mapping of its fields, which are left as they are; anything else as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+    return dict(value) if hasattr(type(value), "model_fields") else value
+
+
 def is_empty(value: Any) -> bool:
     """Whether a value carries nothing: null, or a text, list or mapping without contents."""
     return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
@@ -34,7 +42,7 @@ def read_part(where: str, part: Any) -> dict[str, Any]:
 
     Args:
         where: what messages call its place.
-        part: a string, or a mapping with a `type`; entries whose value is null do not count.
+        part: a string, or a mapping with a `type`, or an object with such fields; entries whose value is null do not count.
 
     Returns:
         {"type": "text", "text"}, or {"type": "image" | "video"} with one of SOURCES, if the item has one, and with `index`, the
@@ -45,6 +53,7 @@ def read_part(where: str, part: Any) -> dict[str, Any]:
     """
     if isinstance(part, str):
         return {"type": "text", "text": part}
+    part = as_mapping(part)
     if not isinstance(part, Mapping) or "type" not in part:
         has = f"; this one has {', '.join(map(str, part))!s:.80}" if isinstance(part, Mapping) else ""
         raise PromptError(f"{where}: an item is a mapping with a 'type', or a string{has}")
@@ -101,6 +110,7 @@ def source_of(where: str, value: Any) -> Any:
     """
     if isinstance(value, (list, tuple)):
         return [source_of(where, frame) for frame in value]
+    value = as_mapping(value)
     if isinstance(value, Mapping):
         left = [key for key, held in value.items() if key not in ("bytes", "path", "url", "detail") and not is_empty(held)]
         if left:

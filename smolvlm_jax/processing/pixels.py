@@ -101,7 +101,7 @@ def flatten_alpha(image: Image.Image, background: Any = _WHITE) -> Image.Image:
     return out
 
 
-def _array_to_rgb(array: np.ndarray, background: Any) -> np.ndarray:
+def to_rgb(array: np.ndarray, background: Any = _WHITE) -> np.ndarray:
     """From (h, w, 1|3|4) to (h, w, 3) of the same dtype, with alpha laid over a colour."""
     channels = array.shape[-1]
     if channels == 1:
@@ -209,7 +209,7 @@ def to_picture(
         if channel_axis(array.shape, input_data_format=input_data_format) == 0:
             array = np.moveaxis(array, 0, -1)
         if do_convert_rgb:
-            array = _array_to_rgb(array, background)
+            array = to_rgb(array, background)
     else:
         raise InputError(f"a picture of type {type(value).__name__}; pass a Pillow image, an array, a path or a URL")
     if not array.size:

@@ -1,21 +1,25 @@
 """SmolVLMProcessor: text, pictures and videos to what the model reads."""
 
-import os
+import functools
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..errors import InputError, PromptError
-from ..io import write_json
-from . import chat, checkpoint_files, template
+from . import chat, template
 from .arguments import ALL, Arguments, sort_arguments
-from .batch import BatchFeature
+from .batch import BatchFeature, as_tensors
 from .fetch import is_source
+from .generations import Marks, marks_for, take_spans, token_mask
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
+from .processor_files import ProcessorFiles
 from .prompts import MEDIA_TOKENS, MediaTokens, expand
 from .protect import Escaped, encode_prompt, guard_for
 from .steering import steering_words
+from .text_options import TextOptions
 from .tokenizer import SmolVLMTokenizer, list_of_texts
 from .videos import SmolVLMVideoProcessor
 
@@ -24,14 +28,16 @@ _FALLBACK_SAMPLING = {"num_frames": 64, "fps": 1}
 
 
 class _Prompts(NamedTuple):
-    """Rendered conversations, and how escaped words are kept apart in them, where there are any."""
+    """Rendered conversations, how escaped words are kept apart in them, where there are any, and what the assistant says, where
+    that is asked for."""
 
     texts: list[str]
     escaped: Escaped | None
     conversations: chat.Conversations
+    marks: Marks | None
 
 
-class SmolVLMProcessor:
+class SmolVLMProcessor(ProcessorFiles):
     """An image processor, a video processor, a tokenizer and a chat template that work on one prompt.
 
     Args:
@@ -75,45 +81,6 @@ class SmolVLMProcessor:
         self.video_token: str = tokenizer.video_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "SmolVLMProcessor":
-        """The processor of a checkpoint.
-
-        Args:
-            pretrained_model_name_or_path: a local directory. Only a tokenizer has to be there; other files have defaults.
-            **kwargs: image_seq_len, chat_template and arguments of the image and video processor, which override the
-                files; each goes to every part that knows it.
-
-        Raises:
-            CheckpointError: the directory or the tokenizer is missing, or a file is broken.
-            InputError: no part knows a keyword.
-        """
-        return cls(**checkpoint_files.load_parts(pretrained_model_name_or_path, kwargs))
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> list[str]:
-        """Write all files in the form of transformers 5; `from_pretrained` of the directory gives an equal processor.
-
-        Args:
-            save_directory: made if need be. It gets processor_config.json, chat_template.jinja and the tokenizer's files.
-
-        Returns:
-            The paths of the files written.
-        """
-        return [
-            write_json(os.path.join(save_directory, "processor_config.json"), self.to_dict(), sort_keys=True),
-            *checkpoint_files.save_templates(save_directory, self.chat_template),
-            *self.tokenizer.save_pretrained(save_directory),
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The contents of processor_config.json."""
-        return {
-            "image_processor": self.image_processor.to_dict(),
-            "video_processor": self.video_processor.to_dict(),
-            "image_seq_len": self.image_seq_len,
-            "processor_class": type(self).__name__,
-        }
-
     @property
     def media_tokens(self) -> MediaTokens:
         """The strings that the block of a picture or video is made of."""
@@ -153,14 +120,14 @@ class SmolVLMProcessor:
             text: one prompt or several. Each `<image>` or `<video>` in it is the place of one picture or video. It is taken
                 as it is, special tokens included; use `apply_chat_template` for texts that somebody else wrote.
             videos: in the order of the texts; see `SmolVLMVideoProcessor.preprocess`. Not together with pictures.
-            **kwargs: return_tensors (None or "np"), pixel_format ("float32" or "uint8"), limits (a MediaLimits),
-                return_metadata (return `video_metadata`, a VideoMetadata for each video); padding, truncation, max_length,
-                pad_to_multiple_of, padding_side, return_attention_mask, add_special_tokens; every argument of the calls of
-                the image and video processor. Also dictionaries of such keywords for one part: text_kwargs,
+            **kwargs: return_tensors (None, "np" or "jax"), pixel_format ("float32" or "uint8"), limits (a MediaLimits),
+                return_metadata (return `video_metadata`, a VideoMetadata for each video); every keyword of the tokenizer's
+                call, and return_mm_token_type_ids (return `mm_token_type_ids`, 1 for image tokens); every argument of the
+                calls of the image and video processor. Also dictionaries of such keywords for one part: text_kwargs,
                 images_kwargs, videos_kwargs.
 
         Returns:
-            input_ids and attention_mask, lists or int64 (b, t) for return_tensors="np". With pictures or videos also, for
+            input_ids and attention_mask, lists or as arrays int64 (b, t). With pictures or videos also, for
             pixel_format="float32", pixel_values, float32 (b, n, 3, T, T), and pixel_attention_mask, int64 (b, n, T, T);
             for "uint8" pixel_values, uint8 (N, T, T, 3), and num_tiles = N.
 
@@ -171,8 +138,15 @@ class SmolVLMProcessor:
         return self._process(images, text, videos, sort_arguments(kwargs))
 
     def _process(
-        self, images: Any, text: Any, videos: Any, arguments: Arguments, escaped: Escaped | None = None
+        self,
+        images: Any,
+        text: Any,
+        videos: Any,
+        arguments: Arguments,
+        escaped: Escaped | None = None,
+        marks: Marks | None = None,
     ) -> BatchFeature:
+        videos = None if isinstance(videos, (list, tuple)) and not videos else videos
         if images is None and text is None and videos is None:
             raise InputError("nothing to process; pass text, images or videos")
         if images is not None and videos is not None:
@@ -201,21 +175,47 @@ class SmolVLMProcessor:
                 token, blocks = self.video_token, self.media_tokens.videos(data["video_metadata"], self.default_fps)
             if not arguments.return_metadata:
                 del data["video_metadata"]
-        out = BatchFeature() if texts is None else self._tokenize(expand(texts, token, blocks), arguments.text, escaped)
+        out = BatchFeature()
+        if texts is not None:
+            tokenize = self._tokenize if marks is None else functools.partial(self._tokenize_marked, marks)
+            out = tokenize(expand(texts, token, blocks), arguments.text, escaped)
         out.update(data)
         return out
 
-    def _tokenize(self, texts: list[str], options: dict[str, Any], escaped: Escaped | None) -> BatchFeature:
-        add_special_tokens = options.pop("add_special_tokens", True)
-        rows = [encode_prompt(self.tokenizer, t, escaped=escaped, add_special_tokens=add_special_tokens) for t in texts]
-        batch = self.tokenizer.pad(rows, **options)
-        for index, (row, text, kept) in enumerate(zip(rows, texts, batch["input_ids"], strict=True)):
-            wanted, left = text.count(self.image_token), list(kept).count(self.image_token_id)
+    def _tokenize(self, texts: list[str], keywords: dict[str, Any], escaped: Escaped | None) -> BatchFeature:
+        options = TextOptions.of(type(self).__name__, keywords)
+        if escaped is None or not any(escaped.mark in text for text in texts):
+            columns = self.tokenizer.columns_of(texts, options)
+        elif options.return_special_tokens_mask or options.return_offsets_mapping:
+            raise InputError("special_tokens_in_text='escape' with a text to escape leaves no offsets and masks of tokens")
+        else:
+            add = bool(options.add_special_tokens)
+            rows = [encode_prompt(self.tokenizer, t, escaped=escaped, add_special_tokens=add) for t in texts]
+            columns = {"input_ids": rows}
+        if options.return_mm_token_type_ids:
+            columns["mm_token_type_ids"] = [[int(id == self.image_token_id) for id in row] for row in columns["input_ids"]]
+        batch = self.tokenizer.batch_of(columns, options)
+        kept_ids = [np.asarray(row).tolist() for row in batch["input_ids"]]
+        for index, (row, text, kept) in enumerate(zip(columns["input_ids"], texts, kept_ids, strict=True)):
+            wanted, left = text.count(self.image_token), kept.count(self.image_token_id)
             if wanted != left:
                 raise InputError(
                     f"text {index} takes {len(row)} tokens, and truncation leaves {left} of its {wanted} image tokens; "
                     f"pass max_length={len(row)} or more, or fewer tiles (max_tiles)"
                 )
+        return batch
+
+    def _tokenize_marked(
+        self, marks: Marks, texts: list[str], keywords: dict[str, Any], escaped: Escaped | None
+    ) -> BatchFeature:
+        """`_tokenize`, with `assistant_masks`."""
+        pairs = [take_spans(text, marks) for text in texts]
+        batch = self._tokenize([text for text, _ in pairs], {**keywords, "return_offsets_mapping": True}, escaped)
+        offsets = batch["offset_mapping"]
+        masks = [token_mask(np.asarray(row).tolist(), spans) for row, (_, spans) in zip(offsets, pairs, strict=True)]
+        batch |= as_tensors({"assistant_masks": masks}, keywords.get("return_tensors"))
+        if not keywords.get("return_offsets_mapping"):
+            del batch["offset_mapping"]
         return batch
 
     # ---- conversations
@@ -234,6 +234,7 @@ class SmolVLMProcessor:
         processor_kwargs: dict[str, Any] | None = None,
         special_tokens_in_text: str | None = None,
         sanitize_control_tokens: bool = False,
+        return_assistant_tokens_mask: bool = False,
         **kwargs: Any,
     ) -> Any:
         """A conversation, or a list of them, to prompts or to what the model reads.
@@ -247,7 +248,7 @@ class SmolVLMProcessor:
             add_generation_prompt: end with "Assistant:", so that the model answers.
             continue_final_message: end right after the last text, so that the model goes on with it.
             tokenize: return ids, or what the model reads, instead of the prompt string.
-            return_tensors: "np" for arrays, None for lists.
+            return_tensors: "np" or "jax" for arrays, None for lists.
             return_dict: with tokenize, return what `__call__` returns instead of input_ids alone.
             processor_kwargs: keywords of `__call__`.
             special_tokens_in_text: what to do with a text that holds a word that steers the model, such as `<image>` or
@@ -255,6 +256,8 @@ class SmolVLMProcessor:
                 (the default) refuses it, "escape" has it read as plain characters (needs tokenize=True), "allow" lets it
                 steer the model.
             sanitize_control_tokens: transformers' name for special_tokens_in_text="escape".
+            return_assistant_tokens_mask: with return_dict, return `assistant_masks` too, 1 for tokens that the template writes
+                between {% generation %} and {% endgeneration %}. A template without these gives zeros, and a warning.
             **kwargs: keywords of `__call__` (frames of videos are sampled unless do_sample_frames=False), or variables of the
                 template.
 
@@ -267,12 +270,11 @@ class SmolVLMProcessor:
             InputError: neither the processor nor the template knows a keyword, or what `__call__` raises.
             MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
-        for name in ("return_assistant_tokens_mask", "load_audio_from_video"):
-            if kwargs.pop(name, None):
-                raise InputError(f"apply_chat_template does not support {name}=True")
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise InputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
         call = {"return_tensors": return_tensors, **(processor_kwargs or {}), **own}
-        texts, escaped, conversations = self._prompts(
+        texts, escaped, conversations, marks = self._prompts(
             conversation,
             chat_template,
             {"tools": tools, "documents": documents, **kwargs},
@@ -280,6 +282,7 @@ class SmolVLMProcessor:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             pages=_page_options(call),
+            generations=return_assistant_tokens_mask,
         )
         if not tokenize:
             if escaped is not None:
@@ -296,7 +299,7 @@ class SmolVLMProcessor:
         if self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token):
             arguments.text.setdefault("add_special_tokens", False)
         clips = videos if any(videos) else None
-        out = self._process(given, texts, clips, arguments, escaped)
+        out = self._process(given, texts, clips, arguments, escaped, marks)
         return out if return_dict else out["input_ids"]
 
     def encode_chat(self, conversation: Any, *, add_generation_prompt: bool = True, **kwargs: Any) -> BatchFeature:
@@ -334,6 +337,7 @@ class SmolVLMProcessor:
         add_generation_prompt: bool,
         continue_final_message: bool = False,
         pages: Mapping[str, Any],
+        generations: bool = False,
     ) -> _Prompts:
         conversations = chat.normalize_conversations(conversation)
         chat.expand_images(conversations.messages, lambda picture: self.image_processor.pages_of(picture, **pages))
@@ -348,7 +352,9 @@ class SmolVLMProcessor:
         chat.refuse_unused_keys(conversations.messages, jinja)
         words = self.steering_words(jinja)
         guard = guard_for(words, self.tokenizer)
-        guarded = guard.apply(conversations.messages, template.plain(variables), mode)
+        marks = marks_for(jinja, conversations.messages, variables) if generations else None
+        shown = {**template.plain(variables), **(marks.variables if marks else {})}
+        guarded = guard.apply(conversations.messages, shown, mode)
         mark = guarded.mark
         texts = template.render(
             jinja,
@@ -360,7 +366,7 @@ class SmolVLMProcessor:
         )
         if mark is not None and mode == "error":
             texts, mark = guard.unmark(texts, mark), None
-        return _Prompts(texts, None if mark is None else Escaped(mark, words), conversations)
+        return _Prompts(texts, None if mark is None else Escaped(mark, words), conversations, marks)
 
     # ---- counting without decoding
 

@@ -200,6 +200,15 @@ def _keys(value: Any) -> Iterator[str]:
             yield from _keys(item)
 
 
+def unused_characters(value: Any, count: int) -> list[str]:
+    """Characters that no text has, and that occur in none of the strings of `value`. Raises PromptError if there are fewer."""
+    used: set[str] = set().union(*_strings(value))
+    found = [mark for mark in map(chr, _MARKS) if mark not in used][:count]
+    if len(found) < count:
+        raise PromptError("the conversation uses every character that no text has, so none is left to mark answers with")
+    return found
+
+
 class Escaped(NamedTuple):
     """How escaped words are kept apart in rendered prompts.
 

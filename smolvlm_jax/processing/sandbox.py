@@ -13,13 +13,25 @@ from typing import Any
 
 from ..errors import PromptError
 
-__all__ = ["InvalidError", "compile_template", "harmless", "literals", "run", "variables_of", "weight", "written"]
+__all__ = [
+    "GENERATION_VARIABLES",
+    "InvalidError",
+    "compile_template",
+    "harmless",
+    "literals",
+    "run",
+    "variables_of",
+    "weight",
+    "written",
+]
 
 _LONGEST = 200_000  # characters of a template; to parse so many takes up to two seconds
 _SHORT = 4_000  # of a harmless one
 _MAX_PRODUCT = 10**7
+# What is written around a generation block, if the template is given it; see generations.py.
+GENERATION_VARIABLES = ("generation_start_", "generation_end_")
 # What a loop of a harmless template may use beside the value of its own turn.
-_SMALL_NAMES = frozenset({"loop", "bos_token", "eos_token", "pad_token", "unk_token"})
+_SMALL_NAMES = frozenset({"loop", "bos_token", "eos_token", "pad_token", "unk_token", *GENERATION_VARIABLES})
 _LOOP_ATTRIBUTES = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length", "depth", "depth0"})
 _FILTERS = frozenset({"capitalize", "lower", "upper", "title", "trim", "length", "count", "string", "safe", "tojson"})
 _METHODS = frozenset({"capitalize", "lower", "upper", "title", "strip", "lstrip", "rstrip"})
@@ -51,14 +63,16 @@ def _environment() -> Any:
             return super().call_binop(context, operator, left, right)
 
     class Generation(jinja2.ext.Extension):
-        """{% generation %} … {% endgeneration %} marks what the assistant says; it renders as its contents."""
+        """{% generation %} … {% endgeneration %} marks what the assistant says; it renders as its contents between marks, which
+        are empty unless they are asked for."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            return jinja2.nodes.Scope(body).set_lineno(line)
+            start, end = (jinja2.nodes.Output([jinja2.nodes.Name(name, "load")]) for name in GENERATION_VARIABLES)
+            return [node.set_lineno(line) for node in (start, jinja2.nodes.Scope(body), end)]
 
     def raise_exception(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
@@ -188,7 +202,7 @@ def variables_of(template: str) -> frozenset[str]:
 
     tree = _parsed(template)
     try:
-        return frozenset(jinja2.meta.find_undeclared_variables(tree))
+        return frozenset(jinja2.meta.find_undeclared_variables(tree)) - {*GENERATION_VARIABLES}
     except Exception as error:
         raise InvalidError(f"the chat template is not valid: {_line(error)}") from error
 

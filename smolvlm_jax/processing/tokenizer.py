@@ -3,30 +3,28 @@
 import functools
 import json
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
+from ..habits import Neutral, plain_value, unasked
 from ..io import write_json, write_text
-from .batch import BatchFeature, check_return_tensors
-from .choices import as_name, one_of
-from .prompts import GRID_PATTERN, MEDIA_TOKENS
-from .tokenizer_files import NAMED_TOKENS, guarded, named_templates, read_backend, read_config
+from ..locate import find_directory
+from .batch import BatchFeature, as_tensors
+from .prompts import MEDIA_TOKENS
+from .text_options import TextOptions, make_batch
+from .tokenizer_files import NAMED_TOKENS, NEUTRAL, SETTINGS, guarded, read_backend, read_config
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-_UNLIMITED = 10**30
-# A document checkpoint (docling) writes its markup with special tokens, which are text to the reader of its answers.
-_MARKUP_SIGN = "<doctag>"
-_MARKERS = "|".join(re.escape(token) for name, token in MEDIA_TOKENS.items() if name != "video_token")
-_NOT_MARKUP = re.compile(rf"\||^({_MARKERS}|{GRID_PATTERN})$")
+_DECODING = {"clean_up_tokenization_spaces": Neutral((False,)), "spaces_between_special_tokens": Neutral((True, False))}
 
 
-class SmolVLMTokenizer:
+class SmolVLMTokenizer(Vocabulary):
     """Text to ids and back.
 
     Args:
@@ -50,33 +48,6 @@ class SmolVLMTokenizer:
 
     model_input_names = ("input_ids", "attention_mask")
 
-    def __init__(self, backend: "Tokenizer", config: dict[str, Any] | None = None):
-        config = dict(config or {})
-        named = {**MEDIA_TOKENS, **{name: config.get(name) for name in NAMED_TOKENS}}
-        for key in ("extra_special_tokens", "model_specific_special_tokens"):
-            extra = config.get(key)
-            named.update(extra if isinstance(extra, dict) else {})
-        for name, token in config.items():
-            if name.endswith("_token") and name not in NAMED_TOKENS and _content(token) and isinstance(_content(token), str):
-                named[name] = token
-        for name, token in named.items():
-            if hasattr(type(self), name):
-                raise CheckpointError(f"tokenizer_config.json: extra_special_tokens cannot name a token {name!r}")
-            setattr(self, name, _content(token) or MEDIA_TOKENS.get(name))
-        backend.no_padding()
-        backend.no_truncation()
-        self.backend = backend
-        self.config = self.init_kwargs = config
-        self.padding_side = self.config.get("padding_side") or "right"
-        self.truncation_side = self.config.get("truncation_side") or "right"
-        self.model_max_length = self.config.get("model_max_length") or _UNLIMITED
-        template = self.config.get("chat_template")
-        self.chat_template = template if isinstance(template, str) else named_templates(template) or None
-        self.added_tokens = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
-        self.added_words = frozenset(self.added_tokens)
-        self.keep_markup = _MARKUP_SIGN in self.added_tokens
-        self._without: dict[frozenset[str], Tokenizer] = {}
-
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *, pre_tokenizer: str | None = None, **kwargs: Any
@@ -84,21 +55,24 @@ class SmolVLMTokenizer:
         """The tokenizer of a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a local directory with tokenizer.json (or vocab.json and merges.txt) and, where
-                present, tokenizer_config.json, special_tokens_map.json and added_tokens.json; or one of these files.
+            pretrained_model_name_or_path: what `load` takes: a directory with tokenizer.json (or vocab.json and merges.txt)
+                and, where present, tokenizer_config.json, special_tokens_map.json and added_tokens.json, the name of a bundled
+                checkpoint, or a Hub id; or one of these files.
             pre_tokenizer: "transformers-5" splits text as transformers 5 does, for comparisons: it reads the published
                 checkpoints as GPT-2 tokenizers and drops the split into single digits that their tokenizer.json asks
-                for, so that "\\n\\n1" gets other ids than the models were trained on. None keeps to the file.
-            **kwargs: entries of tokenizer_config.json that override the file.
+                for, so that "\n\n1" gets other ids than the models were trained on. None keeps to the file.
+            **kwargs: entries of tokenizer_config.json that override the file; also revision, subfolder, cache_dir,
+                force_download, local_files_only and token.
 
         Raises:
-            CheckpointError: there is no tokenizer, or its files cannot be read.
-            InputError: pre_tokenizer is neither None nor "transformers-5".
+            CheckpointError: there is no such checkpoint or no tokenizer, or its files cannot be read.
+            InputError: a keyword that nobody reads, or pre_tokenizer is neither None nor "transformers-5".
         """
-        directory = os.fspath(pretrained_model_name_or_path)
-        if os.path.isfile(directory):
-            directory = os.path.dirname(directory)
-        config = read_config(directory, kwargs)
+        where = f"{cls.__name__}.from_pretrained"
+        named = {name for name in kwargs if name.endswith("_token") and name != "token"}
+        path, kwargs = find_directory(where, pretrained_model_name_or_path, kwargs, frozenset({*SETTINGS, *NEUTRAL, *named}))
+        directory = str(path.parent if path.is_file() else path)
+        config = read_config(directory, unasked(where, kwargs, NEUTRAL, {*SETTINGS, *named}))
         return cls(read_backend(directory, config, pre_tokenizer=pre_tokenizer), config)
 
     @classmethod
@@ -130,56 +104,25 @@ class SmolVLMTokenizer:
             write_json(os.path.join(save_directory, "tokenizer_config.json"), self.config, sort_keys=True),
         ]
 
-    # ---- the vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        """Size of the base vocabulary, as transformers counts it; len(tokenizer) counts added tokens as well."""
-        return self.backend.get_vocab_size(with_added_tokens=False)
-
-    def __len__(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
-
-    def get_vocab(self) -> dict[str, int]:
-        """The id of every token, added tokens included."""
-        return self.backend.get_vocab(with_added_tokens=True)
-
-    def __getattr__(self, name: str) -> Any:
-        # eos_token_id, pad_token_id, …: the id of the token attribute of that name
-        if name.endswith("_token_id") and name[: -len("_id")] in self.__dict__:
-            token = self.__dict__[name[: -len("_id")]]
-            return None if token is None else self.convert_tokens_to_ids(token)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """The named special tokens that are set, by the names of their attributes."""
-        return {name: getattr(self, name) for name in NAMED_TOKENS if getattr(self, name) is not None}
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids that decode(skip_special_tokens=True) leaves out."""
-        return sorted(id for id, token in self.backend.get_added_tokens_decoder().items() if token.special)
-
-    @property
-    def control_tokens(self) -> frozenset[str]:
-        """The tokens that `decode` leaves out with keep_markup: all added tokens but the markup of a document checkpoint."""
-        markup = _MARKUP_SIGN in self.added_tokens
-        return frozenset(token for token in self.added_tokens if not markup or _NOT_MARKUP.search(token))
-
     # ---- to ids
 
-    def encode(self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False, **kwargs: Any
+    ) -> list[int]:
         """The ids of one text.
 
         Args:
             text: the text.
             add_special_tokens: add what tokenizer.json puts around every text.
             split_special_tokens: read special tokens in the text as the characters they are.
+            **kwargs: as in the call; with return_tensors the result is an array (1, t).
 
         Raises:
             InputError: the text is no string, or holds half of a surrogate pair.
         """
+        if kwargs:
+            options = {"add_special_tokens": add_special_tokens, "split_special_tokens": split_special_tokens, **kwargs}
+            return self(text, **options)["input_ids"]
         return _encoding(self.plain_backend if split_special_tokens else self.backend, text, add_special_tokens).ids
 
     def encoding(self, text: str, add_special_tokens: bool = True) -> "Encoding":
@@ -238,150 +181,142 @@ class SmolVLMTokenizer:
         """The tokens of one text as strings."""
         return self.convert_ids_to_tokens(self.encode(text))
 
-    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """The id of a token, or a list of ids of several; an unknown one gets unk_token's id, None without unk_token."""
-        if isinstance(tokens, str):
-            id = self.backend.token_to_id(tokens)
-            return self.backend.token_to_id(self.unk_token) if id is None and self.unk_token is not None else id
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """The token of an id, or a list of tokens of several ids."""
-        if np.ndim(ids) == 0:
-            return self.backend.id_to_token(int(ids))
-        return [self.backend.id_to_token(int(id)) for id in ids]
-
-    def __call__(
-        self,
-        text: str | list[str],
-        *,
-        add_special_tokens: bool = True,
-        split_special_tokens: bool = False,
-        return_tensors: str | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
+    def __call__(self, text: str | list[str], text_pair: None = None, **kwargs: Any) -> BatchFeature:
         """The ids of a text or a list of texts.
 
         Args:
             text: one text, or a list of them.
-            add_special_tokens: as in `encode`.
-            split_special_tokens: as in `encode`.
-            return_tensors: "np" for arrays, None for lists.
-            **kwargs: padding, truncation, max_length, pad_to_multiple_of, padding_side, return_attention_mask, as in `pad`.
+            text_pair: None; there are no pairs.
+            **kwargs: keywords under the names of transformers, None for a default:
+                add_special_tokens (True): add what tokenizer.json puts around every text. split_special_tokens (False): read
+                special tokens in a text as the characters they are. padding (False): True or "longest" pads to the longest
+                row, "max_length" to max_length. truncation (False): cut rows above max_length on truncation_side.
+                max_length (model_max_length): in tokens. pad_to_multiple_of (None): round the padded length up to a multiple.
+                padding_side (this tokenizer's). return_attention_mask (True). return_special_tokens_mask (False): 1 for
+                padding and what was put around the text. return_offsets_mapping (False): the characters (start, stop) of each
+                token. return_length (False). return_tensors (None): "np" or "jax" for arrays, None for lists.
 
         Returns:
-            input_ids and attention_mask (1 for real tokens), int64 (b, t) for return_tensors="np"; otherwise lists, for one
-            text without the outer list.
+            input_ids and attention_mask (1 for real tokens), int64 (b, t) as arrays; otherwise lists, for one text without the
+            outer list. On request also special_tokens_mask, offset_mapping (b, t, 2) and length.
 
         Raises:
-            InputError: the text is no string and no list of strings, or what `pad` raises.
+            InputError: the text is no string and no list of strings, rows of unequal length are to become an array, there is
+                no pad_token to pad with, or a keyword that nobody reads or that makes no sense.
         """
-        rows = [self.encode(entry, add_special_tokens, split_special_tokens) for entry in list_of_texts(text)]
-        batch = self.pad(rows, return_tensors=return_tensors, **kwargs)
-        if isinstance(text, str) and return_tensors is None:
+        options = TextOptions.of(type(self).__name__, {"text_pair": text_pair, **kwargs})
+        if options.return_mm_token_type_ids:
+            raise InputError("return_mm_token_type_ids is the processor's: a tokenizer does not know the model's media tokens")
+        batch = self.batch_of(self.columns_of(list_of_texts(text), options), options)
+        if isinstance(text, str) and options.return_tensors is None:
             return BatchFeature({name: value[0] for name, value in batch.items()})
         return batch
 
+    def columns_of(self, texts: list[str], options: TextOptions) -> dict[str, list]:
+        """The ids of each text, and what describes them, by the names that a batch has for them."""
+        backend = self.plain_backend if options.split_special_tokens else self.backend
+        found = [_encoding(backend, text, bool(options.add_special_tokens)) for text in texts]
+        columns: dict[str, list] = {"input_ids": [encoding.ids for encoding in found]}
+        if options.return_special_tokens_mask:
+            columns["special_tokens_mask"] = [encoding.special_tokens_mask for encoding in found]
+        if options.return_offsets_mapping:
+            columns["offset_mapping"] = [encoding.offsets for encoding in found]
+        return columns
+
+    def batch_of(self, columns: dict[str, list], options: TextOptions) -> BatchFeature:
+        """`text_options.make_batch` with the settings of this tokenizer."""
+        return make_batch(
+            columns,
+            options,
+            pad_token_id=self.pad_token_id,
+            padding_side=self.padding_side,
+            truncation_side=self.truncation_side,
+            model_max_length=self.model_max_length,
+        )
+
     def pad(
         self,
-        rows: list[list[int]],
-        *,
-        padding: bool | str = False,
-        truncation: bool | str | None = False,
+        encoded_inputs: Any,
+        padding: bool | str = True,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
+        verbose: bool = True,
     ) -> BatchFeature:
-        """Rows of ids, cut and padded to one length.
+        """Encoded texts, padded to one length.
 
         Args:
-            rows: the ids of each text.
-            padding: True or "longest" pads to the longest row, "max_length" to max_length, False not at all.
-            truncation: cut rows above max_length on truncation_side.
-            max_length: in tokens; None takes model_max_length.
-            pad_to_multiple_of: round the padded length up to a multiple of this.
-            padding_side: "left" or "right"; None takes this tokenizer's.
-            return_attention_mask: False leaves attention_mask out.
-            return_tensors: "np" for arrays, None for lists.
+            encoded_inputs: what the call returns, for one text or several; or a list of such mappings, one for each text.
+            padding, max_length, pad_to_multiple_of, padding_side, return_attention_mask, return_tensors: as in the call.
+            verbose: without effect.
 
         Returns:
-            input_ids and attention_mask (1 for real tokens, 0 for padding), lists or int64 (b, t).
+            The same entries, padded. Those that do not describe tokens (labels, for example) are left as they are.
 
         Raises:
-            InputError: rows of unequal length that are to become an array, no pad_token to pad with, or an argument that
-                makes no sense.
+            InputError: there is no input_ids among them, or what the call raises.
         """
-        check_return_tensors(return_tensors)
-        padding = one_of("padding", as_name(padding or False).lower(), ("true", "longest", "max_length", "false", "do_not_pad"))
-        side = one_of("padding_side", padding_side or self.padding_side, ("left", "right"))
-        limit = max_length if max_length is not None else self.model_max_length
-        if truncation and as_name(truncation).lower() != "do_not_truncate":
-            if limit < 1:
-                raise InputError(f"max_length is {limit}; truncation needs at least 1")
-            rows = [row[-limit:] if self.truncation_side == "left" else row[:limit] for row in rows]
-        longest, target = max(map(len, rows), default=0), 0
-        if padding in ("true", "longest"):
-            target = longest
-        elif padding == "max_length":
-            target = limit if limit < 10**20 else longest
-        if pad_to_multiple_of:
-            target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
-        pad_id = self.pad_token_id
-        if pad_id is None and any(len(row) < target for row in rows):
-            raise InputError("this tokenizer has no pad_token; set tokenizer.pad_token to pad with it")
-
-        def filled(row: list[int], value: int) -> list[int]:
-            fill = [value] * (target - len(row))
-            return fill + row if side == "left" else row + fill
-
-        batch = BatchFeature(input_ids=[filled(list(row), pad_id) for row in rows])
-        if return_attention_mask is not False:
-            batch["attention_mask"] = [filled([1] * len(row), 0) for row in rows]
-        if return_tensors is None:
-            return batch
-        lengths = sorted(map(len, batch["input_ids"]))
-        if lengths and lengths[0] < lengths[-1]:
-            raise InputError(f"rows of {lengths[0]} to {lengths[-1]} tokens do not make one array; pass padding=True")
-        return BatchFeature({name: np.array(rows, np.int64).reshape(len(lengths), -1) for name, rows in batch.items()})
+        if isinstance(encoded_inputs, (list, tuple)):
+            if not all(isinstance(entry, Mapping) for entry in encoded_inputs):
+                raise InputError("pad takes what the tokenizer's call returns, or a list of such mappings with 'input_ids'")
+            encoded_inputs = {name: [entry[name] for entry in encoded_inputs] for name in (encoded_inputs or [{}])[0]}
+        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
+            raise InputError("pad needs a mapping with 'input_ids', as the tokenizer's call returns it")
+        columns = {name: _plain_rows(value) for name, value in encoded_inputs.items()}
+        single = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
+        options = TextOptions(
+            padding=padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
+            return_attention_mask=return_attention_mask,
+            return_tensors=None if single else return_tensors,
+        )
+        if not single:
+            return self.batch_of(columns, options)
+        batch = self.batch_of({name: [value] for name, value in columns.items()}, options)
+        return as_tensors({name: value[0] for name, value in batch.items()}, return_tensors)
 
     # ---- to text
 
     def decode(
-        self, token_ids: Any, skip_special_tokens: bool = False, keep_markup: bool | None = None, **_: Any
+        self, token_ids: Any, skip_special_tokens: bool = False, keep_markup: bool | None = None, **kwargs: Any
     ) -> str | list[str]:
         """The text of ids.
 
         Args:
-            token_ids: one id, one row of ids, or several rows (lists or an array).
+            token_ids: one id, one row of ids, or several rows (lists or arrays, of any lengths).
             skip_special_tokens: leave special tokens out.
             keep_markup: leave the control tokens out only, so that the markup of a document checkpoint stays. None takes
                 this tokenizer's keep_markup, which is True where it knows <doctag>.
+            **kwargs: clean_up_tokenization_spaces=False, which is what is done.
 
         Returns:
             A string, or a list of strings for several rows.
 
         Raises:
-            InputError: an id is negative (−100 of labels, for example) or does not fit 32 bits.
+            InputError: an id is negative (−100 of labels, for example), does not fit 32 bits, or is no whole number.
         """
-        rows = _as_list(token_ids)
-        if isinstance(rows, (list, tuple)) and rows and np.ndim(rows[0]):
-            return self.batch_decode(rows, skip_special_tokens, keep_markup)
+        unasked("decode", kwargs, _DECODING, ("skip_special_tokens", "keep_markup"))
+        rows = _plain_rows(token_ids)
+        if isinstance(rows, list) and rows and isinstance(rows[0], list):
+            return [self._decode_row(row, skip_special_tokens, keep_markup) for row in rows]
         return self._decode_row(rows, skip_special_tokens, keep_markup)
 
     def batch_decode(
-        self, sequences: Any, skip_special_tokens: bool = False, keep_markup: bool | None = None, **_: Any
+        self, sequences: Any, skip_special_tokens: bool = False, keep_markup: bool | None = None, **kwargs: Any
     ) -> list[str]:
-        """`decode` for each row of `sequences`."""
-        return [self._decode_row(row, skip_special_tokens, keep_markup) for row in _as_list(sequences)]
+        """`decode` for each row of `sequences`; a single id in the place of a row counts as one."""
+        unasked("batch_decode", kwargs, _DECODING, ("skip_special_tokens", "keep_markup"))
+        return [self._decode_row(row, skip_special_tokens, keep_markup) for row in _plain_rows(sequences)]
 
     def _decode_row(self, row: Any, skip_special_tokens: bool, keep_markup: bool | None) -> str:
-        row = _as_list(row)
-        ids = [int(id) for id in ([row] if np.ndim(row) == 0 else row)]
+        ids = row if isinstance(row, list) else [row]
         for id in ids:
-            if id < 0 or id >= 2**32:
-                raise InputError(f"cannot decode the id {id}")
+            if isinstance(id, bool) or not isinstance(id, int) or id < 0 or id >= 2**32:
+                raise InputError(f"cannot decode the id {id!r:.80}")
         if skip_special_tokens and (self.keep_markup if keep_markup is None else keep_markup):
             dropped = {self.added_tokens[token] for token in self.control_tokens}
             ids, skip_special_tokens = [id for id in ids if id not in dropped], False
@@ -411,10 +346,11 @@ def list_of_texts(text: Any) -> list[str]:
     return list(texts)
 
 
-def _as_list(ids: Any) -> Any:
-    """An array as nested lists, in one transfer from its device; anything else as it is."""
-    return np.asarray(ids).tolist() if hasattr(ids, "__array__") else ids
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
+def _plain_rows(ids: Any) -> Any:
+    """Arrays and tuples as nested lists of Python's numbers, an array in one transfer from its device."""
+    if hasattr(ids, "__array__") and not isinstance(ids, np.generic):
+        ids = np.asarray(ids).tolist()
+    if isinstance(ids, (list, tuple)):
+        # the usual case first: a row of numbers needs no walk
+        return list(ids) if all(type(id) is int for id in ids) else [_plain_rows(id) for id in ids]
+    return plain_value(ids)

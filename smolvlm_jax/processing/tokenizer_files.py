@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, InputError, SmolVLMError
+from ..errors import CheckpointError, InputError, MissingFileError, SmolVLMError
+from ..habits import Neutral
 from ..io import read_bytes, read_json
 
 if TYPE_CHECKING:
@@ -15,6 +16,22 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _LONGEST_TOKEN = 1000  # characters
 _MOST_BYTES = 40_000_000  # of tokenizer.json; the largest that are published have 34 MB
 CONFIG = "tokenizer_config.json"
+# Entries of that file that a call may override; those that end in `_token` name special tokens.
+SETTINGS = frozenset({
+    *NAMED_TOKENS, "image_token", "fake_image_token", "global_image_token", "video_token", "end_of_utterance_token",
+    "padding_side", "truncation_side", "model_max_length", "chat_template", "added_tokens_decoder", "add_prefix_space",
+    "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens",
+})  # fmt: skip
+# Entries that do nothing for a byte-level BPE, or whose default is what is done.
+NEUTRAL = {
+    "clean_up_tokenization_spaces": Neutral((False,)),
+    "split_special_tokens": Neutral((False,), "pass it to the tokenizer's call"),
+    "errors": Neutral(("replace",)),
+    "legacy": Neutral((True, False)),
+    "from_slow": Neutral((False,)),
+    "name_or_path": Neutral(),
+    "tokenizer_type": Neutral(),
+}
 
 
 def read_config(directory: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +217,7 @@ def _from_vocab(directory: str, config: dict[str, Any]) -> "Tokenizer":
 
     vocab, merges = os.path.join(directory, "vocab.json"), os.path.join(directory, "merges.txt")
     if not (os.path.exists(vocab) and os.path.exists(merges)):
-        raise CheckpointError(f"no tokenizer in {directory!r}: neither tokenizer.json nor vocab.json with merges.txt")
+        raise MissingFileError(f"no tokenizer in {directory!r}: neither tokenizer.json nor vocab.json with merges.txt")
     for path in (vocab, merges):
         read_bytes(path, limit=_MOST_BYTES)
     backend = Tokenizer(guarded(f"read the tokenizer {vocab!r}", CheckpointError, lambda: models.BPE.from_file(vocab, merges)))

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError, MediaError
-from .assemble import PIXEL_FORMATS, flat_uint8, video_layout
-from .batch import BatchFeature, check_return_tensors
+from .assemble import PIXEL_FORMATS, arrange, flat_uint8, video_layout
+from .batch import BatchFeature, as_tensors, check_return_tensors
 from .choices import one_of
 from .decode import decode_video
 from .fetch import is_source, load_image, loaded
@@ -16,7 +16,7 @@ from .geometry import MAX_IMAGE_SIZE, longest_edge_size, normalize_size, tile_ed
 from .layout import flatten_videos, metadata_of_videos
 from .media import MediaProcessor
 from .metadata import VideoMetadata, to_metadata
-from .pixels import Picture, channel_axis
+from .pixels import Picture, channel_axis, flatten_alpha, has_alpha, to_rgb
 from .threads import map_threads
 
 
@@ -129,6 +129,7 @@ class SmolVLMVideoProcessor(MediaProcessor):
         return_metadata: bool = False,
         return_tensors: str | None = None,
         input_data_format: str | None = None,
+        data_format: str | None = None,
         pixel_format: str = "float32",
         skip_secs: float = 1,
         sample_lists: bool = True,
@@ -141,8 +142,10 @@ class SmolVLMVideoProcessor(MediaProcessor):
                 the bytes of a file, a list of frame files inside two lists, or lists of those (see `layout.flatten_videos`).
             video_metadata: a mapping or VideoMetadata for each video that is not a file; files bring their own.
             return_metadata: return `video_metadata`.
-            return_tensors: None or "np"; arrays are numpy arrays in either case.
+            return_tensors: None, "np" or "jax"; without it arrays are numpy arrays too.
             input_data_format: "channels_first" or "channels_last" for arrays; None decides by the shape.
+            data_format: "channels_last" for float32 pixel_values (videos, f, T, T, 3); None or "channels_first" for the
+                reference's.
             pixel_format: "float32" for the reference's layout, "uint8" for the real frames alone.
             skip_secs: see `sample_frames`.
             sample_lists: with do_sample_frames, sample lists of frames without metadata too, which is an error since their rate
@@ -159,7 +162,7 @@ class SmolVLMVideoProcessor(MediaProcessor):
             InputError: arguments, arrays or metadata that make no sense.
             MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
-        check_return_tensors(return_tensors)
+        kind = check_return_tensors(return_tensors)
         one_of("pixel_format", pixel_format, PIXEL_FORMATS)
         # For these two None means "as the checkpoint says", not "none".
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in ("num_frames", "fps")}
@@ -182,10 +185,13 @@ class SmolVLMVideoProcessor(MediaProcessor):
 
         clips = map_threads(work, zip(range(len(flat)), flat, given, strict=True), call.num_threads)
         tiles = [frames for frames, _ in clips]
-        batch = flat_uint8(tiles, call) if pixel_format == "uint8" else video_layout(tiles, call, do_pad=call.do_pad)
+        if pixel_format == "uint8":
+            batch = flat_uint8(tiles, call)
+        else:
+            batch = arrange(video_layout(tiles, call, do_pad=call.do_pad), data_format)
         if return_metadata:
             batch["video_metadata"] = [metadata for _, metadata in clips]
-        return batch
+        return as_tensors(batch, kind)
 
     __call__ = preprocess
 
@@ -235,7 +241,10 @@ class SmolVLMVideoProcessor(MediaProcessor):
             if count > self.limits.max_frames:
                 raise MediaError(f"{where}: {count} frames are above the limit of {self.limits.max_frames}")
             return load_image(frame, self.limits)
-        return loaded(frame, self.limits) if isinstance(frame, Image.Image) else frame
+        if not isinstance(frame, Image.Image):
+            return frame
+        frame = loaded(frame, self.limits)
+        return flatten_alpha(frame) if has_alpha(frame) else frame
 
     def _tile(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (T, T, 3): the long edge to `size`, then to the square, by Pillow, rounded to uint8 after each."""
@@ -262,7 +271,7 @@ def _get(metadata: Any, name: str) -> Any:
 
 
 def _frames(where: str, video: Sequence[Any] | np.ndarray, input_data_format: str | None) -> list[np.ndarray]:
-    """The frames as uint8 (h, w, 3); where their channels are is decided once per video."""
+    """The frames as uint8 (h, w, 3), what is transparent laid over white. Where channels are is decided once per video."""
     if not len(video):
         raise InputError(f"{where} has no frames")
     frames = [np.asarray(frame) for frame in video]
@@ -273,11 +282,9 @@ def _frames(where: str, video: Sequence[Any] | np.ndarray, input_data_format: st
     if frames[0].dtype != np.uint8:
         raise InputError(f"{where} has frames of dtype {frames[0].dtype}; they need uint8 from 0 to 255")
     try:
-        axis = channel_axis(shape, input_data_format=input_data_format, channels=(1, 3))
+        axis = channel_axis(shape, input_data_format=input_data_format, channels=(1, 3, 4))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if axis == 0:
         frames = [np.moveaxis(frame, 0, -1) for frame in frames]
-    if frames[0].shape[-1] == 1:
-        frames = [np.repeat(frame, 3, axis=-1) for frame in frames]
-    return frames
+    return [to_rgb(frame) for frame in frames]

@@ -244,10 +244,10 @@ def test_frame_paths(small_video, tmp_path):
     "video",
     [
         np.zeros((4, 36, 64), np.float32)[..., None].repeat(3, -1),  # not uint8
-        np.zeros((4, 36, 64, 4), np.uint8),
+        np.zeros((4, 36, 64, 2), np.uint8),
         [np.zeros((36, 64), np.uint8)] * 2,
         [Image.new("L", (64, 36))] * 2,
-        [Image.new("RGBA", (64, 36))] * 2,
+        [Image.new("LA", (64, 36)), Image.new("L", (64, 36))],
         [Image.new("RGB", (64, 36)), Image.new("RGB", (60, 36))],
         np.zeros((0, 36, 64, 3), np.uint8),
         np.zeros((2, 3), np.uint8),

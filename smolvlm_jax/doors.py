@@ -1,0 +1,194 @@
+"""transformers' names for what there is here, so that its examples run with their import lines changed.
+
+Idefics3 is the name of the first generation of SmolVLM: model, config and processors are the same.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .checkpoint import load, save_hf
+from .config import SmolVLMConfig, SmolVLMVisionConfig
+from .errors import HabitError, InputError
+from .generation import generate
+from .habits import Neutral, torch_name, unasked
+from .locate import LOADING
+from .model import SmolVLMForConditionalGeneration, SmolVLMModel
+from .processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer, SmolVLMVideoProcessor
+from .processing.batch import BatchFeature
+from .vision import SmolVLMVisionTransformer
+
+__all__ = [
+    "AutoConfig",
+    "AutoImageProcessor",
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+    "AutoModelForVision2Seq",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "AutoVideoProcessor",
+    "Idefics3Config",
+    "Idefics3ForConditionalGeneration",
+    "Idefics3ImageProcessor",
+    "Idefics3ImageProcessorFast",
+    "Idefics3ImageProcessorPil",
+    "Idefics3Model",
+    "Idefics3Processor",
+    "Idefics3VisionConfig",
+    "Idefics3VisionTransformer",
+    "LoadedModel",
+    "SmolVLMImageProcessorFast",
+    "SmolVLMImageProcessorPil",
+    "pipeline",
+]
+
+AutoConfig = Idefics3Config = SmolVLMConfig
+AutoProcessor = Idefics3Processor = SmolVLMProcessor
+AutoTokenizer = SmolVLMTokenizer
+AutoVideoProcessor = SmolVLMVideoProcessor
+AutoImageProcessor = SmolVLMImageProcessorFast = SmolVLMImageProcessorPil = SmolVLMImageProcessor
+Idefics3ImageProcessor = Idefics3ImageProcessorFast = Idefics3ImageProcessorPil = SmolVLMImageProcessor
+Idefics3ForConditionalGeneration, Idefics3Model = SmolVLMForConditionalGeneration, SmolVLMModel
+Idefics3VisionConfig, Idefics3VisionTransformer = SmolVLMVisionConfig, SmolVLMVisionTransformer
+
+_PLACES = "load(source, mesh=…) places parameters on several devices, jax.device_put(params, device) on one"
+_NEUTRAL: dict[str, Neutral] = {
+    **LOADING,
+    "device_map": Neutral(("auto", "cpu", "balanced", "sequential"), _PLACES),
+    **dict.fromkeys(("low_cpu_mem_usage", "use_safetensors", "weights_only"), Neutral((True, False))),
+    **dict.fromkeys(("load_in_8bit", "load_in_4bit", "from_tf", "from_flax", "ignore_mismatched_sizes"), Neutral((False,))),
+    **dict.fromkeys(("quantization_config", "max_memory", "offload_folder", "tp_plan"), Neutral((), _PLACES)),
+    **dict.fromkeys(("config", "state_dict", "variant", "adapter_kwargs", "generation_config"), Neutral()),
+}
+# transformers' names for forms of attention that are computed as one sees fit.
+_ATTENTION = {"eager": "einsum"}
+_FORMS_OF_TORCH = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa")
+
+
+class LoadedModel(NamedTuple):
+    """A model and its parameters: `model, params = …`, or one object that is used as transformers' models are.
+
+    Attributes:
+        model: as `load` returns it.
+        params: likewise.
+    """
+
+    model: SmolVLMForConditionalGeneration
+    params: Any
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate(model, params, …)`."""
+        return generate(self.model, self.params, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`model.apply({"params": params}, …)`."""
+        return self.model.apply({"params": self.params}, *args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the call."""
+        return self(*args, **kwargs)
+
+    def to(self, device: Any = None, dtype: Any = None) -> "LoadedModel":
+        """A copy on a device, or in another dtype; arguments as in `BatchFeature.to`."""
+        flat, tree = jax.tree.flatten(self.params)
+        moved = BatchFeature({str(place): array for place, array in enumerate(flat)}).to(device, dtype)
+        params = jax.tree.unflatten(tree, [moved[str(place)] for place in range(len(flat))])
+        kinds = {array.dtype for array in jax.tree.leaves(params)}
+        changed = kinds != {array.dtype for array in flat} and len(kinds) == 1
+        return LoadedModel(self.model.clone(dtype=kinds.pop()) if changed else self.model, params)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """`save_hf(save_directory, model, params, …)`."""
+        save_hf(save_directory, self.model, self.params, **kwargs)
+
+    @property
+    def config(self) -> SmolVLMConfig:
+        """The model's config."""
+        return self.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The checkpoint's defaults for `generate`."""
+        return self.model.generation_config
+
+    @property
+    def device(self) -> Any:
+        """The device of the parameters; of several the first."""
+        return min(jax.tree.leaves(self.params)[0].devices(), key=lambda device: device.id)
+
+    @property
+    def dtype(self) -> Any:
+        """What is computed in."""
+        return jnp.dtype(self.model.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "eval":  # there is no dropout to switch off
+            return lambda: self
+        return getattr(self.model, name)  # says what to type instead
+
+    def __repr__(self) -> str:
+        count = sum(array.size for array in jax.tree.leaves(self.params))
+        return f"LoadedModel({self.config.model_type}, {count:,} parameters, {self.dtype}, {self.device})"
+
+
+class AutoModelForImageTextToText:
+    """`load` under transformers' name."""
+
+    def __init__(self) -> None:
+        raise HabitError(
+            f"{type(self).__name__} is no model: type {type(self).__name__}.from_pretrained(source), or load(source)"
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> LoadedModel:
+        """A model and its parameters.
+
+        Args:
+            pretrained_model_name_or_path: what `load` takes.
+            **kwargs: dtype (or torch_dtype; "auto" is that of the file, also for computing), attn_implementation, and the
+                keywords of `load`. device_map, and other keywords of transformers, with values that ask for nothing.
+
+        Raises:
+            InputError: a keyword that nobody reads.
+            SmolVLMError: as `load` raises it.
+        """
+        place = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
+        own = (*place, "dtype", "torch_dtype", "attn_implementation", "mesh", "attention", "base", "check")
+        given = {name: value for name, value in unasked(cls.__name__, kwargs, _NEUTRAL, own).items() if value is not None}
+        asked = torch_name(given.pop("torch_dtype", None) if given.get("dtype") is None else given.pop("dtype"))
+        given.pop("torch_dtype", None)
+        form = given.pop("attn_implementation", None)
+        if form is not None and form not in _FORMS_OF_TORCH:
+            given.setdefault("attention", _ATTENTION.get(form, form))
+        dtype = None if asked in (None, "auto") else _dtype(asked)
+        model, params = load(pretrained_model_name_or_path, dtype, **given)
+        if asked == "auto":
+            kinds = {array.dtype for array in jax.tree.leaves(params)}
+            model = model.clone(dtype=kinds.pop()) if len(kinds) == 1 else model
+        return LoadedModel(model, params)
+
+
+AutoModelForVision2Seq = AutoModelForMultimodalLM = AutoModelForImageTextToText
+
+
+def _dtype(value: Any) -> Any:
+    try:
+        return jnp.dtype(value)
+    except TypeError as error:
+        raise InputError(f"dtype is {value!r}; pass a dtype of jax or torch, or its name") from error
+
+
+def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
+    """transformers' pipelines do not exist here.
+
+    Raises:
+        HabitError: always; it says what to type.
+    """
+    source = model if isinstance(model, (str, os.PathLike)) else "source"
+    raise HabitError(
+        f"there is no pipeline: model, params = load({source!r}), processor = SmolVLMProcessor.from_pretrained({source!r}), "
+        "inputs = processor.encode_chat(messages), then processor.batch_decode(generate(model, params, **inputs)), "
+        "or model.apply for logits; `smolvlm-jax generate` and `smolvlm-jax batch` do it from the command line"
+    )

@@ -1,0 +1,139 @@
+"""Arguments that are typed from habit: what asks for nothing is taken, what cannot be had is refused by name.
+
+A table says of each argument of transformers that has no counterpart here which values ask for nothing. The functions that
+take keywords from outside each have one table, and check their keywords with `unasked`.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from .errors import HabitError, InputError
+
+__all__ = ["ANY", "Neutral", "asks_for_something", "plain_value", "torch_name", "unasked", "unknown_argument"]
+
+
+class _Any(tuple):
+    """Holds everything."""
+
+
+# The neutral values of an argument that is taken and never read.
+ANY = _Any()
+
+
+class Neutral(NamedTuple):
+    """An argument of transformers that does nothing here.
+
+    Attributes:
+        values: what asks for nothing, beside None.
+        instead: what to type where it is meant.
+    """
+
+    values: tuple[Any, ...] = ()
+    instead: str = ""
+
+
+def unasked(where: str, given: Mapping[str, Any], neutral: Mapping[str, Neutral], known: Iterable[str]) -> dict[str, Any]:
+    """The keywords of a call without those that ask for nothing.
+
+    Args:
+        where: the function, for messages.
+        given: keywords by name.
+        neutral: of the function.
+        known: the keywords that it uses.
+
+    Raises:
+        InputError: a keyword is neither known nor neutral, or asks for something that there is not.
+    """
+    known = frozenset(known)
+    left = {}
+    for name, value in given.items():
+        if name in known:
+            left[name] = value
+        elif name not in neutral:
+            raise unknown_argument(where, name, known, (*known, *neutral))
+        elif asks_for_something(value, neutral[name]):
+            instead = neutral[name].instead
+            raise InputError(f"{where} does not support {name}={value!r:.80}" + (f"; {instead}" if instead else ""))
+    return left
+
+
+def unknown_argument(where: str, name: str, known: Iterable[str], names: Iterable[str] = ()) -> InputError:
+    """The error for a keyword that nothing reads, with the name that was probably meant."""
+    known = sorted(known)
+    close = get_close_matches(name, [*known, *names], 1)
+    meant = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
+    return InputError(f"{where} has no argument {name!r}{meant}")
+
+
+def asks_for_something(value: Any, neutral: Neutral) -> bool:
+    """Whether a value is other than None and the neutral ones."""
+    if value is None or neutral.values is ANY or any(value is entry for entry in neutral.values):
+        return False
+    value = plain_value(value)
+    simple = isinstance(value, (bool, int, float, str, list, tuple, dict))
+    return not (simple and any(value == entry for entry in neutral.values))
+
+
+def plain_value(value: Any) -> Any:
+    """A number or bool of numpy, jax or torch as Python's own, an array of them as a list; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value
+
+
+def torch_name(value: Any) -> Any:
+    """torch's dtypes and devices by their names: torch.bfloat16 -> "bfloat16"; anything else as it is."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = str(value)
+    return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+# What torch's modules and transformers' models have, and how it is said here. `{name}` is what the message calls the model.
+_STATELESS = "a model is a description without parameters"
+_INSTEAD = {
+    "from_pretrained": "load(source) gives the model and its parameters: model, params = load(source)",
+    "generate": f"{_STATELESS}: generate(model, params, **inputs), or AutoModelForImageTextToText.from_pretrained",
+    "forward": f'{_STATELESS}: model.apply({{"params": params}}, **inputs)',
+    "save_pretrained": "save_hf(directory, model, params) writes a checkpoint for transformers, save(…) one of orbax",
+    "push_to_hub": "save_hf(directory, model, params), then huggingface_hub's upload_folder",
+    "state_dict": f"{_STATELESS}: params is a nested dict, and parameters.flatten_params names its arrays",
+    "load_state_dict": f"{_STATELESS}: `smolvlm-jax convert` and load(source) read checkpoints of torch",
+    "device": f"{_STATELESS}: its arrays know their devices, jax.tree.leaves(params)[0].devices()",
+    "gradient_checkpointing_enable": 'model.clone(remat="full")',
+    "gradient_checkpointing_disable": "model.clone(remat=False)",
+    "get_input_embeddings": 'the embedding is params["model"]["text_model"]["embed_tokens"]',
+    "get_output_embeddings": 'the output head is params["lm_head"], or the embedding where it is tied',
+    "resize_token_embeddings": "the vocabulary is part of the checkpoint: resize it in transformers, then convert it",
+    **dict.fromkeys(
+        ("to", "cuda", "cpu"), f"{_STATELESS}: jax.device_put(params, device) places them, load(source, mesh=…) on several"
+    ),
+    **dict.fromkeys(
+        ("half", "float", "double", "bfloat16", "type"),
+        f"{_STATELESS}: load(source, dtype=…) reads them in another dtype, model.clone(dtype=…) computes in one",
+    ),
+    **dict.fromkeys(
+        ("parameters", "named_parameters", "num_parameters", "buffers", "modules", "named_modules", "children"),
+        f"{_STATELESS}: params is a nested dict, jax.tree.leaves(params) its arrays",
+    ),
+    **dict.fromkeys(
+        ("train", "requires_grad_", "zero_grad"),
+        f"{_STATELESS}: training is `smolvlm-jax train`, or jax.grad of a function of params",
+    ),
+    **dict.fromkeys(
+        ("load_adapter", "add_adapter", "set_adapter", "merge_and_unload"),
+        "adapters are merged when they are read: load(directory of the adapter, base=…)",
+    ),
+}
+
+
+def unbound(name: str, method: str | None = None) -> HabitError | None:
+    """The error for what somebody does with a model by itself, or None if it is no habit of transformers.
+
+    Args:
+        name: of the model's class.
+        method: what is looked up; None: the model is called.
+    """
+    if method is None:
+        apply = "its arguments" if name.endswith(("Transformer", "Connector", "TextModel")) else "**inputs"
+        whole = "; generate(model, params, **inputs) continues prompts" if name.endswith("Generation") else ""
+        return HabitError(f'{name} is called without parameters: type model.apply({{"params": params}}, {apply}){whole}')
+    return HabitError(f"{name}.{method}: {_INSTEAD[method]}") if method in _INSTEAD else None

@@ -1,0 +1,50 @@
+"""What models return: objects that are read by attribute, by name and by place, as in transformers."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["ModelOutput"]
+
+
+class ModelOutput:
+    """Base of the dataclasses that models return.
+
+    `out.logits` is `out["logits"]`. By place, and as a tuple, only what was asked for counts: `out[0]` is the loss if there
+    were labels, and the logits otherwise.
+    """
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of what was asked for, in order."""
+        names = (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """What was asked for, in order."""
+        return tuple(getattr(self, name) for name in self.keys())
+
+    values = to_tuple
+
+    def items(self) -> tuple[tuple[str, Any], ...]:
+        """The names of what was asked for, each with what it is."""
+        return tuple(zip(self.keys(), self.to_tuple(), strict=True))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """What is called `name`, or `default` if it was not asked for."""
+        return getattr(self, name) if name in self.keys() else default
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            if key not in self.keys():
+                raise KeyError(f"{key!r} is not in this output; it has {', '.join(self.keys())}")
+            return getattr(self, key)
+        return self.to_tuple()[key]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())

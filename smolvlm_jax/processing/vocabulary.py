@@ -1,0 +1,188 @@
+"""The tokens of a tokenizer: their ids, those that have names, those that were added."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import CheckpointError, HabitError, InputError
+from ..habits import unknown_argument
+from .prompts import GRID_PATTERN, MEDIA_TOKENS
+from .tokenizer_files import NAMED_TOKENS, guarded, named_templates
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["Vocabulary"]
+
+_UNLIMITED = 10**30
+# A document checkpoint (docling) writes its markup with special tokens, which are text to the reader of its answers.
+_MARKUP_SIGN = "<doctag>"
+_MARKERS = "|".join(re.escape(token) for name, token in MEDIA_TOKENS.items() if name != "video_token")
+_NOT_MARKUP = re.compile(rf"\||^({_MARKERS}|{GRID_PATTERN})$")
+# Methods of transformers' tokenizers, and what there is in their place.
+_INSTEAD = {
+    "apply_chat_template": "SmolVLMProcessor has it",
+    "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
+    "backend_tokenizer": "it is called backend",
+    **dict.fromkeys(("encode_plus", "batch_encode_plus", "prepare_for_model"), "call the tokenizer: tokenizer(texts)"),
+    **dict.fromkeys(("as_target_tokenizer", "truncate_sequences", "num_special_tokens_to_add"), "there are no pairs of texts"),
+}
+
+
+class Vocabulary:
+    """Base of SmolVLMTokenizer, which describes the arguments and attributes."""
+
+    def __init__(self, backend: "Tokenizer", config: dict[str, Any] | None = None):
+        config = dict(config or {})
+        named = {**MEDIA_TOKENS, **{name: config.get(name) for name in NAMED_TOKENS}}
+        for key in ("extra_special_tokens", "model_specific_special_tokens"):
+            extra = config.get(key)
+            named.update(extra if isinstance(extra, dict) else {})
+        for name, token in config.items():
+            if name.endswith("_token") and name not in NAMED_TOKENS and _content(token) and isinstance(_content(token), str):
+                named[name] = token
+        for name, token in named.items():
+            if hasattr(type(self), name):
+                raise CheckpointError(f"tokenizer_config.json: extra_special_tokens cannot name a token {name!r}")
+            setattr(self, name, _content(token) or MEDIA_TOKENS.get(name))
+        # Which of the names beyond NAMED_TOKENS the configuration gives, in its order.
+        self._named = {name: bool(token) and config.get(name) is not None for name, token in named.items()}
+        self._named = {name: given for name, given in self._named.items() if name not in NAMED_TOKENS}
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.config = self.init_kwargs = config
+        self.padding_side = self.config.get("padding_side") or "right"
+        self.truncation_side = self.config.get("truncation_side") or "right"
+        self.model_max_length = self.config.get("model_max_length") or _UNLIMITED
+        template = self.config.get("chat_template")
+        self.chat_template = template if isinstance(template, str) else named_templates(template) or None
+        self._learn_added()
+        self.keep_markup = _MARKUP_SIGN in self.added_tokens
+
+    def _learn_added(self) -> None:
+        """What follows from the added tokens of the backend."""
+        self.added_tokens = {token.content: id for id, token in self.backend.get_added_tokens_decoder().items()}
+        self.added_words = frozenset(self.added_tokens)
+        self._without: dict[frozenset[str], Tokenizer] = {}
+        self.__dict__.pop("plain_backend", None)
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the base vocabulary, as transformers counts it; len(tokenizer) counts added tokens as well."""
+        return self.backend.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of every token, added tokens included."""
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    def __getattr__(self, name: str) -> Any:
+        # eos_token_id, pad_token_id, …: the id of the token attribute of that name
+        if name.endswith("_token_id") and name[: -len("_id")] in self.__dict__:
+            token = self.__dict__[name[: -len("_id")]]
+            return None if token is None else self.convert_tokens_to_ids(token)
+        if name in _INSTEAD:
+            raise HabitError(f"{type(self).__name__}.{name}: {_INSTEAD[name]}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """The named special tokens that are set, by the names of their attributes."""
+        return {name: getattr(self, name) for name in NAMED_TOKENS if getattr(self, name) is not None}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens that have names, in the order of transformers, then those that the configuration only lists."""
+        extra = self.config.get("extra_special_tokens") or self.config.get("additional_special_tokens") or []
+        listed = [] if isinstance(extra, dict) else list(map(_content, extra))
+        named = [getattr(self, name) for name in self._named if self._named[name]]
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *named, *listed]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`. `decode(skip_special_tokens=True)` leaves out every added token that is special."""
+        return self.convert_tokens_to_ids(self.all_special_tokens)
+
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Add words that are not split. The model has no embeddings for ids beyond its vocabulary.
+
+        Args:
+            new_tokens: a string or tokenizers.AddedToken, or a list of them.
+            special_tokens: `decode(skip_special_tokens=True)` leaves them out.
+
+        Returns:
+            How many of them are new to the vocabulary.
+
+        Raises:
+            InputError: one is no token.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str) or not isinstance(new_tokens, (list, tuple)) else list(new_tokens)
+        add = self.backend.add_special_tokens if special_tokens else self.backend.add_tokens
+        before = len(self)
+        guarded("add the tokens", InputError, lambda: add(tokens))
+        self._learn_added()
+        return len(self) - before
+
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any], replace_extra_special_tokens: bool = True) -> int:
+        """Give special tokens their names, and add those that the vocabulary does not have.
+
+        Args:
+            special_tokens_dict: tokens by name (bos_token, image_token, …), and under extra_special_tokens a list of others.
+            replace_extra_special_tokens: whether that list takes the place of the former one, or is added to it.
+
+        Returns:
+            How many of them are new to the vocabulary.
+
+        Raises:
+            InputError: a name is none that a token can have, or a token is none.
+        """
+        tokens: list[Any] = []
+        for name, token in special_tokens_dict.items():
+            if name in ("extra_special_tokens", "additional_special_tokens"):
+                former = self.config.get("extra_special_tokens")
+                kept = [] if replace_extra_special_tokens or not isinstance(former, list) else former
+                self.config["extra_special_tokens"] = [*kept, *map(str, map(_bare, token))]
+                tokens += token
+            elif name in NAMED_TOKENS or name in self._named:
+                setattr(self, name, _bare(token))
+                self.config[name] = _bare(token)
+                tokens.append(token)
+            else:
+                raise unknown_argument("add_special_tokens", name, [*NAMED_TOKENS, *self._named, "extra_special_tokens"])
+        return self.add_tokens(tokens, special_tokens=True) if tokens else 0
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The tokens that `decode` leaves out with keep_markup: all added tokens but the markup of a document checkpoint."""
+        markup = _MARKUP_SIGN in self.added_tokens
+        return frozenset(token for token in self.added_tokens if not markup or _NOT_MARKUP.search(token))
+
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
+        """The id of a token, or a list of ids of several; an unknown one gets unk_token's id, None without unk_token."""
+        if isinstance(tokens, str):
+            id = self.backend.token_to_id(tokens)
+            return self.backend.token_to_id(self.unk_token) if id is None and self.unk_token is not None else id
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """The token of an id, or a list of tokens of several ids."""
+        if np.ndim(ids) == 0:
+            return self.backend.id_to_token(int(ids))
+        return [self.backend.id_to_token(int(id)) for id in ids]
+
+
+def _bare(token: Any) -> str:
+    """The string of a token. Raises InputError for anything that is none."""
+    content = getattr(token, "content", token)
+    if not isinstance(content, str):
+        raise InputError(f"a token is {token!r:.80}; it needs a string or an AddedToken")
+    return content
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,40 @@
+"""Models that are used as those of torch are: what to type instead."""
+
+import functools
+from typing import Any, TypeVar
+
+from .habits import unbound
+
+__all__ = ["says_what_to_type"]
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def says_what_to_type(cls: _Class) -> _Class:
+    """A public flax module whose call without parameters, and whose methods of torch and transformers, are errors of ours.
+
+    `eval` gives the model as it is: without dropout there is nothing to switch off.
+    """
+    made: Any = cls
+    call, getattribute = made.__call__, made.__getattr__
+
+    @functools.wraps(call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.scope is None:
+            raise unbound(made.__name__)  # type: ignore[misc]
+        return call(self, *args, **kwargs)
+
+    def __getattr__(self: Any, name: str) -> Any:
+        error = unbound(made.__name__, name)
+        if error is not None:
+            raise error
+        return getattribute(self, name)
+
+    def from_pretrained(kind: type, *args: Any, **kwargs: Any) -> Any:
+        """Parameters are no part of a model: see `load`."""
+        raise unbound(kind.__name__, "from_pretrained")  # type: ignore[misc]
+
+    made.__call__, made.__getattr__ = __call__, __getattr__
+    made.eval = lambda self: self
+    made.from_pretrained = classmethod(from_pretrained)
+    return cls
