@@ -77,7 +77,7 @@ def load(
     try_kernels(attention)
     hub = unasked("load", cache, {}, ("cache_dir", "force_download", "local_files_only", "token"))
     if subfolder or hub:
-        source = resolve_file(source, revision, subfolder=subfolder, **hub)
+        source, revision = resolve_file(source, revision, subfolder=subfolder, **hub), None
     with open_checkpoint(source, revision=revision, base=base) as opened:
         # Whether the head is tied is read from the weights: what config.json says has varied between transformers versions.
         compute = default_dtype() if dtype is None else dtype
