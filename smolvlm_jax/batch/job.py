@@ -91,6 +91,7 @@ class BatchJob:
         self._began = 0.0
         self._found, self._finished = 0, 0  # parts that earlier runs and this one finished
         self._quiet = quiet
+        self._added: list[str] = []  # files that came to the input while the job ran
         self._unread: set[str] = set()  # columns of records that nothing reads
         self.tally = Tally(self._statistics, quiet)
 
@@ -124,6 +125,7 @@ class BatchJob:
                         self._finish_parts()
             self._finish_parts()
             self._check()
+            self._look_for_added()
         finally:
             if self._open:
                 self.park()
@@ -139,7 +141,7 @@ class BatchJob:
             "parts": self._found + self._finished,
             "unread_columns": sorted(self._unread),
             "unread_files": dict(sorted(self._source.unread.items())),
-            "added_files": first_few(self._source.added),
+            "added_files": first_few(self._added),
             **self.tally.summary(),
             "worker_deaths": self._pool.deaths,
             "engine": {} if self._engine is None else self._engine.summary(),
@@ -156,6 +158,13 @@ class BatchJob:
         """Raise JobError if another job has taken the folder over."""
         if self._manifest is not None:
             self._manifest.check()
+
+    def _look_for_added(self) -> None:
+        if self._all_read and not self._open:
+            self._added = self._source.added()
+        if self._added and not self._quiet:
+            names = ", ".join(first_few(self._added))
+            say(f"these files were added to the input after the job had begun, and are no part of it: {names}")
 
     # ---- records to requests
 
@@ -201,9 +210,6 @@ class BatchJob:
                 self.tally.advance((exact - part.row_share) * len(part.done))
                 part.row_share, part.expected = exact, count
         self._all_read = True
-        if self._source.added and not self._quiet:
-            names = ", ".join(first_few(self._source.added))
-            say(f"these files were added to the input after the job had begun, and are no part of it: {names}")
 
     def _count_finished(self, unit: Unit) -> None:
         self._found += 1

@@ -152,6 +152,60 @@ def test_workers_killed_while_they_start(world, tmp_path, count, ends):
     assert done.returncode == 0 and rows(out) == truth, done.stderr
 
 
+# As if the permission were gone: a test may run as somebody who has all of them.
+DENIED = """
+import builtins, io, os
+def denied(real):
+    def guarded(path, *args, **options):
+        named = isinstance(path, (str, os.PathLike)) and {place!r} in os.fspath(path)
+        if named and ({mode!r} == "any" or set("wax+") & set(str(args))):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path, *args, **options)
+    return guarded
+builtins.open = io.open = denied(io.open)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "mode", "code"),
+    [("records.jsonl", "any", 2), (".part-000001", "w", 1), (".part-", "w", 1), ("_manifest", "w", 1)],
+)
+def test_without_permission(world, tmp_path, place, mode, code):
+    """An input that cannot be opened; an output that cannot be written, from the start and in the middle."""
+    source, truth = world
+    out = tmp_path / "out"
+    done = run(source, out, "--quiet", patch=DENIED.format(place=place, mode=mode))
+    text = done.stderr.strip()
+    assert done.returncode == code and text.startswith("smolvlm-jax: ") and "\n" not in text, text
+    assert "Permission denied" in text and place in text
+    assert run(source, out).returncode == 0 and rows(out) == truth
+
+
+def test_without_a_current_directory(world, tmp_path):
+    source, _ = world
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    for arguments in (". out --prompt ?", f"{source} out", f"records.jsonl {tmp_path / 'out'}"):
+        command = f"cd {gone} && rmdir {gone} && {sys.executable} -m smolvlm_jax batch {arguments}"
+        done = subprocess.run(["sh", "-c", command], env=corpus.environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "current directory" in done.stderr, done.stderr
+        gone.mkdir()
+
+
+def test_files_that_are_added_while_the_job_runs(world, tmp_path):
+    source, truth = world
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "records.jsonl").write_bytes(source.read_bytes())
+    first = corpus.start(folder, out, *FLAGS)
+    assert corpus.kill_after(first, out, 3, signal.SIGSTOP)
+    (folder / "late.jsonl").write_text('{"prompt": "?"}\n')
+    first.send_signal(signal.SIGCONT)
+    summary, said = first.communicate(timeout=60)
+    assert first.returncode == 0 and "added to the input" in said and "late.jsonl" in said, said
+    assert json.loads(summary)["added_files"] == ["late.jsonl"] and rows(out) == truth
+
+
 STREAMS = ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>&-", ">&-", "<&-", "2>/dev/full", ">/dev/full"]
 
 

@@ -403,12 +403,9 @@ def test_files_that_are_added_are_named(tmp_path, album):
             (folder / "a.jsonl").write_text('{"prompt": "?"}\n')
         for path in (folder, tmp_path / pattern if name == "b.jsonl" else folder / pattern):
             source = open_source(path, prompt="?")
-            everything(source, 10)
-            assert source.added == []
-            source = open_source(path, prompt="?")
+            assert source.added() == []
             (folder / name).write_bytes((folder / "a.jsonl").read_bytes() if name == "b.jsonl" else b"x")
-            everything(source, 10)
-            assert source.added == [name]
+            assert source.added() == [name]
             (folder / name).unlink()
 
 

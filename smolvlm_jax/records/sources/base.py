@@ -55,14 +55,11 @@ class Source(ABC):
         name: Its name in SOURCES.
         parse: Makes a record of a row's payload.
         unread: How many files of a directory are of kinds that are not read, by their endings.
-        added: Names of files that were added to a directory or glob since, known once all units have been asked for. They are
-            not read.
     """
 
     name: ClassVar[str]
     parse: Parser
     unread: Counter[str]
-    added: list[str]
 
     @abstractmethod
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()): ...
@@ -84,6 +81,10 @@ class Source(ABC):
             ChangedError: these, and the rows of a unit, if a file is no longer what it was when the source was opened.
             JobError: a file that is opened in the middle cannot be read.
         """
+
+    def added(self) -> list[str]:
+        """Names of files that have come to the directory or glob since it was opened. They are not read."""
+        return []
 
     def check(self, payload: Any) -> None:  # noqa: B027 (for most sources there is nothing to do)
         """Called once a row's record has been prepared, where the row names a file that is read only then.

@@ -77,7 +77,6 @@ class FileSource(Source):
         if not found:
             endings = " or ".join(self.endings)
             raise InputError(f"nothing in {path!r}: no file that ends with {endings}{', compressed or not' * self.compressed}")
-        self.added: list[str] = []
         self._path = path
         self.inputs = Inputs([place for _, place in found])
         self._names = [name for name, _ in found]
@@ -105,7 +104,11 @@ class FileSource(Source):
             for index, (size, (share, rows)) in enumerate(pieces):
                 yield Unit(index, share * size / total, functools.partial(_rows, rows))
         self.inputs.check_all()
-        self.added = sorted({name for name, _ in _data_files(self._path, self._wanted)[0]}.difference(self._names))
+
+    def added(self) -> list[str]:
+        with contextlib.suppress(OSError):  # of a directory that is gone by now
+            return sorted({name for name, _ in _data_files(self._path, self._wanted)[0]}.difference(self._names))
+        return []
 
     @classmethod
     def claims(cls, path: str) -> bool:

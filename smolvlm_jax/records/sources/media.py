@@ -67,7 +67,6 @@ class MediaSource(Source):
         self.parse = _Parse(os.path.abspath(self._folder), prompt)
         self.unread = Counter()
         self.plausible = False
-        self.added: list[str] = []
         self._pattern = pattern
         self._under_way: dict[bytes, Identity] = {}  # from the reading of a row to the check of its file
         self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
@@ -106,16 +105,16 @@ class MediaSource(Source):
         for index, start in enumerate(range(0, self._count, shard_size)):
             share = min(shard_size, self._count - start) / self._count
             yield Unit(index, share, functools.partial(self._rows, start=start, count=shard_size))
-        with contextlib.suppress(OSError, sqlite3.Error):  # of a directory that is gone by now, or a full disk
-            self._find_added()
 
-    def _find_added(self) -> None:
-        self._database.execute("CREATE TABLE now (name BLOB PRIMARY KEY) WITHOUT ROWID")
-        names = ((name,) for name, _ in _walk(self._folder, self._pattern, Counter()))
-        self._database.executemany("INSERT OR IGNORE INTO now VALUES (?)", names)
-        found = self._database.execute("SELECT name FROM now EXCEPT SELECT name FROM media").fetchall()
-        self.added = [str(self.parse.identify(name)) for (name,) in found]
-        self._database.execute("DROP TABLE now")
+    def added(self) -> list[str]:
+        with contextlib.suppress(OSError, sqlite3.Error):  # of a directory that is gone by now, or a full disk
+            self._database.execute("CREATE TEMPORARY TABLE IF NOT EXISTS now (name BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._database.execute("DELETE FROM now")
+            names = ((name,) for name, _ in _walk(self._folder, self._pattern, Counter()))
+            self._database.executemany("INSERT OR IGNORE INTO now VALUES (?)", names)
+            found = self._database.execute("SELECT name FROM now EXCEPT SELECT name FROM media").fetchall()
+            return [str(self.parse.identify(name)) for (name,) in found]
+        return []
 
     def _rows(self, *, start: int, count: int) -> Iterator[Row]:
         query = f"SELECT name, {_FIELDS} FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
