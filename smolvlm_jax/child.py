@@ -233,10 +233,12 @@ def parent() -> Channel:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(connection, 0)  # no event but the end of the other side
+    if poll.poll(0):  # it came before the signal was asked for
+        os._exit(1)
 
     def watch() -> None:
-        poll = select.poll()
-        poll.register(connection, 0)  # no event but the end of the other side
         poll.poll()
         os._exit(1)
 

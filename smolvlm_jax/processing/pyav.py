@@ -12,7 +12,7 @@ import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ __all__ = ["Misread", "PyAVReader"]
 # Codecs whose key frames are not marked reliably, so that everything before a frame is decoded.
 _DECODE_THROUGH = {"gif"}
 _READ_BYTES = 1 << 16
+# Codecs of which any frame may have another size than the one before.
+_ANY_SIZE = {"vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1"}
 # PyAV's number of a picture that is decoded without others.
 _INTRA = 1
 # Threads of one decoder, by its name; one for all others, since what they make of damaged frames depends on their number.
@@ -52,7 +54,7 @@ class PyAVReader:
         fps: frames a second on average; 0, infinite or NaN if it is not known.
         seconds: float64 (total,): when each frame is presented, counted from the first.
         plain: another library may be trusted with it, if it finds the same times: every packet is a frame that is shown,
-            nothing is mirrored, and the colours are ordinary. False without `vouch`.
+            nothing is mirrored, the size stays the same, and the colours are ordinary. False without `vouch`.
 
     Raises:
         MediaError: there is no film in the file.
@@ -69,14 +71,16 @@ class PyAVReader:
         self.plain = False
         with self._opened() as (container, stream):
             rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-            self.fps = float(rate) if rate else 0.0
+            self.fps, guessed = float(rate) if rate else 0.0, not stream.average_rate
             self._base = float(stream.time_base or 0)
             if not serial:
                 self._read_packets(container, stream)
+        if guessed:  # from a few packets FFmpeg takes the rate of fields for that of frames
+            self.fps = self._coded_rate() or self.fps
         if self._serial:
             self._decode_all()
         self.total = len(self.seconds)
-        self.plain = self.plain and vouch and not self._mirrored()
+        self.plain = self.plain and vouch and self._looks_plain()
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The frames of these indices, uint8 (h, w, 3), each as it is decoded."""
@@ -238,9 +242,30 @@ class PyAVReader:
                 return key
         return 0
 
-    def _mirrored(self) -> bool:
-        matrix = next((_display_matrix(frame) for frame in self._all_frames()), None)
-        return matrix is not None and matrix[0] * matrix[3] < matrix[1] * matrix[2]
+    def _looks_plain(self) -> bool:
+        """Whether its frames are not mirrored and all of one size, which but for some codecs changes at key frames only."""
+        sizes = set()
+        with self._opened() as (container, stream):
+            if stream.codec_context.name in _ANY_SIZE:
+                return False
+            stream.codec_context.skip_frame = "NONKEY"
+            for packet in chain(self._packets(container, stream), (None,)):
+                for frame in self._decode(stream, packet):
+                    matrix = _display_matrix(frame)
+                    if matrix is not None and matrix[0] * matrix[3] < matrix[1] * matrix[2]:
+                        return False
+                    sizes.add((frame.width, frame.height))
+                    if len(sizes) > 1:
+                        return False
+        return True
+
+    def _coded_rate(self) -> float:
+        """The rate that the codec itself states, which is known once a frame is decoded; 0 if there is none."""
+        with self._opened() as (container, stream):
+            for packet in chain(self._packets(container, stream), (None,)):
+                if next(self._decode(stream, packet), None) is not None:
+                    return float(stream.codec_context.framerate or 0)
+        return 0.0
 
     # ---- by decoding everything
 
@@ -253,8 +278,10 @@ class PyAVReader:
     def _decode_all(self) -> None:
         both = [(frame.pts, frame.dts) for frame in self._all_frames()]
         timed = any(pts is not None for pts, _ in both)
-        # AVI has times of decoding only, with gaps where frames were left out.
-        times = [pts if timed else dts for pts, dts in both]
+        # AVI has times of decoding only, with gaps where frames were left out: a decoder gives its frames at these. Of some
+        # codecs FFmpeg knows that a part of the frames is presented then.
+        same = all(pts in (None, dts) for pts, dts in both)
+        times = [dts if same else pts for pts, dts in both]
         stated = 1 / self.fps if 0 < self.fps < float("inf") else 0.0
         steps = [b - a for a, b in pairwise(times) if a is not None and b is not None and b > a]
         usual = float(np.median(steps)) * self._base if steps and not (timed and stated) else stated
