@@ -80,13 +80,12 @@ def _block(lines: list[tuple[int, str]], depth: int, times: int, products: Count
 
 
 def _trips(loop: list[tuple[int, str]], depth: int) -> int | None:
-    """Steps of a loop by the constant of its exit test, of the outermost, over the grid, without the pipeline's ends;
-    None where the exit test has no constant, 1 where there is none."""
-    tests = [body for level, body in loop if level == depth and "loop exit test" in body]
-    for body in tests:
-        if found := _EXIT.search(body):
+    """Steps of a loop by the constant of its exit test, of the outermost, over the grid, without its pipeline's ends; None
+    where there is no such constant."""
+    for level, body in loop:
+        if level == depth and (found := _EXIT.search(body)):
             return max(int(found.group(1)) - (_PIPELINE_ENDS if depth == 1 else 0), 1)
-    return None if tests else 1
+    return None
 
 
 def read_dump(directory: str, names: list[str], dynamic_trips: int = 1) -> dict[str, Kernel]:

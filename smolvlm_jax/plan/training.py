@@ -70,7 +70,7 @@ def abstract_inputs(model: Any, partition: Partition, mesh: Mesh) -> tuple[Train
     return abstract_state(partition, mesh), partition.abstract_base(mesh), batch
 
 
-def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer, *, count_flops: bool = True) -> tuple[Cost, Memory]:
+def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer) -> tuple[Cost, Memory]:
     """Compile the step of a recipe.
 
     Raises:
@@ -80,6 +80,8 @@ def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer, *, count_f
     partition = Partition.of(model, recipe)
     # Outside the mesh: the optimiser's zeros would be put on its devices, which may not exist.
     inputs, step = abstract_inputs(model, partition, mesh), jit_step(model, partition, mesh)
+    plain = training_model(replace(recipe, attention="einsum", scan_layers=False, remat="none"))
+    plain_step = jit_step(plain, Partition.of(plain, recipe), mesh)
     state, base, batch = inputs
     name = f"step of {recipe.data.batch_size} × {recipe.data.length}"
     with activate(mesh):
@@ -88,10 +90,7 @@ def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer, *, count_f
             "optimizer": held_bytes((state.opt_state, state.step, state.skipped)),
             "batch": held_bytes(batch),
         }
-        work = 0.0
-        if count_flops:
-            plain = training_model(replace(recipe, attention="einsum", scan_layers=False, remat="none"))
-            work = flops(jit_step(plain, Partition.of(plain, recipe), mesh), *inputs) / mesh.size
+        work = flops(plain_step, *inputs) / mesh.size
         usable = measurer.chip.usable if measurer.chip else None
         try:
             cost = measurer.cost(name, step.lower(*inputs), flops=work, input_bytes=held["batch"])

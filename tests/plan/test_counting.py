@@ -127,7 +127,7 @@ KERNEL = bundles(
     f"> > {{ {EXIT.format(10)} ;; {PRODUCT} }}",
     f"> > {{ {PRODUCT} ;; vmatmul.mubr.bf16.gmra.mxu1 %v2 }}",
     "> { %b = nop }",
-    "> > { %p1 = scmp.ge.s32.totalorder %s8, %s9 /* loop exit test */ }",
+    "> > { %p1 = scmp.ge.s32.totalorder %s8, %s9 }",
     "{ %c = halt }",
 )
 
