@@ -1,7 +1,8 @@
 """PEFT adapters (LoRA): the directory that `PeftModel.save_pretrained` writes, merged into its base as the base is read.
 
-A kernel W, (out, in) in PyTorch's layout, becomes W + B A · alpha / r, computed in float32 and rounded once to W's dtype. What
-the adapter holds besides, such as modules that were trained whole and biases, takes the place of the base's.
+A kernel W, (out, in) in PyTorch's layout, becomes V = W + B A · alpha / r, computed in float32 and rounded once to W's dtype.
+With DoRA (arXiv:2402.09353) each row of V is scaled to the length that the adapter holds for it. What it holds besides, such as
+modules that were trained whole and biases, takes the place of the base's.
 """
 
 import math
@@ -15,22 +16,22 @@ import numpy as np
 
 from ..errors import CheckpointError, first_few
 from ..io import read_json
+from ..locate import ADAPTER as CONFIG
+from ..locate import named_base
 from .leaves import Leaf, TorchLeaf, own
 from .readers import TensorReader, checked_path
 from .regions import Region
-from .rules import Match, rearrange, torch_name, torch_shape
+from .rules import Match, rearrange, restore, torch_name, torch_shape
 from .safetensors_file import MAX_JSON, SafetensorsReader
 from .torch_bin import BinReader
 
 __all__ = ["CONFIG", "Adapter", "is_factor", "open_adapter"]
 
-CONFIG = "adapter_config.json"
 _FILES = {"adapter_model.safetensors": SafetensorsReader, "adapter_model.bin": BinReader}
 _DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's
 # Keys of the config that change what an adapter computes, and the values with which they change nothing.
 _UNSUPPORTED: Mapping[str, tuple] = {
     "fan_in_fan_out": (False, None),
-    "use_dora": (False, None),
     "use_qalora": (False, None),
     "lora_bias": (False, None),
     "layer_replication": (None, []),
@@ -44,7 +45,8 @@ _UNSUPPORTED: Mapping[str, tuple] = {
 # Ways to start, by name, that leave the base's weights alone. With others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) the adapter
 # belongs to a base that nobody has.
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal")
-_FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
+_FACTOR = re.compile(r"(.+)\.lora_((?:embedding_)?[AB]|magnitude_vector)(?:\.default)?(?:\.weight)?")
+_MAGNITUDE = "magnitude_vector"
 
 
 @dataclass(kw_only=True)
@@ -100,9 +102,8 @@ class Adapter:
                 if path in adapted or len(factors) > len(by_part):
                     raise ValueError(twice)
                 adapted.add(path)
-                if set(by_part) != {"A", "B"}:
-                    raise ValueError(f"lora_{'B' if 'A' in by_part else 'A'} is missing")
-                merged[path] = self._merged(merged[path], module, by_part["A"], by_part["B"])
+                self._check_parts(by_part)
+                merged[path] = self._merged(merged[path], module, by_part)
             except ValueError as fault:
                 problems.append(f"{module}: {fault}")
         if problems:
@@ -110,16 +111,27 @@ class Adapter:
             raise CheckpointError(f"{self.path}: {len(problems)} tensors of the adapter do not fit its base\n  {listed}")
         return merged
 
+    def _check_parts(self, by_part: Mapping[str, str]) -> None:
+        """Raises ValueError unless a module has both factors, and a magnitude if this is DoRA."""
+        dora = bool(self.settings.get("use_dora"))
+        missing = {"A", "B", *([_MAGNITUDE] if dora else [])} - set(by_part)
+        if missing:
+            raise ValueError(f"lora_{min(missing)} is missing")
+        if _MAGNITUDE in by_part and not dora:
+            raise ValueError(f"it has a lora_{_MAGNITUDE}, and {CONFIG} does not say use_dora")
+
     def _modules(self) -> dict[str, list[tuple[str, str]]]:
-        """Module -> pairs of "A" or "B" and the tensor's name."""
+        """Module -> pairs of "A", "B" or _MAGNITUDE and the tensor's name."""
         modules: dict[str, list[tuple[str, str]]] = {}
         for name in self.reader.shapes:
             if found := _FACTOR.fullmatch(name):
-                modules.setdefault(found.group(1).removesuffix(".base_layer"), []).append((found.group(3), name))
+                part = found.group(2).removeprefix("embedding_")
+                modules.setdefault(found.group(1).removesuffix(".base_layer"), []).append((part, name))
         return modules
 
-    def _merged(self, leaf: Leaf, module: str, a: str, b: str) -> Leaf:
+    def _merged(self, leaf: Leaf, module: str, by_part: Mapping[str, str]) -> Leaf:
         """Raises ValueError if the factors do not fit the parameter."""
+        a, b, magnitude = by_part["A"], by_part["B"], by_part.get(_MAGNITUDE)
         pattern = torch_name(leaf.path)[1]
         shape = torch_shape(pattern, leaf.shape)
         turned = "lora_embedding_" in a  # an embedding's factors are those of its transpose
@@ -132,9 +144,13 @@ class Adapter:
             raise ValueError(f"A {self.reader.shapes[a]} and B {self.reader.shapes[b]} do not make {shape}")
         if self._of("rank_pattern", "r", module) != rank:
             raise ValueError(f"A has rank {rank}, {CONFIG} says {self._of('rank_pattern', 'r', module)}")
+        if magnitude is not None and turned:
+            raise ValueError("use_dora of an embedding is not supported")
+        if magnitude is not None and math.prod(self.reader.shapes[magnitude]) != shape[0]:
+            raise ValueError(f"its magnitude {self.reader.shapes[magnitude]} is not one number for each of {shape[0]} rows")
         alpha = self._of("alpha_pattern", "lora_alpha", module)
         scale = alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
-        return _Merged(leaf, _Product(self.reader, a, b, scale, turned, shape, pattern))
+        return _Merged(leaf, _Product(self.reader, a, b, magnitude, scale, turned, shape, pattern))
 
     def _of(self, patterns: str, key: str, module: str) -> float:
         """A module's rank or alpha: of the first pattern that it ends with, as PEFT looks for it, or the general one."""
@@ -146,22 +162,29 @@ class Adapter:
 
 @dataclass(frozen=True)
 class _Product:
-    """B A · scale in a parameter's layout, computed when it is needed."""
+    """B A · scale in a parameter's layout, computed when it is needed, and the lengths of its rows, if this is DoRA."""
 
     reader: TensorReader
     a: str
     b: str
+    magnitude: str | None
     scale: float
     turned: bool
     shape: tuple[int, ...]
     pattern: str
 
     def add_to(self, parameter: np.ndarray) -> None:
+        """Change a parameter in float32."""
         a, b = (self.reader.read(name).astype(np.float32) for name in (self.a, self.b))
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
         product = (b @ a) * np.float32(self.scale)
         product = product.T if self.turned else product
         parameter += rearrange(product.reshape(self.shape), self.pattern, parameter.shape)
+        if self.magnitude is not None:
+            rows = restore(parameter, self.pattern).reshape(self.shape[0], -1)
+            wanted = self.reader.read(self.magnitude).astype(np.float32).reshape(-1, 1)
+            rows = rows * (wanted / np.linalg.norm(rows, axis=1, keepdims=True))
+            parameter[...] = rearrange(rows.reshape(self.shape), self.pattern, parameter.shape)
 
 
 class _Merged(Leaf):
@@ -223,11 +246,12 @@ def open_adapter(directory: Path) -> Adapter | None:
     path = checked_path(directory, CONFIG)
     settings = _DEFAULTS | read_json(path, what="the config of a PEFT adapter", unique_keys=True, limit=MAX_JSON)
     _check(path, settings)
+    base, revision = named_base(path, settings)
     reader = _FILES[present[0]]([checked_path(directory, present[0])])
     return Adapter(
         path=directory,
-        base=settings.get("base_model_name_or_path") or None,
-        revision=settings.get("revision") or None,
+        base=base,
+        revision=revision,
         settings=settings,
         reader=reader,
         files=[*reader.files, path],
@@ -262,7 +286,3 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"{path}: {key} has {odd[0]!r:.80}: only names of modules are supported, no regular expressions"
             )
-    for key in ("base_model_name_or_path", "revision"):
-        name = settings.get(key)
-        if name is not None and not (isinstance(name, str) and name.isprintable() and len(name) < 4096):
-            raise CheckpointError(f"{path}: {key} = {settings[key]!r:.80} is not a name")

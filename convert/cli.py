@@ -109,7 +109,10 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
     convert.add_argument("--max-shard-size", default="4GB", metavar="SIZE", help="of the safetensors files")
     convert.add_argument("--config", metavar="FILE", help="config.json (default: the one beside the weights)")
-    convert.add_argument("--base", metavar="MODEL", help="what a PEFT adapter is merged into (default: what its config names)")
+    convert.add_argument("--adapter", metavar="DIR", help="PEFT adapter that is merged into SOURCE (default: none)")
+    convert.add_argument(
+        "--base", metavar="MODEL", help="what a PEFT adapter as SOURCE is merged into (default: what it names)"
+    )
     convert.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
     _add_revision(convert)
     add_check(convert)

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..directories import check_free_space, temporary_directory, whole_directory
 from ..errors import InputError
-from ..model import SmolVLMForConditionalGeneration
+from ..locate import adapted, resolve_file
 from ..parameters import flatten_params, logical_axes
+from ..retrieval_model import model_of
 from ..terminal import say
 from .arrays import checksum
 from .chunks import abstract_mesh
@@ -75,6 +76,7 @@ def convert(
     revision: str | None = None,
     config: str | os.PathLike | None = None,
     base: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | None = None,
     force: bool = False,
     check: bool = False,
     quiet: bool = False,
@@ -96,6 +98,7 @@ def convert(
         revision: branch, tag or commit of a Hub id.
         config: the config.json, if it is not beside the weights.
         base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
+        adapter: a PEFT adapter that is merged into `source`.
         force: replace an existing checkpoint at the destination.
         check: say if the source has no checksums of its arrays. Where it has, they are always compared.
         quiet: show no progress.
@@ -105,6 +108,9 @@ def convert(
         CheckpointError, ConfigError, InputError, ChangedError: the destination is then as it was. The last means that the
             source changed while it was read.
     """
+    if adapter is not None and revision is not None:
+        source, revision = resolve_file(source, revision), None
+    source, base = adapted(source, adapter, base)
     with open_checkpoint(source, revision=revision, config_file=config, base=base) as opened:
         kind = to or ("orbax" if opened.kind == "hf" else "hf")
         if kind not in ("orbax", "hf"):
@@ -120,6 +126,8 @@ def convert(
         size = total_bytes(opened.leaves, wanted)
         check_free_space(Path(destination), size + _MARGIN)
         first = process_index() == 0
+        for line in opened.notes if first else ():
+            notify(line)
         final = Path(destination)
         claimed = whole_directory(final, force, notify) if first else nullcontext(temporary_directory(final))
         label = "exporting" if kind == "hf" else "converting"
@@ -148,7 +156,7 @@ def _write_orbax(
 ) -> dict[str, int]:
     """Write the parameters, all processes together, and the manifest. Returns the values that are not finite by parameter."""
     mesh = abstract_mesh(mesh) if isinstance(mesh, Mapping) else mesh
-    axes = flatten_params(logical_axes(SmolVLMForConditionalGeneration(source.model_config)))
+    axes = flatten_params(logical_axes(model_of(source.model_config)))
     writer = OrbaxWriter(dtype, mesh, process_index(), progress)
     checksums = Checksums(source.root, source.files) if process_index() == 0 else None
     barrier("the destination is claimed")

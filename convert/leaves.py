@@ -12,7 +12,7 @@ import numpy as np
 from .blocks import copy_into
 from .readers import TensorReader
 from .regions import Region, byte_size, whole
-from .rules import Match, rearrange, torch_region
+from .rules import Match, rearrange, torch_region, torch_shape
 
 __all__ = ["ArrayLeaf", "Leaf", "TorchLeaf", "own", "total_bytes", "widest"]
 
@@ -63,12 +63,21 @@ class TorchLeaf(Leaf):
     def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
         if region is None or region == whole(self.shape):
             return own(self.borrow(), dtype)
-        slices, part, cut = torch_region(self.match.pattern, self.shape, region)
-        tensor = self._tensors.read(self.match.torch, slices)
+        (rows, *columns), part, cut = torch_region(self.match.pattern, self.shape, region)
+        first = self._first_row
+        tensor = self._tensors.read(self.match.torch, (slice(rows.start + first, rows.stop + first), *columns))
         return own(rearrange(tensor, self.match.pattern, part)[cut], dtype)
 
     def borrow(self) -> np.ndarray:
-        return rearrange(self._tensors.borrow(self.match.torch), self.match.pattern, self.shape)
+        tensor = self._tensors.borrow(self.match.torch)
+        if self.match.parts > 1:
+            tensor = tensor[self._first_row :][: len(tensor) // self.match.parts]
+        return rearrange(tensor, self.match.pattern, self.shape)
+
+    @property
+    def _first_row(self) -> int:
+        """Where the parameter begins in its tensor."""
+        return self.match.part * torch_shape(self.match.pattern, self.shape)[0]
 
 
 class ArrayLeaf(Leaf):

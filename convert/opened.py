@@ -16,15 +16,16 @@ import numpy as np
 from ..config import SmolVLMConfig
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError, MissingFileError, SmolVLMError, first_few
 from ..io import COMPANIONS, Identity, companion_files
-from ..locate import is_hub_id, resolve_file
+from ..locate import is_hub_id, resolve_file, small_files
 from .adapters import Adapter, is_factor, open_adapter
 from .arrays import Digests, mismatches
+from .family_names import check_frequencies, from_unit_pixels, left_out, names_of
 from .file_sums import damaged_files
 from .from_orbax import Found, OrbaxLeaf, find_checkpoint, open_orbax
 from .leaves import Leaf, TorchLeaf, widest
 from .manifest import MANIFEST, read_manifest, stored_digests
 from .readers import TensorReader, checked_path
-from .rules import check_shapes, match_parameters
+from .rules import Names, check_shapes, match_parameters
 from .safetensors_file import SafetensorsReader
 from .tensors import open_tensors
 
@@ -51,6 +52,7 @@ class Checkpoint:
         digests: checksums of the parameters, as the manifest of an orbax directory has them; None if it has none.
         stored: what `digests` are of, if not `leaves`: the base of an adapter.
         states: of the files, from before they were read.
+        notes: what is not read, in words.
         name, revision: what `open_checkpoint` was asked for.
     """
 
@@ -68,6 +70,7 @@ class Checkpoint:
     digests: Digests | None = None
     stored: Mapping[str, Leaf] | None = None
     states: dict[Path, Identity] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     name: str = ""
     revision: str | None = None
 
@@ -198,7 +201,7 @@ def _open(path: Path, config_file: Path | None, base: str | os.PathLike | None) 
 def _open_any(path: Path, config_file: Path | None, base: str | os.PathLike | None) -> Checkpoint:
     adapter = open_adapter(path) if path.is_dir() else None
     if adapter is not None:
-        return _open_adapted(adapter, base)
+        return _open_adapted(adapter, base, config_file)
     if base is not None:
         raise InputError(f"{path} is no PEFT adapter: only an adapter is merged into a base")
     if path.is_file():
@@ -230,26 +233,50 @@ def _match_torch(path: Path, directory: Path, tensors: TensorReader, config_file
             "model after merge_and_unload()"
         )
     config_path = config_file or checked_path(directory, "config.json")
-    config = _read_config(config_path)
+    root, found = small_files(directory, config_path)
+    names = names_of(None if found is None else found.family, tensors.shapes)
+    stated = _read_config(config_path if found is None else root / "config.json")
+    config = _as_stored(stated, names, tensors.shapes)
     _check_size(config, tensors.shapes, directory)
-    base = not any(name.startswith("model.") for name in tensors.shapes)
-    tied = "lm_head.weight" not in tensors.shapes
-    parameters = parameter_shapes(config.replace(tie_word_embeddings=tied))
-    by_tensor = {match.torch: match for match in match_parameters(parameters, tensors.shapes, str(directory))}
-    matches = [by_tensor[name] for name in tensors.shapes]
-    companions = _companions(directory)
+    base = names is None and not any(name.startswith("model.") for name in tensors.shapes)
+    parameters = parameter_shapes(config)
+    matches = match_parameters(parameters, tensors.shapes, str(directory), names)
+    order = {name: place for place, name in enumerate(tensors.shapes)}
+    matches.sort(key=lambda match: order[match.torch])
+    leaves: dict[str, Leaf] = {match.path: TorchLeaf(match, parameters[match.path], tensors) for match in matches}
+    notes = [f"{directory} also holds {what}, which is left out" for what in left_out(names, tensors.shapes)]
+    if found is not None and found.family == "nanovlm":
+        check_frequencies(tensors, config.text_config, directory)
+        leaves, notes = from_unit_pixels(leaves), []
+    if found is not None and found.missing:
+        notes.append(f"there will be no tokenizer: {found.missing}")
+    companions = _companions(root)
     indices = sorted(directory.glob("*.index.json")) if len(tensors.files) > 1 else []
     return Checkpoint(
         kind="hf",
         path=path,
-        root=directory,
-        config=config if base else config.replace(tie_word_embeddings=tied),
+        root=root,
+        config=stated if base else config,
         layout="base" if base else "full",
-        leaves={match.path: TorchLeaf(match, parameters[match.path], tensors) for match in matches},
+        leaves=leaves,
         files=[*tensors.files, *indices, config_path, *companions.values()],
         companions=companions,
         readers=(tensors,),
+        notes=tuple(notes),
     )
+
+
+def _as_stored(config: SmolVLMConfig, names: Names | None, shapes: Mapping[str, tuple[int, ...]]) -> SmolVLMConfig:
+    """A config with what the weights say better: whether the head is tied, the width of a retrieval model's vectors, and how
+    many layers a policy has kept of its VLM."""
+    named = lambda path: (names or Names()).match(path).torch
+    tied = named("lm_head/kernel") not in shapes or named("lm_head/kernel") == named("model/text_model/embed_tokens/embedding")
+    projection = shapes.get(named("linear/kernel"))
+    if names is not None and names.prefix:
+        kept = len({found.group(1) for name in shapes if name.startswith(names.prefix) and (found := _TEXT_LAYER.search(name))})
+        text = config.text_config
+        config = config.replace(text_config=text.replace(num_hidden_layers=min(text.num_hidden_layers, max(kept, 1))))
+    return config.replace(tie_word_embeddings=tied, embedding_dim=projection[0] if projection else None)
 
 
 def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Checkpoint:
@@ -271,7 +298,8 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     _check_size(config, shapes, directory)
     tied = "lm_head/kernel" not in leaves
-    check_shapes(parameter_shapes(config.replace(tie_word_embeddings=tied)), shapes, str(directory))
+    width = shapes.get("linear/kernel", (0, None))[-1]
+    check_shapes(parameter_shapes(config.replace(tie_word_embeddings=tied, embedding_dim=width)), shapes, str(directory))
     manifest = read_manifest(root)
     companions = _companions(root)
     described = [config_path, *companions.values()] + ([root / MANIFEST] if manifest else [])
@@ -280,7 +308,7 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
         kind="orbax",
         path=directory,
         root=root,
-        config=config if layout == "base" else config.replace(tie_word_embeddings=tied),
+        config=config if layout == "base" else config.replace(tie_word_embeddings=tied, embedding_dim=width),
         layout=layout,
         leaves=leaves,
         files=[*stored, *described],
@@ -292,7 +320,7 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
     )
 
 
-def _open_adapted(adapter: Adapter, base: str | os.PathLike | None) -> Checkpoint:
+def _open_adapted(adapter: Adapter, base: str | os.PathLike | None, config_file: Path | None) -> Checkpoint:
     """An adapter in its base, which may be any checkpoint that can be opened."""
     try:
         name, revision = (base, None) if base is not None else (adapter.base, adapter.revision)
@@ -303,7 +331,7 @@ def _open_adapted(adapter: Adapter, base: str | os.PathLike | None) -> Checkpoin
                 f"{adapter.path} is a PEFT adapter that names itself as its base: say which, with --base (base=…)"
             )
         try:
-            under = open_checkpoint(name, revision=revision if is_hub_id(name) else None)
+            under = open_checkpoint(name, revision=revision if is_hub_id(name) else None, config_file=config_file)
         except (SmolVLMError, RecursionError) as error:
             raise CheckpointError(
                 f"{adapter.path} is a PEFT adapter, and its base {name} cannot be opened: name the base with "
@@ -342,8 +370,8 @@ def _companions(directory: Path) -> dict[str, Path]:
 
 
 # Names of layers and of the position embedding, as PyTorch checkpoints and ours spell them.
-_TEXT_LAYER = re.compile(r"text_model[./]layers[._](\d+)[./]")
-_VISION_LAYER = re.compile(r"vision_model[./]encoder[./]layers[._](\d+)[./]")
+_TEXT_LAYER = re.compile(r"(?:text_model[./]layers[._]|^decoder\.blocks\.)(\d+)[./]")
+_VISION_LAYER = re.compile(r"(?:vision_model[./]encoder[./]layers[._]|^vision_encoder\.blocks\.)(\d+)[./]")
 _POSITIONS = re.compile(r"vision_model[./]embeddings[./]position_embedding[./]")
 
 
@@ -368,11 +396,11 @@ def _check_size(config: SmolVLMConfig, shapes: Mapping[str, tuple[int, ...]], wh
 
 def parameter_shapes(config: SmolVLMConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the parameters of a model. Raises ConfigError if no such model can be built."""
-    from ..model import SmolVLMForConditionalGeneration
     from ..parameters import abstract_params, flatten_params
+    from ..retrieval_model import model_of
 
     try:
-        tree = abstract_params(SmolVLMForConditionalGeneration(config))
+        tree = abstract_params(model_of(config))
     except (TypeError, OverflowError, ValueError, MemoryError) as error:
         raise ConfigError(f"config.json describes no model that can be built: {str(error).splitlines()[0]}") from error
     return {path: tuple(leaf.shape) for path, leaf in flatten_params(tree).items()}

@@ -281,6 +281,8 @@ def compare_stages(
     """
     if a.model_config.replace(model_type=b.model_config.model_type) != b.model_config:
         raise InputError("the two checkpoints describe different models: their stages cannot be compared")
+    if a.model_config.embedding_dim is not None:
+        raise InputError("the stages of a retrieval model are not compared: it makes no text")
     notes: list[str] = []
     runs: dict[str, Stages] = {}
     sides = {"A": a, "B": b}
@@ -292,7 +294,7 @@ def compare_stages(
         notes.append("no tokenizer and processor files: ids and pixels were made from the config")
     shared = next(iter(own.values()))[0] if own else formula_inputs(a.model_config)
     for side, source in sides.items():
-        if reference_ready and source.kind == "hf" and source.path.is_dir() and source.layout == "full":
+        if reference_ready and source.kind == "hf" and source.path == source.root and source.layout == "full":
             name = f"{side} transformers"
             notify(f"running {name}")
             inputs = reference_inputs(source.path, own[side][1]) if side in own else shared

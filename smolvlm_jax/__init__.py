@@ -12,6 +12,8 @@ _names, __getattr__ = lazy_exports(
         "connector": ("SmolVLMConnector",),
         "decoder": ("SmolVLMTextModel",),
         "model": ("SmolVLMModel", "SmolVLMForConditionalGeneration"),
+        "retrieval_model": ("ColIdefics3",),
+        "retrieval": ("embed", "max_sim"),
         "cache": ("KVCache",),
         "parameters": ("abstract_params", "init_params", "logical_axes"),
         "sharding": ("make_mesh",),

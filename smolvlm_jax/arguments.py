@@ -23,6 +23,7 @@ __all__ = [
     "add_quiet",
     "add_sampling",
     "given",
+    "model_names",
     "parse_mesh",
     "whole_numbers",
 ]
@@ -77,8 +78,29 @@ def add_command(
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model"""
-    parser.add_argument("--model", default="tiny", metavar="NAME|DIR", help="bundled name, directory or Hub id")
+    """--model, --adapter and --base, which `model_names` reads."""
+    model = "bundled name, directory or Hub id (default: tiny; with --adapter what its config names)"
+    parser.add_argument("--model", metavar="NAME|DIR", help=model)
+    adapter = "PEFT adapter (LoRA), a directory or Hub id, that is merged into the model (default: none)"
+    parser.add_argument("--adapter", metavar="DIR", help=adapter)
+    base = "what an adapter given as --model is merged into (default: what its config names)"
+    parser.add_argument("--base", metavar="MODEL", help=base)
+
+
+def model_names(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_model` as the arguments `model`, None for the base that an adapter names, and `adapter`.
+
+    Raises:
+        InputError: one of them is named twice.
+    """
+    model, adapter, base = options.model, options.adapter, options.base
+    if base is not None:
+        if adapter is not None and model is not None:
+            raise InputError(f"the adapter {adapter} has two bases, --model {model} and --base {base}: name one")
+        if adapter is None and model is None:
+            raise InputError(f"--base {base} is what an adapter is merged into, and there is none: pass --adapter DIR")
+        model, adapter = base, adapter or model
+    return {"model": "tiny" if model is None and adapter is None else model, "adapter": adapter}
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:

@@ -27,10 +27,11 @@ from .errors import StorageError
 from .generation_config import GenerationConfig
 from .habits import unasked
 from .io import COMPANIONS, companion_files
-from .locate import bundled_models, resolve, resolve_file
+from .locate import adapted, bundled_models, resolve, resolve_file
 from .model import SmolVLMForConditionalGeneration
 from .parameters import flatten_params
 from .precision import default_dtype
+from .retrieval_model import model_of
 
 __all__ = ["COMPANIONS", "bundled_models", "default_dtype", "load", "resolve", "resolve_file", "save", "save_hf"]
 
@@ -43,6 +44,7 @@ def load(
     revision: str | None = None,
     attention: str = "auto",
     base: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | None = None,
     check: bool = False,
     subfolder: str | os.PathLike | None = None,
     **cache: Any,
@@ -59,6 +61,7 @@ def load(
         attention: the model's field, "auto" or the name of a form. The kernels that it admits are tried here, if there is a
             TPU.
         base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
+        adapter: a PEFT adapter that is merged into `source`: `load(base, adapter=DIR)` is `load(DIR, base=base)`.
         check: compare every array of an orbax directory with its checksum, which reads everything once more. A warning says
             if there are no checksums: in Hugging Face's formats, and in directories written before there were any.
         subfolder: the directory of the checkpoint in `source`.
@@ -76,16 +79,17 @@ def load(
     """
     try_kernels(attention)
     hub = unasked("load", cache, {}, ("cache_dir", "force_download", "local_files_only", "token"))
-    if subfolder or hub:
+    if subfolder or hub or (adapter is not None and revision is not None):
         source, revision = resolve_file(source, revision, subfolder=subfolder, **hub), None
+    source, base = adapted(source, adapter, base)
     with open_checkpoint(source, revision=revision, base=base) as opened:
         # Whether the head is tied is read from the weights: what config.json says has varied between transformers versions.
         compute = default_dtype() if dtype is None else dtype
         generation = opened.companions.get("generation_config.json")
         defaults = GenerationConfig.from_pretrained(generation.parent) if generation else None
-        model = SmolVLMForConditionalGeneration(
-            opened.model_config, dtype=compute, attention=attention, generation_config=defaults
-        )
+        model = model_of(opened.model_config, dtype=compute, attention=attention, generation_config=defaults)
+        for line in opened.notes:
+            warnings.warn(line, stacklevel=2)
         if opened.layout == "base" and not opened.config.tie_word_embeddings:
             warnings.warn(
                 f"{source} is a checkpoint of the base class, without the output head its config speaks of: "

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 
 from . import __version__
-from .arguments import add_check, add_command, add_machine, add_model, add_pictures, add_sampling, given
+from .arguments import add_check, add_command, add_machine, add_model, add_pictures, add_sampling, given, model_names
 from .batch.cli import add_parser as add_batch
 from .convert.cli import add_parsers as add_converter
 from .errors import InputError, SmolVLMError, device_errors
@@ -66,10 +66,12 @@ def _generate(options: argparse.Namespace) -> int:
     from .checkpoint import load, resolve
     from .config import SmolVLMConfig
     from .generation import stream
+    from .locate import adapted
     from .processing.bounds import check_length
     from .processing.options import call_options, open_processor
 
-    directory, pictures = resolve(options.model), PictureOptions(**given(options, PictureOptions))
+    source, base = adapted(**model_names(options))
+    directory, pictures = resolve(source, base=base), PictureOptions(**given(options, PictureOptions))
     processor = open_processor(directory, pictures)
     try:
         prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
@@ -81,7 +83,7 @@ def _generate(options: argparse.Namespace) -> int:
     inputs = processor.encode_chat(messages, **call_options(pictures))
     sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
     with device_errors("--max-new-tokens, or take --dtype bfloat16"):
-        model, params = load(directory, dtype=options.dtype, attention=options.attention, check=options.check)
+        model, params = load(source, base=base, dtype=options.dtype, attention=options.attention, check=options.check)
         steps = stream(model, params, **inputs, **sampling)
         for piece in _text_pieces(processor, (int(step[0]) for step in steps)):
             print(piece, end="", flush=True)

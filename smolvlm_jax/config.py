@@ -383,6 +383,7 @@ class SmolVLMConfig(_Config):
     tie_word_embeddings: bool = False
     use_cache: bool = True
     model_type: str = "smolvlm"
+    embedding_dim: int | None = None  # of a retrieval model (ColIdefics3): the width of the vectors that it makes of a text
     pad_token_id: int | None = field(default=128002, compare=False)  # deprecated upstream; the real one is the text config's
     dtype: str | None = field(default=None, compare=False)  # of the stored weights
 
@@ -398,6 +399,8 @@ class SmolVLMConfig(_Config):
             object.__setattr__(self, name, value)
         self._require_positive("scale_factor", "image_token_id")
         self._require_flags("tie_word_embeddings", "use_cache")
+        if self.embedding_dim is not None:
+            self._require_positive("embedding_dim")
         require(
             self.model_type in ("smolvlm", "idefics3"),
             f"model_type {self.model_type!r} is not a SmolVLM: expected 'smolvlm' or 'idefics3'",
@@ -432,8 +435,9 @@ class SmolVLMConfig(_Config):
         """The mapping of a config.json."""
         architecture = "Idefics3" if self.model_type == "idefics3" else "SmolVLM"
         out = {"architectures": [f"{architecture}ForConditionalGeneration"], **super().to_dict()}
-        if self.dtype is None:
-            del out["dtype"]
+        for name in ("dtype", "embedding_dim"):
+            if getattr(self, name) is None:
+                del out[name]
         out["vision_config"] = self.vision_config.to_dict(f"{self.model_type}_vision")
         out["text_config"] = self.text_config.to_dict()
         return out

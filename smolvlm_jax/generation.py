@@ -22,6 +22,7 @@ from .generation_config import GenerationConfig
 from .model import SmolVLMForConditionalGeneration
 from .outputs import ModelOutput
 from .prompt_arrays import bucket, prompt_arrays
+from .retrieval_model import require_text
 from .sampling import processed
 from .sharding import activate, batch_sharding
 
@@ -175,6 +176,7 @@ def _start(
 ) -> _Run:
     """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
     quantized = check_kv_cache_dtype(kv_cache_dtype)
+    require_text(model)
     config = GenerationConfig.of(generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
     prompts = prompt_arrays(
         model,

@@ -1,15 +1,27 @@
-"""What the name of a model stands for: a directory, a bundled checkpoint or a Hub id -> a local path. Imports no jax."""
+"""What the name of a model stands for: a directory, a bundled checkpoint or a Hub id -> a local path. Imports no jax.
 
+A PEFT adapter is a directory of weights without the config.json of a model: all that a model needs besides is its base's.
+"""
+
+import atexit
+import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, DownloadError, InputError, MissingFileError, import_extra
+from .families import Translation, translated
 from .habits import Neutral, unasked
+from .io import companion_files, copy_companions, read_json
 
-__all__ = ["LOADING", "bundled_models", "find_directory", "is_hub_id", "resolve", "resolve_file"]
+__all__ = ["ADAPTER", "LOADING", "adapted", "bundled_models", "find_directory", "is_hub_id", "named_base", "portable_name"]
+__all__ += ["resolve", "resolve_file", "small_files", "stack"]
+
+ADAPTER = "adapter_config.json"
 
 _ASSETS = resources.files("smolvlm_jax") / "assets"
 # What is downloaded: no code, and pickled weights only where there are no others.
@@ -60,39 +72,149 @@ def find_directory(
     own = unasked(where, keywords, LOADING, {*known, *_PLACE})
     place = {name: own.pop(name) for name in _PLACE if name in own}
     path = resolve_file(source, small=True, **place)
-    return path.parent if path.is_file() and path.suffix == ".safetensors" else path, own
+    path = path.parent if path.is_file() and path.suffix == ".safetensors" else path
+    if path.is_file():
+        directory, found = small_files(path.parent, path) if path.name == "config.json" else (path, None)
+        return (path if found is None else directory), own
+    return small_files(path)[0], own
 
 
-def resolve(source: str | os.PathLike, revision: str | None = None, **place: Any) -> Path:
+def resolve(
+    source: str | os.PathLike, revision: str | None = None, *, base: str | os.PathLike | None = None, **place: Any
+) -> Path:
     """The local directory that the name of a model stands for.
 
     Args:
         source: an existing directory, the name of a bundled checkpoint, or a Hub id `owner/name`, which is downloaded unless
-            the local cache has it.
+            the local cache has it. For a PEFT adapter the directory is that of its base. If the adapter brings tokenizer or
+            processor files, or a checkpoint spells its files otherwise than we do (see `families`), it is a temporary one
+            without weights, removed when this process ends.
         revision: branch, tag or commit of a Hub id.
+        base: the model that an adapter belongs to; default: the one its config names.
         **place: as in `resolve_file`.
 
     Raises:
         MissingFileError: it is none of these.
-        CheckpointError: it is a file, an adapter alone or a training run, or it cannot be downloaded.
-        InputError: a revision of what is no Hub id.
+        CheckpointError: it is a file or a training run, its base cannot be found, or it cannot be downloaded.
+        InputError: a revision of what is no Hub id, or `base` is given, and it is no adapter.
         MissingExtraError: it is a Hub id, and huggingface_hub is not installed.
     """
-    path = resolve_file(source, revision, **place)
+    *adapters, path = stack(source, revision, base=base, **place)
     if path.is_file():
         raise CheckpointError(f"{path} is a file: pass the directory that holds it together with its config.json")
-    if (path / "preprocessor_config.json").is_file():
-        return path
-    if (path / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path} is a PEFT adapter without the files of a processor: merge it into its base first, with "
-            f"`smolvlm-jax convert {path} DEST --to hf`"
-        )
     if (path / "run.json").is_file() and (path / "checkpoints").is_dir():
         model = path / "model"
         what = f"its model is {model}" if model.is_dir() else f"{model} is its model once it has ended (export: true)"
         raise CheckpointError(f"{path} is a training run, which has no processor: {what}")
-    return path
+    directory, found = small_files(path)
+    if found is not None and found.missing:
+        raise CheckpointError(found.missing)
+    brought: dict[str, Path] = {}
+    for adapter in reversed(adapters):
+        brought |= companion_files(adapter)
+    if not brought:
+        return directory
+    config = directory / "config.json"
+    own = {"config.json": config} if config.is_file() else {}
+    overlaid = _temporary()
+    copy_companions({**own, **companion_files(directory), **brought}, overlaid)
+    return overlaid
+
+
+def small_files(path: Path, config: Path | None = None) -> tuple[Path, Translation | None]:
+    """Where config.json, tokenizer and processor files of a checkpoint are found in our spelling.
+
+    Args:
+        path: directory of the checkpoint.
+        config: its config.json, if that is not in the directory.
+
+    Returns:
+        The directory itself and None; or for a checkpoint of another family a temporary directory, removed when this process
+        ends, and what was translated.
+    """
+    found = translated(path, functools.partial(resolve_file, small=True), config)
+    if found is None:
+        return path, None
+    directory = _temporary()
+    found.write(directory)
+    return directory, found
+
+
+def stack(
+    source: str | os.PathLike, revision: str | None = None, *, base: str | os.PathLike | None = None, **place: Any
+) -> list[Path]:
+    """The directories that a model is read from: its own alone, or an adapter's and then its base's, likewise.
+
+    Arguments and errors are those of `resolve`.
+    """
+    paths = [resolve_file(source, revision, **place)]
+    if base is not None and not (paths[0] / ADAPTER).is_file():
+        raise InputError(f"{paths[0]} is no PEFT adapter: only an adapter is merged into a base")
+    while (paths[-1] / ADAPTER).is_file():
+        adapter = paths[-1]
+        name, revision = (base, None) if base is not None else named_base(adapter / ADAPTER, read_json(adapter / ADAPTER))
+        base = None
+        if name is None:
+            raise CheckpointError(f"{adapter} is a PEFT adapter that names no base: say which, with --base (base=…)")
+        try:
+            path = resolve_file(name, revision if is_hub_id(name) else None)
+        except CheckpointError as error:
+            raise type(error)(
+                f"{adapter} is a PEFT adapter, and its base {name} cannot be opened: name the base with --base (base=…) "
+                f"({error})"
+            ) from error
+        if path.resolve() in [known.resolve() for known in paths]:
+            raise CheckpointError(f"{adapter} is a PEFT adapter that names itself as its base: say which, with --base (base=…)")
+        paths.append(path)
+    return paths
+
+
+def named_base(path: Path, settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The base that an adapter's config names, and its revision.
+
+    Args:
+        path: of the config, for the message.
+        settings: what it holds.
+
+    Raises:
+        CheckpointError: for a value that is no name.
+    """
+    for key in ("base_model_name_or_path", "revision"):
+        name = settings.get(key)
+        if name is not None and not (isinstance(name, str) and name.isprintable() and len(name) < 4096):
+            raise CheckpointError(f"{path}: {key} = {settings[key]!r:.80} is not a name")
+    return settings.get("base_model_name_or_path") or None, settings.get("revision") or None
+
+
+def adapted(
+    model: str | os.PathLike | None, adapter: str | os.PathLike | None = None, base: str | os.PathLike | None = None
+) -> tuple[str | os.PathLike, str | os.PathLike | None]:
+    """A model, or None for the one that the adapter names, and perhaps an adapter, as the `source` and `base` to open both by.
+
+    Raises:
+        InputError: `adapter` is no adapter, or the base is named twice.
+    """
+    if adapter is None:
+        if model is None:
+            raise InputError("neither a model nor an adapter is named")
+        return model, base
+    if base is not None:
+        raise InputError(f"the adapter {adapter} has two bases, {model} and {base}: name one")
+    if not (resolve_file(adapter) / ADAPTER).is_file():
+        raise InputError(f"{adapter} is no PEFT adapter: it has no {ADAPTER}")
+    return adapter, model
+
+
+def portable_name(source: str | os.PathLike) -> str:
+    """A name by which other programs find a model: a Hub id as it is, and of everything else the absolute path."""
+    return str(source) if is_hub_id(source) else str(resolve_file(source).absolute())
+
+
+def _temporary() -> Path:
+    """A directory that is removed when this process ends."""
+    directory = Path(tempfile.mkdtemp(prefix="smolvlm-jax-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def is_hub_id(source: str | os.PathLike) -> bool:

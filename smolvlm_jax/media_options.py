@@ -37,6 +37,7 @@ class PictureOptions:
     # pictures
     max_tiles: int | None = _option("shrink pictures that would take more tiles")
     do_upscale: bool | None = _option("enlarge small pictures")
+    tiling: str | None = _option("smolvlm, nanovlm or nanovlm-grid")
     do_image_splitting: bool | None = _option("let a picture take several tiles")
     do_convert_rgb: bool | None = _option("convert pictures of any mode to RGB")
     do_resize: bool | None = _option("resize pictures and frames as the size says")

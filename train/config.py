@@ -202,7 +202,9 @@ class TrainConfig:
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints.
         keep: how many of the newest checkpoints are kept, besides the best by evaluation.
-        model: what to start from: a bundled name, a directory or a Hub id.
+        model: what to start from: a bundled name, a directory, a Hub id, or a PEFT adapter, which is merged into the base that
+            its config names.
+        adapter: a PEFT adapter that is merged into `model` before the training.
         weights: "checkpoint", or "random" to start from random weights of this checkpoint's shape, with its tokenizer and
             processor.
         output: the run's directory.
@@ -216,7 +218,8 @@ class TrainConfig:
         loggers: "tensorboard" besides metrics.jsonl.
         distributed: this is one process of a jax job.
         topology: the accelerators that a recipe is meant for, such as "v5e:2x4"; `plan` compiles for them, a run ignores it.
-        export: write OUTPUT/model at the end, in Hugging Face format, adapters merged.
+        export: write OUTPUT/model at the end, in Hugging Face format, adapters merged; and of a run with adapters these alone,
+            in PEFT's format, as OUTPUT/adapter.
         check: compare the arrays that training starts from with their checksums; see `load`.
     """
 
@@ -244,6 +247,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep: int = 2
     model: str = "tiny"
+    adapter: str | None = None
     weights: str = "checkpoint"
     output: str = "runs/train"
     dtype: str | None = None

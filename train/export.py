@@ -12,6 +12,7 @@ from ..convert.opened import open_checkpoint
 from ..convert.to_hf import write_hf
 from ..directories import whole_directory
 from ..errors import CheckpointError
+from ..locate import adapted
 from ..parameters import flatten_params
 from .lora import product
 
@@ -31,7 +32,14 @@ class MergedLeaf(Leaf):
         return np.ascontiguousarray((wide if region is None else wide[region]).astype(dtype or self.dtype))
 
 
-def export(base: str | os.PathLike, trained: dict, destination: str | os.PathLike, *, scale: float = 1.0) -> Path:
+def export(
+    base: str | os.PathLike,
+    trained: dict,
+    destination: str | os.PathLike,
+    *,
+    scale: float = 1.0,
+    adapter: str | os.PathLike | None = None,
+) -> Path:
     """Write `destination` as a Hugging Face directory; an export that is there is replaced.
 
     Args:
@@ -39,6 +47,7 @@ def export(base: str | os.PathLike, trained: dict, destination: str | os.PathLik
         trained: the run's parameters: the whole model's, or under LoRA the adapters and the parts that were trained whole.
         destination: the directory to write.
         scale: factor of every `lora_b`.
+        adapter: a PEFT adapter that was merged into `base` before the training.
 
     Returns:
         `destination`.
@@ -49,17 +58,18 @@ def export(base: str | os.PathLike, trained: dict, destination: str | os.PathLik
     """
     destination = Path(destination)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(jax.device_get(trained)).items()}
-    with open_checkpoint(base) as source:
+    origin, under = adapted(base, adapter)
+    with open_checkpoint(origin, base=under) as source:
         leaves: dict[str, Leaf] = dict(source.leaves)
         used = set()
-        for path, leaf in source.leaves.items():
+        for path in source.leaves:
             holder = path.removesuffix("kernel")
             names = (f"{holder}lora_a", f"{holder}lora_b")
             if path in flat:
                 leaves[path] = ArrayLeaf(path, flat[path])
                 used.add(path)
-            elif path.endswith("/kernel") and names[0] in flat:
-                leaves[path] = MergedLeaf(leaf, flat[names[0]], flat[names[1]], scale)
+            if path.endswith("/kernel") and names[0] in flat:
+                leaves[path] = MergedLeaf(leaves[path], flat[names[0]], flat[names[1]], scale)
                 used.update(names)
         unknown = sorted(set(flat) - used)
         if unknown:

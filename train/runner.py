@@ -17,11 +17,14 @@ from ..convert.opened import open_checkpoint
 from ..directories import check_destination
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..io import read_json, write_json
+from ..locate import adapted, stack
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
 from ..processing import SmolVLMTokenizer
+from ..retrieval_model import require_text
 from ..sharding import make_mesh
 from ..terminal import say
+from .adapter import export_adapter
 from .claim import only_run
 from .config import MeshConfig, TrainConfig
 from .curves import draw_curves
@@ -68,7 +71,8 @@ def open_mesh(config: MeshConfig) -> Mesh:
 
 def open_model(config: TrainConfig, mesh: Mesh) -> tuple[SmolVLMForConditionalGeneration, dict[str, Any]]:
     """The model to train, and all its parameters, on the mesh."""
-    loaded, params = load(config.model, mesh=mesh, attention=config.attention, check=config.check)
+    loaded, params = load(config.model, mesh=mesh, attention=config.attention, adapter=config.adapter, check=config.check)
+    require_text(loaded)
     dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
     model = loaded.clone(dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
     return model, _random_params(model, config.seed, mesh) if config.weights == "random" else params
@@ -138,17 +142,19 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         raise ConfigError(f"model {config.model!r} is a shape without tokenizer: name a checkpoint to train")
     main = jax.process_index() == 0
     directory = Path(config.output).absolute()
-    files = resolve(config.model)
+    model, base = adapted(config.model, config.adapter)
+    parts = stack(model, base=base)
+    files = resolve(model, base=base)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"output is a directory, and {directory} cannot be one: {error.strerror}") from error
     with only_run(directory) if main else nullcontext():
-        return _train(config, directory, files, progress)
+        return _train(config, directory, files, progress, named=len(parts) == 1)
 
 
-def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | None) -> TrainResult:
-    """The run, in a directory that no other run is in."""
+def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | None, *, named: bool) -> TrainResult:
+    """The run, in a directory that no other run is in. named: whether what it starts from is a model by itself."""
     main = jax.process_index() == 0
     _record(config, directory, main)
     if config.export and main:
@@ -169,7 +175,8 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
             say(f"evaluation data, {line}; it counts as a wrong answer")
         if len(told) > _SHOWN:
             say(f"evaluation data: {len(told) - _SHOWN} more questions like these")
-    started = open_checkpoint(config.model)  # how its files are now
+    source, under = adapted(config.model, config.adapter)
+    started = open_checkpoint(source, base=under)  # how its files are now
     started.close()
     model, params = open_model(config, mesh)
     check_vocabulary(data.processor.tokenizer, model.config.text_config)
@@ -199,8 +206,21 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
                     f"{exported} is not written, since {config.model} is no longer what training started from: put it "
                     f"back, and run the same command again ({error})"
                 ) from error
-            export(config.model, trained, exported, scale=partition.scale)
+            export(config.model, trained, exported, scale=partition.scale, adapter=config.adapter)
+            if config.lora is not None:
+                _export_adapter(config, trained, directory / "adapter", named)
     return TrainResult(directory, exported, metrics[-1] if metrics else {}, state)
+
+
+def _export_adapter(config: TrainConfig, trained: dict, destination: Path, named: bool) -> None:
+    """Write the adapters alone, or say why they cannot be."""
+    assert config.lora is not None
+    try:
+        if not named:
+            raise InputError("what they belong to, a base with another adapter in it, has no name")
+        export_adapter(config.model, trained, destination, config.lora)
+    except InputError as error:
+        say(f"the adapters are in the exported model alone: {error}")
 
 
 _SHOWN = 10
@@ -216,7 +236,7 @@ def _room(config: TrainConfig, directory: Path) -> int:
 
 
 # What the checkpoints of a run depend on: it cannot be continued with another.
-_FIXED = ("model", "lora", "learning_rates", "param_dtype", "seed")
+_FIXED = ("model", "adapter", "lora", "learning_rates", "param_dtype", "seed")
 
 
 def _record(config: TrainConfig, directory: Path, main: bool) -> None:

@@ -12,6 +12,7 @@ from ..arguments import (
     add_quiet,
     add_sampling,
     given,
+    model_names,
     whole_numbers,
 )
 from ..errors import JobError, SmolVLMError
@@ -28,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
 
     settings = {
         **given(options, BatchConfig),
+        **model_names(options),
         "columns": tuple((name, column) for name, _, column in (pair.partition("=") for pair in options.column)),
         "sampling": SamplingParams(**given(options, SamplingParams)),
         "pictures": PictureOptions(**given(options, PictureOptions)),

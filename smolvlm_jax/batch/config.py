@@ -30,7 +30,8 @@ class BatchConfig:
     Attributes:
         input: JSONL, Parquet, or a directory or glob of pictures and videos.
         output: Directory for the answers.
-        model: Bundled name, directory or Hub id.
+        model: Bundled name, directory, Hub id, or a PEFT adapter, which is merged into the base that its config names.
+        adapter: A PEFT adapter that is merged into `model`; where that is None, into the base that its config names.
         check: Compare the arrays of the checkpoint with their checksums; see `load`.
         prompt: The question for records that bring none.
         sampling: How answers are continued. A record may set any of it for itself, and draws by a seed made of this one and
@@ -63,7 +64,8 @@ class BatchConfig:
 
     input: str | os.PathLike[str]
     output: str | os.PathLike[str]
-    model: str | os.PathLike[str] = "tiny"
+    model: str | os.PathLike[str] | None = "tiny"
+    adapter: str | os.PathLike[str] | None = None
     check: bool = False
     prompt: str | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)

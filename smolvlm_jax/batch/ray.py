@@ -36,20 +36,30 @@ class SmolVLMPreprocessor:
 
     Args:
         model: Bundled name or directory, for its processor.
+        adapter: A PEFT adapter for the model.
         prompt: For rows without one of their own.
         columns: Our name of a column -> its name in the dataset.
         options: Fields of SamplingParams, which a row may set for itself, and of PictureOptions. The seed of a row follows
             from `seed` and the row's `id`.
     """
 
-    def __init__(self, model: str = "tiny", *, prompt: str | None = None, columns: Mapping[str, str] | None = None, **options):
-        from ..locate import resolve
+    def __init__(
+        self,
+        model: str = "tiny",
+        *,
+        adapter: str | None = None,
+        prompt: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        **options,
+    ):
+        from ..locate import adapted, resolve
 
         names = [field.name for field in fields(PictureOptions) if field.name in options]
         pictures = PictureOptions(**{name: options.pop(name) for name in names})
         self._columns = tuple((columns or {}).items())
         parse = _Parse(prompt, self._columns)
-        directory = str(resolve(model))
+        source, base = adapted(model, adapter)
+        directory = str(resolve(source, base=base))
         self._prepare = Preparer(Setup(directory, parse, SamplingParams(**options), pictures, longest_prompt(directory)))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -75,16 +85,19 @@ class SmolVLMPredictor:
 
     Args:
         model: Bundled name, directory or Hub id.
+        adapter: A PEFT adapter that is merged into the model.
         engine: Fields of EngineConfig, and dtype, mesh and keep_special_tokens of `load_engine`.
         options: Of SmolVLMPreprocessor, for rows that it has not prepared.
     """
 
-    def __init__(self, model: str = "tiny", *, engine: Mapping[str, Any] | None = None, **options):
+    def __init__(self, model: str = "tiny", *, adapter: str | None = None, engine: Mapping[str, Any] | None = None, **options):
         from ..engine.loading import load_engine
+        from ..locate import adapted
 
-        self._model, self._options = model, options
+        self._model, self._options = model, {"adapter": adapter, **options}
         self._preprocess: SmolVLMPreprocessor | None = None
-        self._engine = load_engine(model, **(engine or {}))
+        source, base = adapted(model, adapter)
+        self._engine = load_engine(source, base=base, **(engine or {}))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch as Ray gives it, with the answers in place of what was asked."""

@@ -12,7 +12,7 @@ from ..engine.loading import is_docling, load_engine
 from ..errors import InputError, device_errors
 from ..generation_config import GenerationConfig
 from ..io import write_json
-from ..locate import resolve
+from ..locate import adapted, resolve, stack
 from ..processing.options import check_options
 from ..records.sources import Source, counted, open_source, takes_in
 from ..terminal import say
@@ -55,7 +55,10 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     if config.shard_index is None and count > 1:
         notify(f"this is shard {index} of {count}, as the launcher's environment says")
     shard, sink, folder = Shard(index, count, config.shard_size), open_sink(config.format), Path(config.output)
-    directory = Path(resolve(config.model))
+    model, base = adapted(config.model, config.adapter)
+    parts = stack(model, base=base)  # once: of the Hub's one commit, though a branch may move on meanwhile
+    model, base = parts[0], parts[1] if len(parts) > 1 else None
+    directory = resolve(model, base=base)
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
     if takes_in(os.fspath(config.input), os.path.join(folder, f"{part_name(0)}{sink.ending}")):
         raise InputError(f"OUTPUT ({folder}) is where INPUT is read from, so answers would be input: choose another directory")
@@ -65,9 +68,9 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     setup = Setup(str(directory), source.parse, config.sampling, config.pictures, longest, config.record_memory)
     check_options(setup.processor())
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
-    manifest = Manifest(folder, _facts(config, directory, source, keep))
+    manifest = Manifest(folder, _facts(config, parts, directory, source, keep))
     manifest.agree(config.force, notify)
-    engine = functools.partial(_engine, config, directory, keep)
+    engine = functools.partial(_engine, config, model, base=base, keep_special_tokens=keep)
     workers = default_workers() if config.workers is None else config.workers
     with WorkerPool(setup, workers, config.record_timeout) as pool:
         job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet, manifest)
@@ -94,12 +97,12 @@ def _require_current_directory(config: BatchConfig) -> None:
             ) from error
 
 
-def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> dict[str, Any]:
+def _facts(config: BatchConfig, parts: list[Path], directory: Path, source: Source, keep: bool) -> dict[str, Any]:
     """What rows depend on. The number of shards is not among it: a restart may have more hosts or fewer."""
     sampling = config.sampling.sampling(GenerationConfig.from_pretrained(directory))
     return {
         "input": source.describe(),
-        "model": model_digest(directory),
+        "model": "+".join(model_digest(part) for part in parts),  # of an adapter and its base
         "prompt": config.prompt,
         "columns": [f"{name}={column}" for name, column in config.columns],
         "sampling": {**asdict(config.sampling), **asdict(sampling), "stop": list(config.sampling.stop)},
@@ -114,9 +117,9 @@ def _facts(config: BatchConfig, directory: Path, source: Source, keep: bool) -> 
 _ENGINE = ("check", "dtype", "mesh", "attention", "slots", "ring_lengths", "kv_cache_dtype")
 
 
-def _engine(config: BatchConfig, directory: Path, keep: bool):
+def _engine(config: BatchConfig, model: Path, **given: Any):
     settings: dict[str, Any] = {name: getattr(config, name) for name in _ENGINE}
     with warnings.catch_warnings():
         if config.quiet:
             warnings.simplefilter("ignore")
-        return load_engine(directory, keep_special_tokens=keep, **settings)
+        return load_engine(model, **given, **settings)

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from ..attention import try_kernels
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
+from ..retrieval_model import require_text
 from .compiled import Programs, persistent_cache
 from .counters import Counters
 from .feature_pool import FeaturePlaces
@@ -80,6 +81,7 @@ class Engine:
         config: shapes and sizes.
         mesh: where `params` were placed.
         """
+        require_text(model)
         persistent_cache()
         self.model, self.params, self.processor = model, params, processor
         self.config = (config or EngineConfig()).resolve(model, mesh)
@@ -95,6 +97,7 @@ class Engine:
         cls,
         source: str | os.PathLike,
         *,
+        base: str | os.PathLike | None = None,
         dtype=None,
         mesh: Mesh | None = None,
         attention: str = "auto",
@@ -104,18 +107,20 @@ class Engine:
         """An engine for a checkpoint.
 
         Args:
-            source: a bundled name, a directory or a Hub id.
+            source: a bundled name, a directory, a Hub id, or a PEFT adapter.
+            base: as in `load`.
             dtype: as in `load`.
             mesh: of the devices to use.
             attention: as in `load`.
             check: as in `load`.
             **config: fields of `EngineConfig`.
         """
-        from ..checkpoint import load, resolve
+        from ..checkpoint import load, resolve, resolve_file
         from ..processing import SmolVLMProcessor
 
-        directory = resolve(source)
-        model, params = load(directory, dtype=dtype, mesh=mesh, attention=attention, check=check)
+        source = resolve_file(source)
+        directory = resolve(source, base=base)
+        model, params = load(source, base=base, dtype=dtype, mesh=mesh, attention=attention, check=check)
         return cls(model, params, SmolVLMProcessor.from_pretrained(directory), EngineConfig(**config), mesh)
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:

@@ -17,6 +17,7 @@ def is_docling(directory: str | os.PathLike) -> bool:
 def load_engine(
     source: str | os.PathLike,
     *,
+    base: str | os.PathLike | None = None,
     mesh: str | None = None,
     keep_special_tokens: bool | None = None,
     **options,
@@ -24,7 +25,8 @@ def load_engine(
     """An Engine on all devices of this host. Hosts do not communicate, so that one may fail without the others.
 
     Args:
-        source: a bundled name, a directory or a Hub id.
+        source: a bundled name, a directory, a Hub id, or a PEFT adapter.
+        base: as in `load`.
         mesh: sizes like "data=2,tensor=2". Default: every device is data parallel.
         keep_special_tokens: as in `EngineConfig`. Default: for docling checkpoints.
         **options: `dtype`, `attention`, `check` and fields of `EngineConfig`, as in `Engine.from_pretrained`.
@@ -35,13 +37,14 @@ def load_engine(
     """
     import jax
 
-    from ..checkpoint import resolve
+    from ..checkpoint import resolve, resolve_file
     from ..sharding import make_mesh
     from .engine import Engine
 
-    directory, devices, sizes = resolve(source), jax.local_devices(), parse_mesh(mesh)
+    source = resolve_file(source)  # of the Hub's one commit, though a branch may move on meanwhile
+    directory, devices, sizes = resolve(source, base=base), jax.local_devices(), parse_mesh(mesh)
     if sizes is None and len(devices) > 1:
         sizes = {"data": len(devices)}
     placed = None if sizes is None else make_mesh(**sizes, devices=devices)
     keep = is_docling(directory) if keep_special_tokens is None else keep_special_tokens
-    return Engine.from_pretrained(directory, mesh=placed, keep_special_tokens=keep, **options)
+    return Engine.from_pretrained(source, base=base, mesh=placed, keep_special_tokens=keep, **options)

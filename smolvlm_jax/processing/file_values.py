@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
+from .geometry import TILINGS
 
 __all__ = ["check_values", "whole"]
 
@@ -67,6 +68,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fps": (_rate, "a number of frames per second"),
     "video_sampling": (_sampling, "an object with max_frames, fps and video_size"),
     "max_tiles": (lambda value: whole(value, 1, 2**31), "a number of tiles"),
+    "tiling": (lambda value: value in TILINGS, f"one of {', '.join(TILINGS)}"),
     "num_threads": (lambda value: whole(value, 1, 1024), "a number of threads"),
     "backend": (lambda value: isinstance(value, str), "a name"),
 }

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import InputError
+from .choices import one_of
 
+# How a picture becomes tiles: SmolVLM's way, nanoVLM's, and nanoVLM's from before it showed the whole picture too.
+TILINGS = ("smolvlm", "nanovlm", "nanovlm-grid")
+_BILINEAR = 2  # Pillow's
 # Whatever `size` asks for, no side of a picture grows beyond this.
 MAX_IMAGE_SIZE = 4096
 
@@ -98,17 +102,21 @@ class TilePlan:
         rows: rows of the grid; 0 for a picture that stays one tile.
         cols: columns of the grid; 0 for a picture that stays one tile.
         tile: side of every tile in pixels.
+        overview: where the global view stands beside a grid: "last", "first", or "none".
+        overview_filter: Pillow's filter for it; None for that of the other resizes.
     """
 
     sizes: tuple[Size, ...]
     rows: int
     cols: int
     tile: int
+    overview: str = "last"
+    overview_filter: int | None = None
 
     @property
     def num_tiles(self) -> int:
         """Tiles that the vision encoder sees: the grid and the global view, or the single tile."""
-        return self.rows * self.cols + 1
+        return self.rows * self.cols + (1 if not self.rows or self.overview != "none" else 0)
 
 
 def plan_tiles(
@@ -121,6 +129,7 @@ def plan_tiles(
     do_image_splitting: bool = True,
     max_tiles: int | None = None,
     do_upscale: bool = True,
+    tiling: str = "smolvlm",
 ) -> TilePlan:
     """The TilePlan of a picture of `height` × `width` pixels.
 
@@ -135,6 +144,7 @@ def plan_tiles(
             fit. None for no bound.
         do_upscale: False leaves a picture whose long side is not above size["longest_edge"] at its own resolution before
             it is stretched to whole tiles, as do_resize=False does for every picture.
+        tiling: one of TILINGS.
 
     Raises:
         InputError: a picture without pixels, or arguments that make no sense.
@@ -144,6 +154,18 @@ def plan_tiles(
     picture, tile = (height, width), tile_edge(max_image_size)
     if max_tiles is not None and (isinstance(max_tiles, bool) or max_tiles < 1):
         raise InputError(f"max_tiles is {max_tiles!r}; it needs at least 1")
+    one_of("tiling", tiling, TILINGS)
+    if tiling != "smolvlm" and do_image_splitting:
+        longest = normalize_size(size).get("longest_edge") if do_resize else math.ceil(max(picture) / tile) * tile
+        if longest is None or longest % tile:
+            raise InputError(
+                f"tiling {tiling!r} needs a size of the form {{'longest_edge': a multiple of {tile}}}, got {size!r}"
+            )
+        longest = longest if do_upscale else min(longest, math.ceil(max(picture) / tile) * tile)
+        plans = (_stretched(picture, count * tile, tile, tiling) for count in range(longest // tile, 0, -1))
+        return next(
+            (plan for plan in plans if max_tiles is None or plan.num_tiles <= max_tiles), _stretched((1, 1), tile, tile, tiling)
+        )
     sizes: list[Size] = []
     if do_resize:
         wanted = normalize_size(size)
@@ -160,6 +182,19 @@ def plan_tiles(
         if plan.num_tiles <= max_tiles:
             return plan
     return _finish(picture, [], tile, split=False)
+
+
+def _stretched(picture: Size, long_side: int, tile: int, tiling: str) -> TilePlan:
+    """nanoVLM's plan: one resize to whole tiles, the long side to `long_side` and the short one up to the next whole tile."""
+    height, width = picture
+    scale = long_side / max(picture)
+    short_side = max(math.ceil(min(picture) * scale / tile) * tile, tile)
+    grid = (short_side, long_side) if width >= height else (long_side, short_side)
+    rows, cols = grid[0] // tile, grid[1] // tile
+    if rows == cols == 1:
+        rows = cols = 0
+    overview = "first" if tiling == "nanovlm" else "none"
+    return TilePlan(sizes=(grid,), rows=rows, cols=cols, tile=tile, overview=overview, overview_filter=_BILINEAR)
 
 
 def _finish(picture: Size, sizes: list[Size], tile: int, *, split: bool) -> TilePlan:

@@ -38,6 +38,8 @@ class SmolVLMImageProcessor(MediaProcessor):
             the reference; None for no bound.
         do_upscale: False leaves a picture smaller than `size` at its own resolution, which saves tiles. Not in the
             reference.
+        tiling: how the picture becomes tiles: "smolvlm"; "nanovlm", which stretches it once and puts the whole picture first;
+            or "nanovlm-grid", without the whole picture. Prompts are made accordingly. Not in the reference.
         exif_transpose: turn Pillow images as their EXIF orientation says; files are always turned. Not in the reference.
         full_16bit: keep 16-bit greys from saturating at white, whatever they come as. Not in the reference.
         background: a colour ("white", "#rrggbb", or three numbers) that transparent parts are laid over. None: white for Pillow
@@ -55,13 +57,14 @@ class SmolVLMImageProcessor(MediaProcessor):
     do_image_splitting: bool = True
     max_tiles: int | None = None
     do_upscale: bool = True
+    tiling: str = "smolvlm"
     exif_transpose: bool = False
     full_16bit: bool = False
     background: Any = None
     pages: str | int = "first"
     return_row_col_info: bool = False
 
-    OWN = ("max_tiles", "do_upscale", "exif_transpose", "full_16bit", "background", "pages")
+    OWN = ("max_tiles", "do_upscale", "tiling", "exif_transpose", "full_16bit", "background", "pages")
     UNSAVED = (*MediaProcessor.UNSAVED, "return_row_col_info")
     NEUTRAL: ClassVar[dict[str, Neutral]] = {
         **MediaProcessor.NEUTRAL,
@@ -197,6 +200,7 @@ class SmolVLMImageProcessor(MediaProcessor):
             do_image_splitting=self.do_image_splitting,
             max_tiles=self.max_tiles,
             do_upscale=self.do_upscale,
+            tiling=self.tiling,
         )
 
     def _cut(self, value: Any, input_data_format: str | None) -> Tiles:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from .generations import Marks, marks_for, take_spans, token_mask
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
 from .processor_files import ProcessorFiles
-from .prompts import MEDIA_TOKENS, MediaTokens, expand
+from .prompts import MEDIA_TOKENS, MediaTokens, expand, media_tokens
 from .protect import Escaped, encode_prompt, guard_for
 from .steering import steering_words
 from .text_options import TextOptions
@@ -84,7 +83,8 @@ class SmolVLMProcessor(ProcessorFiles):
     @property
     def media_tokens(self) -> MediaTokens:
         """The strings that the block of a picture or video is made of."""
-        return MediaTokens(image_seq_len=self.image_seq_len, **{name: getattr(self, name) for name in MEDIA_TOKENS})
+        tokens = {name: getattr(self, name) for name in MEDIA_TOKENS}
+        return media_tokens(self.image_processor.tiling, image_seq_len=self.image_seq_len, **tokens)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -167,8 +167,8 @@ class SmolVLMProcessor(ProcessorFiles):
         token, blocks = self.image_token, []
         if samples is not None:
             data = self.image_processor(samples, return_row_col_info=True, **arguments.images)
-            grids = zip(chain.from_iterable(data.pop("rows")), chain.from_iterable(data.pop("cols")), strict=True)
-            blocks = [self.media_tokens.picture(*grid) for grid in grids]
+            grids = (list(zip(*rows_cols, strict=True)) for rows_cols in zip(data.pop("rows"), data.pop("cols"), strict=True))
+            blocks = self.media_tokens.pictures(grids)
         elif clips is not None:
             data = self.video_processor(clips, return_metadata=True, **arguments.videos)
             if texts is not None:
@@ -421,8 +421,8 @@ class SmolVLMProcessor(ProcessorFiles):
             raise InputError("count_prompt_tokens counts pictures only; a video has to be opened to know its frames")
         samples = chat.collect_media(messages, "image")
         self.media_tokens.check_counts(prompts.texts, samples, 0)
-        plans = [self.image_processor.plan_picture(picture, **options) for picture in chain.from_iterable(samples)]
-        blocks = [self.media_tokens.picture(plan.rows, plan.cols) for plan in plans]
+        plans = ([self.image_processor.plan_picture(picture, **options) for picture in sample] for sample in samples)
+        blocks = self.media_tokens.pictures([(plan.rows, plan.cols) for plan in sample] for sample in plans)
         texts = expand(prompts.texts, self.image_token, blocks)
         return [len(encode_prompt(self.tokenizer, t, escaped=prompts.escaped, add_special_tokens=False)) for t in texts]
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from ..errors import InputError
 from .metadata import VideoMetadata
@@ -64,6 +65,10 @@ class MediaTokens:
             text += "\n"
         return text + "\n" + self.single()
 
+    def pictures(self, samples: Iterable[Sequence[tuple[int, int]]]) -> list[str]:
+        """The blocks of all pictures of a batch, in order, from the rows and columns of each sample's pictures."""
+        return [self.picture(*grid) for sample in samples for grid in sample]
+
     def videos(self, clips: list[VideoMetadata], default_fps: float | None) -> list[str]:
         """The blocks of the videos of a batch.
 
@@ -111,6 +116,44 @@ class MediaTokens:
         wanted = sum(text.count(self.video_token) for text in texts)
         if wanted != num_videos:
             raise InputError(f"{self.video_token} occurs {wanted} times in the texts, but {num_videos} videos were passed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoTokens(MediaTokens):
+    """The blocks of nanoVLM, whose tokens are followed by their tile and nothing else.
+
+    Attributes:
+        whole: the whole picture stands first; otherwise there is the grid alone, of one tile at least.
+    """
+
+    whole: bool = True
+
+    def single(self) -> str:
+        return self.picture(0, 0)
+
+    def picture(self, rows: int, cols: int) -> str:
+        slots = self.image_token * self.image_seq_len
+        text = self.global_image_token + slots if self.whole else ""
+        if not rows and not cols and self.whole:
+            return text
+        grid = ((row, col) for row in range(1, max(rows, 1) + 1) for col in range(1, max(cols, 1) + 1))
+        return text + "".join(GRID_MARKER.format(row=row, col=col) + slots for row, col in grid)
+
+    def pictures(self, samples: Iterable[Sequence[tuple[int, int]]]) -> list[str]:
+        """Where a sample has several pictures, each is numbered."""
+        blocks = []
+        for sample in samples:
+            numbered = (f"<image: {number}>" if len(sample) > 1 else "" for number in range(len(sample)))
+            blocks += [number + self.picture(*grid) for number, grid in zip(numbered, sample, strict=True)]
+        return blocks
+
+    def videos(self, clips: list[VideoMetadata], default_fps: float | None) -> list[str]:
+        raise InputError("nanoVLM has no form for videos: pass frames as pictures")
+
+
+def media_tokens(tiling: str, **tokens: Any) -> MediaTokens:
+    """The blocks that go with a tiling, one of `geometry.TILINGS`."""
+    return MediaTokens(**tokens) if tiling == "smolvlm" else NanoTokens(whole=tiling == "nanovlm", **tokens)
 
 
 # The default of each token, by the name of its attribute.

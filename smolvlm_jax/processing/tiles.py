@@ -14,7 +14,7 @@ class Tiles:
     """The tiles of one picture and the grid they came from.
 
     Attributes:
-        pixels: uint8 (n, T, T, channels), the global view last.
+        pixels: uint8 (n, T, T, channels), the global view where the plan says.
         rows: rows of the grid; 0 for a picture that is not split.
         cols: columns of the grid; 0 for a picture that is not split.
         scaled: the values 0..255 of the grid's tiles stand for 0..1 (float pictures only; see pixels.py).
@@ -49,13 +49,15 @@ def cut_tiles(picture: Picture, plan: TilePlan, resample: int) -> Tiles:
     tile = plan.tile
     if not plan.rows:
         return Tiles(pixels=picture.pixels()[None], rows=0, cols=0, scaled=picture.scaled, global_scaled=picture.scaled)
-    overview = picture.resize((tile, tile), resample)
-    last = overview.pixels()
-    tiles = np.empty((plan.num_tiles, *last.shape), np.uint8)
-    width = plan.cols * tile
+    overview = picture.resize((tile, tile), resample if plan.overview_filter is None else plan.overview_filter)
+    whole = overview.pixels()
+    tiles = np.empty((plan.num_tiles, *whole.shape), np.uint8)
+    width, first = plan.cols * tile, int(plan.overview == "first")
     for row in range(plan.rows):
         # One row of tiles at a time: the array of the whole stretched picture would need as much memory as the tiles.
         band = np.asarray(picture.image.crop((0, row * tile, width, (row + 1) * tile)))
-        tiles[row * plan.cols : (row + 1) * plan.cols] = band.reshape(tile, plan.cols, tile, -1).swapaxes(0, 1)
-    tiles[-1] = last
+        start = first + row * plan.cols
+        tiles[start : start + plan.cols] = band.reshape(tile, plan.cols, tile, -1).swapaxes(0, 1)
+    if plan.overview != "none":
+        tiles[0 if first else -1] = whole
     return Tiles(pixels=tiles, rows=plan.rows, cols=plan.cols, scaled=picture.scaled, global_scaled=overview.scaled)

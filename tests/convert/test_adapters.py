@@ -156,7 +156,6 @@ def test_the_result_has_the_dtype_of_the_base(tmp_path):
         {"peft_type": "LOHA"},
         {"peft_type": None},
         {"fan_in_fan_out": True},
-        {"use_dora": True},
         {"lora_bias": True},
         {"layer_replication": [[0, 2]]},
         {"target_parameters": ["x"]},
@@ -194,7 +193,8 @@ def test_tensors_without_a_place_are_listed_ten_at_most(base, tmp_path):
         (factors(base) | {f"base_model.model.{QUERY}.lora_A.weight": np.ones((), np.float32)}, "are no matrices"),
         (factors(base) | {f"base_model.model.{QUERY}.lora_A.default.weight": np.ones((4, 48), np.float32)}, "has it twice"),
         ({"base_model.model.lm_head.weight": np.ones((9, 9), np.float32)}, r"the base has the shape .160, 48."),
-        ({f"base_model.model.{QUERY}.lora_magnitude_vector": np.ones(9, np.float32)}, "no such parameter"),
+        ({f"base_model.model.{QUERY}.lora_magnitude_vector": np.ones(9, np.float32)}, "lora_A is missing"),
+        (factors(base) | {f"base_model.model.{QUERY}.lora_magnitude_vector": np.ones(48, np.float32)}, "does not say use_dora"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load(write(tmp_path / "adapter", tensors, base))
@@ -261,9 +261,126 @@ def test_one_tensor_under_two_names_is_an_error(base, tmp_path):
         load(source)
 
 
-def test_what_needs_a_processor_says_what_to_do_with_an_adapter(base, tmp_path):
+def test_small_files_are_the_bases_and_the_adapters_where_it_has_its_own(base, tmp_path):
     adapter = write(tmp_path / "adapter", factors(base), base)
-    with pytest.raises(CheckpointError, match=r"merge it into its base first, with `smolvlm-jax convert"):
+    assert resolve(adapter) == base == resolve(adapter, base=base)
+    (adapter / "tokenizer_config.json").write_text('{"mine": 1}')
+    (adapter / "config.json").write_text("not a model's")
+    directory = resolve(adapter)
+    assert (directory / "tokenizer_config.json").read_text() == '{"mine": 1}'
+    assert (directory / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    assert not list(directory.glob("*.safetensors"))
+    write(adapter, factors(base))
+    with pytest.raises(CheckpointError, match="names no base: say which"):
         resolve(adapter)
-    (adapter / "preprocessor_config.json").write_text("{}")
-    assert resolve(adapter) == adapter
+    write(adapter, factors(base), adapter)
+    with pytest.raises(CheckpointError, match="names itself"):
+        resolve(adapter)
+    for call in (resolve, load):
+        with pytest.raises(InputError, match="no PEFT adapter"):
+            call(base, base=base)
+
+
+def test_a_base_takes_an_adapter_by_name(base, tmp_path):
+    adapter = write(tmp_path / "adapter", factors(base), Path("somebody/else"))
+    for a, b in zip(jax.tree.leaves(load(base, adapter=adapter)[1]), jax.tree.leaves(load(adapter, base=base)[1]), strict=True):
+        assert np.array_equal(a, b)
+    with pytest.raises(InputError, match="no PEFT adapter: it has no adapter_config"):
+        load(adapter, adapter=base)
+    with pytest.raises(InputError, match="two bases"):
+        load(base, adapter=adapter, base=base)
+    assert helpers.call("convert", base, tmp_path / "merged", "--adapter", adapter, "--to", "hf", "--quiet") == 0
+    assert close(tmp_path / "merged", by_hand(base, factors(base), 1.5))
+
+
+PEFT = [
+    {"target_modules": ["q_proj", "o_proj", "fc1"]},
+    {"target_modules": ["q_proj", "v_proj", "down_proj", "lm_head"], "use_rslora": True},
+    {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"self_attn.q_proj": 3}},
+    {"target_modules": ["k_proj", "proj"], "modules_to_save": ["lm_head"]},
+    {"target_modules": ["q_proj", "o_proj", "fc2", "gate_proj"], "use_dora": True},
+    {"target_modules": ["patch_embedding", "q_proj"], "use_dora": True},
+    {"target_modules": ["out_proj"], "bias": "lora_only"},
+    {"target_modules": ["embed_tokens", "q_proj"]},
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("settings", PEFT, ids=str)
+def test_peft_computes_the_same(base, tmp_path, settings):
+    peft = pytest.importorskip("peft", reason="the adapters are PEFT's: pip install 'smolvlm-jax[test]'")
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, **settings)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * (0.5 if "lora_B" in name else 0.1))
+    adapted.save_pretrained(tmp_path)
+    ids = np.array([[3, 5, *[helpers.IMAGE_TOKEN] * 16, 7, 9]])
+    pixels = np.random.default_rng(0).normal(size=(1, 1, 3, 32, 32)).astype(np.float32)
+    with torch.no_grad():
+        wanted = adapted(input_ids=torch.tensor(ids), pixel_values=torch.tensor(pixels)).logits.numpy()
+    ours, params = load(base, adapter=tmp_path)
+    found = np.asarray(ours.apply({"params": params}, ids, pixel_values=pixels).logits)
+    plain, weights = load(base)
+    assert np.abs(np.asarray(plain.apply({"params": weights}, ids, pixel_values=pixels).logits) - wanted).max() > 1e-2
+    assert np.abs(found - wanted).max() <= 5e-5 * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module")
+def tiny_adapter(tmp_path_factory) -> Path:
+    """For the bundled checkpoint, large enough to change its answers, without any other file."""
+    rng, tensors = np.random.default_rng(4), {}
+    for number in range(2):
+        module = f"base_model.model.model.text_model.layers.{number}.mlp.down_proj"
+        outside, inside = helpers.weights(resolve("tiny"))[f"{module.removeprefix('base_model.model.')}.weight"].shape
+        tensors[f"{module}.lora_A.weight"] = rng.normal(0, 0.5, (4, inside)).astype(np.float32)
+        tensors[f"{module}.lora_B.weight"] = rng.normal(0, 0.5, (outside, 4)).astype(np.float32)
+    return write(tmp_path_factory.mktemp("tiny") / "adapter", tensors, resolve("tiny"))
+
+
+@pytest.mark.thorough
+def test_generate_and_batch_take_adapters(tiny_adapter, tmp_path, capsys):
+    from smolvlm_jax import SmolVLMProcessor, generate
+    from smolvlm_jax.batch import BatchConfig, run_batch
+    from smolvlm_jax.cli import main
+    from smolvlm_jax.generation_config import SamplingParams
+
+    def asked(*words: object) -> str:
+        assert main(["generate", "Name a number.", "--max-new-tokens", "8", *map(str, words)]) == 0
+        return capsys.readouterr().out.strip()
+
+    processor = SmolVLMProcessor.from_pretrained(resolve("tiny"))
+    inputs = processor.encode_chat([{"role": "user", "content": "Name a number."}])
+    model, params = load("tiny", adapter=tiny_adapter)
+    ids = generate(model, params, **inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+    whole = lambda text: text.rstrip("\ufffd").strip()  # the command shows no part of a character
+    wanted = whole(processor.decode(ids, skip_special_tokens=True))
+    nameless = write(tmp_path / "nameless", tensors_of(tiny_adapter))
+    assert asked("--adapter", tiny_adapter) == asked("--model", tiny_adapter) == wanted != asked()
+    assert asked("--model", "tiny", "--adapter", nameless) == asked("--model", nameless, "--base", "tiny") == wanted
+    for words in (["--base", "tiny"], ["--model", "tiny", "--adapter", str(nameless), "--base", "tiny"], ["--adapter", "tiny"]):
+        assert main(["generate", "x", *words]) == 2
+    assert main(["generate", "x", "--model", str(nameless)]) == 2
+    assert "names no base: say which, with --base" in capsys.readouterr().err
+
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "prompt": "Name a number."}\n')
+    settings = dict(input=tmp_path / "in.jsonl", workers=0, quiet=True, slots=(8,), ring_lengths=(256,))
+    sampling = SamplingParams(max_new_tokens=8)
+    for output, named in (("one", {"model": tiny_adapter}), ("two", {"adapter": nameless})):
+        run_batch(BatchConfig(output=tmp_path / output, sampling=sampling, **settings, **named))
+        (row,) = next((tmp_path / output).glob("part-*")).read_text().splitlines()
+        assert whole(json.loads(row)["text"]) == wanted
+    # another base, or the same adapter on none, is another job
+    with pytest.raises(InputError, match="another job: model was"):
+        run_batch(BatchConfig(output=tmp_path / "two", sampling=sampling, **settings))
+
+
+def tensors_of(adapter: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(adapter / "adapter_model.safetensors")

@@ -1,6 +1,7 @@
 """The table: closed for every published size, and its regions are those of the whole."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,15 +10,26 @@ from hypothesis import strategies as st
 
 from smolvlm_jax.config import SmolVLMConfig, SmolVLMTextConfig, SmolVLMVisionConfig
 from smolvlm_jax.convert.blocks import copy_into, count_nonfinite
+from smolvlm_jax.convert.family_names import FAMILIES
 from smolvlm_jax.convert.opened import parameter_shapes
-from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restore, torch_name, torch_region, torch_shape
+from smolvlm_jax.convert.rules import (
+    RULES,
+    factor_patterns,
+    match_parameters,
+    rearrange,
+    restore,
+    torch_name,
+    torch_region,
+    torch_shape,
+)
 from smolvlm_jax.convert.safetensors_file import DTYPES
 from smolvlm_jax.convert.to_hf import parse_size
 from smolvlm_jax.errors import CheckpointError, InputError
 from smolvlm_jax.model import SmolVLMForConditionalGeneration
 from smolvlm_jax.parameters import summed_dimensions
 
-PATTERNS = sorted(set(RULES.values()))
+_KERNELS = {pattern for path, pattern in RULES.items() if path.endswith("kernel")}
+PATTERNS = sorted({*RULES.values(), "() v d -> v d", *(factor for kernel in _KERNELS for factor in factor_patterns(kernel))})
 VISION = dict(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=512, patch_size=16
 )
@@ -66,10 +78,21 @@ def test_the_table_is_closed_for_every_published_size(size):
 
 
 def test_every_row_is_used_and_no_two_rows_meet():
-    names = [torch_name(path)[0] for path in parameter_shapes(ONE_LAYER)]
-    assert len(set(names)) == len(names) == len(RULES)
+    paths = {*parameter_shapes(ONE_LAYER), *parameter_shapes(ONE_LAYER.replace(embedding_dim=4))}  # with a head, for retrieval
+    names = {torch_name(path)[0] for path in paths}
+    assert len(names) == len(paths) == len(RULES)
     with pytest.raises(CheckpointError, match="no rule"):
         torch_name("model/text_model/layers_0/lora/kernel")
+
+
+def test_every_row_of_another_family_is_used_and_no_two_rows_meet():
+    for names in FAMILIES.values():
+        paths = parameter_shapes(ONE_LAYER)
+        matches = [names.match(path) for path in paths]
+        assert len({(match.torch, match.part) for match in matches}) == len(paths)
+        assert not names.rows or len(names.rows) == len(paths)
+        parts = Counter(match.torch for match in matches)
+        assert all(parts[match.torch] == match.parts for match in matches), "a tensor is used whole"
 
 
 def test_patterns_of_kernels_are_those_of_their_projections():
