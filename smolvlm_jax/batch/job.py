@@ -23,7 +23,7 @@ from ..errors import InputError, first_few
 from ..records.sources import Source, Unit
 from ..terminal import say
 from .manifest import Manifest
-from .parts import Part, clean_up
+from .parts import Part, clean_up, part_name
 from .pool import WorkerPool
 from .progress import Tally
 from .sinks import Sink
@@ -90,6 +90,7 @@ class BatchJob:
         self._checked = time.monotonic()
         self._began = 0.0
         self._found, self._finished = 0, 0  # parts that earlier runs and this one finished
+        self._units = 0  # of the whole input, as far as it has been read
         self._quiet = quiet
         self._added: list[str] = []  # files that came to the input while the job ran
         self._unread: set[str] = set()  # columns of records that nothing reads
@@ -139,6 +140,7 @@ class BatchJob:
             "num_shards": self._shard.count,
             "complete": self._all_read and not self._open,
             "parts": self._found + self._finished,
+            "missing_parts": len(self.missing_parts()),
             "unread_columns": sorted(self._unread),
             "unread_files": dict(sorted(self._source.unread.items())),
             "added_files": first_few(self._added),
@@ -146,6 +148,11 @@ class BatchJob:
             "worker_deaths": self._pool.deaths,
             "engine": {} if self._engine is None else self._engine.summary(),
         }
+
+    def missing_parts(self) -> list[int]:
+        """The parts of the whole input that no host has finished, once the input has been read."""
+        there = {path.name for path in self._folder.glob("part-*")} if self._all_read else set()
+        return [n for n in range(self._units) if self._all_read and f"{part_name(n)}{self._sink.ending}" not in there]
 
     def _statistics(self) -> Counters:
         """The engine's counters so far; it adds up its seconds only in the end."""
@@ -184,6 +191,7 @@ class BatchJob:
         for unit in self._source.units(self._shard.size):
             if self._stopping.is_set():
                 return
+            self._units += 1
             if unit.index % self._shard.count != self._shard.index:
                 continue
             self._check()

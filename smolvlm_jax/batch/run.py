@@ -81,6 +81,12 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
         return {**summary, "signal": signals[0]}
     with manifest.held():
         write_json(folder / f"_summary-{index}-of-{count}.json", summary)
+    others = {int(path.stem.rpartition("-")[2]) for path in folder.glob("_summary-*-of-[0-9]*.json")} - {count}
+    if others and (missing := job.missing_parts()):
+        notify(
+            f"{len(missing)} parts of the input are not there yet ({part_name(missing[0])} is the first), and summaries beside "
+            f"this one are of {', '.join(map(str, sorted(others)))} shards: hosts with another --num-shards leave parts out"
+        )
     return summary
 
 

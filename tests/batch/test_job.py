@@ -240,9 +240,17 @@ def test_files_that_are_not_read_are_named_at_the_start_and_in_the_summary(comma
 
 def test_a_restart_may_have_other_hosts_but_no_other_question(command, lines, tmp_path):
     flags = (lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "1")
-    assert command(*flags, "--num-shards", "2", "--shard-index", "0")[1]["records"] == 50
-    assert command(*flags)[1]["records"] == 100
-    assert sorted(p.name for p in (tmp_path / "a").glob("_summary*")) == ["_summary-0-of-1.json", "_summary-0-of-2.json"]
+    _, summary, err = command(*flags, "--num-shards", "2", "--shard-index", "0")
+    assert (summary["records"], summary["missing_parts"]) == (50, 5) and "not there yet" not in err
+    _, summary, err = command(*flags, "--num-shards", "3", "--shard-index", "1")  # by mistake
+    assert summary["missing_parts"] == 3 and "3 parts of the input are not there yet (part-000003 is the first)" in err
+    _, summary, err = command(*flags)
+    assert (summary["records"], summary["missing_parts"]) == (100, 0) and "not there yet" not in err
+    assert sorted(p.name for p in (tmp_path / "a").glob("_summary*")) == [
+        "_summary-0-of-1.json",
+        "_summary-0-of-2.json",
+        "_summary-1-of-3.json",
+    ]
     code, _, err = command(*flags, "--temperature", "0.5", "--do-sample")
     assert code == 2 and "sampling.do_sample was False, is True" in err and "sampling.temperature was 1.0, is 0.5" in err
     with open(lines, "a") as file:
