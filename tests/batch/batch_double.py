@@ -1,9 +1,18 @@
 """An engine whose answers follow from the prompt alone, at once: for tests of everything around the real one."""
 
+import contextlib
 import time
+from pathlib import Path
 
+from smolvlm_jax.batch.job import BatchJob, Shard
+from smolvlm_jax.batch.pool import WorkerPool
+from smolvlm_jax.batch.sinks import open_sink
+from smolvlm_jax.batch.workers import Setup
+from smolvlm_jax.checkpoint import resolve
+from smolvlm_jax.engine import SamplingParams
 from smolvlm_jax.engine.counters import Counters
 from smolvlm_jax.engine.requests import Result
+from smolvlm_jax.records.sources import open_source
 
 
 class Decoder:
@@ -44,3 +53,18 @@ class Double:
                 self._after(len(self.seen))
         finally:
             self.closed = True
+
+
+@contextlib.contextmanager
+def batch(path: Path, out: Path, engine=None, shard=None, workers: int = 0, format: str = "jsonl"):
+    shard = shard or Shard(size=10)
+    source = open_source(path)
+    out.mkdir(exist_ok=True)
+    engine = engine or Double()
+    with WorkerPool(Setup(str(resolve("tiny")), source.parse, SamplingParams(seed=3)), workers) as pool:
+        yield BatchJob(source, out, open_sink(format), shard, pool, lambda: engine, quiet=True)
+
+
+def run(*args, **options) -> dict:
+    with batch(*args, **options) as job:
+        return job.run()

@@ -1,62 +1,29 @@
 """The job around the engine: what it asks, what it writes, how it stops, what it returns."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 
 import batch_corpus as corpus
 import pytest
-from batch_double import Double
+from batch_double import Double, batch, run
 from PIL import Image
 
 from smolvlm_jax.batch import BatchConfig, PictureOptions, run_batch
 from smolvlm_jax.batch import run as batch_run
-from smolvlm_jax.batch.job import EMPTY, BatchJob, Shard
-from smolvlm_jax.batch.pool import WorkerPool
+from smolvlm_jax.batch.job import EMPTY, Shard
 from smolvlm_jax.batch.sinks import open_sink
-from smolvlm_jax.batch.workers import Setup
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.cli import _parser, main
 from smolvlm_jax.engine import Result, SamplingParams
 from smolvlm_jax.engine.loading import is_docling
 from smolvlm_jax.errors import InputError
-from smolvlm_jax.records.sources import open_source
 
 TINY = str(resolve("tiny"))
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def lines(tmp_path) -> Path:
-    """100 records: one in ten is a faulty one."""
-    path = tmp_path / "records.jsonl"
-    text = lambda n: "{" if n % 10 == 4 else json.dumps({"id": n, "prompt": f"{n}?", "max_new_tokens": 1 + n % 7, "label": n})
-    path.write_text("".join(text(n) + "\n" for n in range(1, 101)))
-    return path
-
-
-@contextlib.contextmanager
-def batch(path: Path, out: Path, engine=None, shard=None, workers: int = 0, format: str = "jsonl"):
-    shard = shard or Shard(size=10)
-    source = open_source(path)
-    out.mkdir(exist_ok=True)
-    engine = engine or Double()
-    with WorkerPool(Setup(TINY, source.parse, SamplingParams(seed=3)), workers) as pool:
-        yield BatchJob(source, out, open_sink(format), shard, pool, lambda: engine, quiet=True)
-
-
-def run(*args, **options) -> dict:
-    with batch(*args, **options) as job:
-        return job.run()
 
 
 def test_one_row_for_each_record_in_the_order_of_the_input(lines, tmp_path):
@@ -390,91 +357,3 @@ def test_a_full_disk_is_said_and_nothing_is_lost(command, lines, tmp_path, monke
 def test_doctags_are_kept_for_the_checkpoints_that_write_them(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "<doctag>"}]}')
     assert is_docling(tmp_path) and not is_docling(TINY)
-
-
-# ---- signals
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.thorough)]
-)
-def test_preemption_loses_nothing(tmp_path, number, code):
-    """With the real engine: a signal in the middle, the code of it within 20 seconds, and every row used again."""
-    source, out = tmp_path / "records.jsonl", tmp_path / "out"
-    records = [{"id": n, "prompt": f"{n}?", "max_new_tokens": 40, "ignore_eos": True} for n in range(600)]
-    source.write_text("".join(json.dumps(record) + "\n" for record in records))
-    flags = ("--shard-size", "200", "--workers", "1")
-    process = corpus.start(source, out, *flags)
-    assert corpus.kill_after(process, out, 150, number)
-    begin = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code and time.monotonic() - begin < 20
-    assert "run the same command again" in said and "Traceback" not in said
-    kept = corpus.finished_rows(out)
-    assert kept >= 150
-    process = corpus.start(source, out, *flags)
-    printed, said = process.communicate(timeout=300)
-    summary = json.loads(printed)
-    assert process.returncode == 0, said
-    assert summary["records"] == 600 and summary["new_records"] == 600 - kept
-    assert [row["id"] for row in corpus.rows_of(out)] == list(range(600))
-
-
-STUCK = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from batch_double import Double
-from test_job import batch
-from smolvlm_jax.batch.signals import stop_on_signals
-
-def stuck(count):
-    if count == 35:
-        print("stuck", flush=True)
-        {hang}
-
-with batch(Path({lines!r}), Path({out!r}), Double(after=stuck)) as job, stop_on_signals(job, grace=1.0):
-    job.run()
-"""
-
-
-@pytest.mark.parametrize("hang", ["time.sleep(1000)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"])
-def test_a_job_that_is_stuck_on_the_device_is_parked(lines, tmp_path, hang):
-    """The second hang computes inside C, where no signal handler of Python's runs, as in a long compilation."""
-    out = tmp_path / "out"
-    code = STUCK.format(tests=str(Path(__file__).parent), lines=str(lines), out=str(out), hang=hang)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=corpus.environment()
-    )
-    assert process.stdout.readline() == "stuck\n"
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=15)
-    assert process.returncode == 143
-    assert corpus.finished_rows(out) >= 35
-    assert run(lines, out)["records"] == 100 and len(corpus.rows_of(out)) == 100
-
-
-def test_a_job_in_a_thread_leaves_signals_alone(lines, tmp_path):
-    from smolvlm_jax.batch.signals import stop_on_signals
-
-    before, found = signal.getsignal(signal.SIGTERM), []
-
-    def work():
-        with batch(lines, tmp_path / "out") as job, stop_on_signals(job):
-            found.append(signal.getsignal(signal.SIGTERM))
-            found.append(job.run()["records"])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [before, 100]
-
-
-def test_signals_are_as_before_when_the_job_is_over(lines, tmp_path):
-    from smolvlm_jax.batch.signals import stop_on_signals
-
-    before, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
-    with batch(lines, tmp_path / "out") as job, stop_on_signals(job) as came:
-        job.run()
-    assert came == [] and signal.getsignal(signal.SIGTERM) is before and threading.active_count() == threads
