@@ -23,7 +23,7 @@ from .layers import (
     run_layers,
     scaled,
 )
-from .outputs import ModelOutput
+from .outputs import MultimodalOutput
 from .sharding import constrain
 from .unbound import says_what_to_type
 
@@ -100,7 +100,7 @@ class TextLayer(Part):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SmolVLMBaseModelOutputWithPast(ModelOutput):
+class SmolVLMBaseModelOutputWithPast(MultimodalOutput):
     """What the decoder returns, and with it `SmolVLMModel`. Fields that were not asked for are None.
 
     Attributes:

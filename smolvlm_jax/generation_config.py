@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, InputError
-from .habits import Neutral, asks_for_something, plain_value, unasked
+from .habits import ANY, Neutral, asks_for_something, plain_value, unasked
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 
@@ -107,9 +107,12 @@ _OF_A_CALL: dict[str, Neutral] = {
     "cache_implementation": Neutral(("static", "dynamic")),
     **dict.fromkeys(("cache_config", "max_cache_len", "compile_config", "continuous_batching_config"), Neutral(({},))),
     **dict.fromkeys(("prefill_chunk_size", "is_assistant", "assistant_early_exit", "speculation_type"), Neutral((False,))),
-    **dict.fromkeys(("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"), Neutral()),
-    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_ensemble_weight"), Neutral()),
-    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind", "bos_token_id", "decoder_start_token_id"), Neutral()),
+    # settings of an assistant model, without which they say nothing
+    **dict.fromkeys(("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"), Neutral(ANY)),
+    **dict.fromkeys(("max_matching_ngram_size", "assistant_ensemble_weight"), Neutral(ANY)),
+    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), Neutral(ANY)),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "decoder_start_token_id"), Neutral()),
+    "bos_token_id": Neutral(ANY),  # transformers begins with it where there is no prompt
     **dict.fromkeys(("transformers_version", "_from_model_config"), Neutral()),
     "renormalize_logits": Neutral((False,)),
 }

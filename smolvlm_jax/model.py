@@ -19,7 +19,7 @@ from .generation_config import GenerationConfig
 from .habits import ANY, Neutral, unasked
 from .layers import Execution, Projection, dimensions
 from .merge import merge_image_features
-from .outputs import ModelOutput
+from .outputs import MultimodalOutput
 from .pictures import check_counts, flat_tiles
 from .sharding import constrain
 from .unbound import says_what_to_type
@@ -70,7 +70,7 @@ class ImageFeatures(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class SmolVLMCausalLMOutputWithPast(ModelOutput):
+class SmolVLMCausalLMOutputWithPast(MultimodalOutput):
     """What `SmolVLMForConditionalGeneration` returns. Fields that were not asked for are None.
 
     Attributes:
@@ -196,7 +196,11 @@ class SmolVLMModel(_Configured):
         All arguments are those of `SmolVLMForConditionalGeneration.__call__`, where they are described; `text` are the ones
         that `SmolVLMTextModel.__call__` takes.
         """
-        text = unasked(type(self).__name__, text, NEUTRAL, _text_keywords())
+        text = unasked(type(self).__name__, text, NEUTRAL, _text_keywords() | {"cache"})
+        if (cache := text.pop("cache", None)) is not None:
+            if text.get("past_key_values") is not None:
+                raise InputError("cache is another name for past_key_values: pass one of them")
+            text["past_key_values"] = cache
         if self.is_initializing():  # `init` needs no inputs, and makes every parameter whatever they are
             # One image token of pixels: the class defaults have tiles whose side scale_factor does not divide.
             side = self.config.vision_config.patch_size * self.config.scale_factor
@@ -288,7 +292,7 @@ class SmolVLMForConditionalGeneration(_Configured):
             pixel_attention_mask: which pixels of float tiles are real: (N, H, W), or (b, images, H, W).
             image_hidden_states: (N, tokens, d), features already encoded, instead of `pixel_values`.
             num_tiles: int (), how many flat tiles or features are real. Default: all.
-            past_key_values: a cache, to which the new columns are appended.
+            past_key_values: a cache, to which the new columns are appended; also called `cache`.
             use_cache: without a cache, return a new one.
             cache_length: columns of the new cache; implies `use_cache`. Default: the prompt's and 256 more.
             labels: int (b, t), for the loss; -100 = ignored.

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
-__all__ = ["ModelOutput"]
+__all__ = ["ImageOutputs", "ModelOutput", "MultimodalOutput"]
 
 
 class ModelOutput:
@@ -13,6 +13,9 @@ class ModelOutput:
     `out.logits` is `out["logits"]`. By place, and as a tuple, only what was asked for counts: `out[0]` is the loss if there
     were labels, and the logits otherwise.
     """
+
+    # Names that transformers has given to properties of an output, which are no entries of their own.
+    ALIASES: ClassVar[tuple[str, ...]] = ()
 
     def keys(self) -> tuple[str, ...]:
         """The names of what was asked for, in order."""
@@ -35,7 +38,7 @@ class ModelOutput:
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
-            if key not in self.keys():
+            if key not in (*self.keys(), *self.ALIASES):
                 raise KeyError(f"{key!r} is not in this output; it has {', '.join(self.keys())}")
             return getattr(self, key)
         return self.to_tuple()[key]
@@ -48,3 +51,32 @@ class ModelOutput:
 
     def __len__(self) -> int:
         return len(self.keys())
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOutputs(ModelOutput):
+    """What was made of the pictures, as transformers 5.24 returns it.
+
+    Attributes:
+        pooler_output: image tokens (N, tokens, d), padding last.
+    """
+
+    pooler_output: Any
+
+
+class MultimodalOutput(ModelOutput):
+    """Base of the outputs with a cache and pictures: their names in transformers 5.24 beside those of 5.23."""
+
+    ALIASES: ClassVar[tuple[str, ...]] = ("cache", "image_outputs")
+    past_key_values: Any
+    image_hidden_states: Any
+
+    @property
+    def cache(self) -> Any:
+        """`past_key_values`."""
+        return self.past_key_values
+
+    @property
+    def image_outputs(self) -> ImageOutputs | None:
+        """`image_hidden_states`, as `image_outputs.pooler_output`."""
+        return None if self.image_hidden_states is None else ImageOutputs(self.image_hidden_states)

@@ -58,6 +58,7 @@ def sort_arguments(kwargs: Mapping[str, Any]) -> Arguments:
         InputError: no part knows a keyword (the reference drops it silently), or it is given twice.
     """
     options = {group: dict(kwargs.get(group) or {}) for group in GROUPS}
+    metadata = options["videos_kwargs"].pop("return_metadata", None) or kwargs.get("return_metadata")
     for group, given in options.items():
         unknown = sorted(set(given) - GROUPS[group])
         if unknown:
@@ -69,4 +70,4 @@ def sort_arguments(kwargs: Mapping[str, Any]) -> Arguments:
                 raise InputError(f"{name!r} is given twice, on its own and in a dictionary")
             taker[name] = value
     text, images, videos = options.values()
-    return Arguments(text, images, videos, return_metadata=bool(kwargs.get("return_metadata")))
+    return Arguments(text, images, videos, return_metadata=bool(metadata))

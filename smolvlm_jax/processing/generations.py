@@ -5,6 +5,7 @@ where the block is, in the prompt whose media are expanded already, and are take
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from .sandbox import GENERATION_VARIABLES
 __all__ = ["Marks", "marks_for", "take_spans", "token_mask"]
 
 _log = logging.getLogger(__name__)
+_BLOCK = re.compile(r"\{%[-+]?\s*generation\b")
 
 Span = tuple[int, int]
 """Characters of a prompt, the second not included."""
@@ -33,7 +35,7 @@ class Marks(NamedTuple):
 
 def marks_for(template: str, *values: Any) -> Marks:
     """Marks that occur in none of the strings of `values`. A warning says if the template has no such blocks."""
-    if "generation" not in template:
+    if not _BLOCK.search(template):
         _log.warning("the chat template has no {%% generation %%} blocks: assistant_masks are all zero")
     return Marks(*unused_characters(values, 2))
 

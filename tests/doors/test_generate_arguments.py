@@ -1,0 +1,152 @@
+"""Arguments of transformers' generate: used, neutral, or refused by name; and what they do, beside the reference."""
+
+import inspect
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from smolvlm_jax import GenerateOutput, GenerationConfig, generate, stream
+from smolvlm_jax.errors import InputError
+from smolvlm_jax.generation_config import _OF_A_CALL, _OTHERS
+from smolvlm_jax.habits import ANY
+
+IDS = np.array([[1, 5, 9, 11, 7, 30]])
+
+
+def ours(tiny, **options):
+    return generate(tiny.model, tiny.params, **{"input_ids": IDS, "max_new_tokens": 6, **options})
+
+
+def fields():
+    return set(GenerationConfig.__dataclass_fields__)
+
+
+def test_every_argument_of_the_reference_is_used_neutral_or_refused():
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
+    of_the_call = inspect.signature(transformers.generation.GenerationMixin.generate).parameters
+    of_the_config = vars(transformers.GenerationConfig())
+    defaults = transformers.GenerationConfig()._get_default_generation_params()
+    names = {*of_the_call, *of_the_config} - {"self", "kwargs", "generation_config"}
+    table = {**_OTHERS, **_OF_A_CALL}
+    assert not names - {*table, *fields()}, "names that nothing knows"
+    for name in names - fields():
+        # what the reference has by default, and what asks for nothing
+        for value in (None, defaults.get(name), *table[name].values):
+            assert GenerationConfig().replace(**{name: value}) == GenerationConfig(), name
+        if table[name].values is not ANY:
+            with pytest.raises(InputError, match=f"does not support {name}="):
+                GenerationConfig().replace(**{name: object()})
+    for name in fields():
+        GenerationConfig().replace(**{name: None})
+    with pytest.raises(InputError, match="did you mean 'max_new_tokens'"):
+        GenerationConfig().replace(max_new_token=3)
+
+
+def test_none_is_off_and_numpys_numbers_are_numbers():
+    off = GenerationConfig(do_sample=True).replace(
+        temperature=None, top_k=None, top_p=None, min_p=None, repetition_penalty=None
+    )
+    assert (off.temperature, off.top_k, off.top_p, off.min_p, off.repetition_penalty) == (1, 0, 1, 0, 1)
+    numbers = dict(max_new_tokens=np.int64(7), temperature=np.float32(0.5), top_k=np.int32(3), do_sample=np.bool_(True))
+    made = GenerationConfig(
+        eos_token_id=np.array([4, 5]), pad_token_id=jax.numpy.int32(2), bad_words_ids=[[np.int64(3)]], **numbers
+    )
+    assert made == GenerationConfig(
+        max_new_tokens=7, temperature=0.5, top_k=3, do_sample=True, eos_token_id=(4, 5), pad_token_id=2, bad_words_ids=[[3]]
+    )
+    assert all(type(getattr(made, name)) in (int, float, bool) for name in numbers) and hash(made)
+    for wrong in ({"bad_words_ids": [3]}, {"bad_words_ids": [[]]}, {"num_return_sequences": 0}, {"max_length": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            GenerationConfig(**wrong)
+
+
+def test_a_config_of_transformers_is_taken(caplog):
+    theirs = pytest.importorskip("transformers").GenerationConfig(max_new_tokens=3, num_beams=4, eos_token_id=9)
+    with caplog.at_level(logging.WARNING):
+        made = GenerationConfig.of(theirs)
+    assert made.max_new_tokens == 3 and made.stop_tokens == (9,) and "num_beams=4" in caplog.text
+    assert GenerationConfig.of({"max_new_tokens": 3}) == GenerationConfig(max_new_tokens=3)
+    with pytest.raises(InputError, match="generation_config"):
+        GenerationConfig.of(7)
+
+
+def test_lengths_count_as_in_the_reference():
+    config = GenerationConfig(max_length=30, min_length=12)
+    assert config.max_new_tokens is None and config.for_prompt(10).max_new_tokens == 20
+    assert config.for_prompt(10).min_new_tokens == 2
+    assert GenerationConfig(max_length=30, max_new_tokens=4).for_prompt(10).max_new_tokens == 4
+    assert GenerationConfig(max_new_tokens=4).replace(max_length=30).for_prompt(10).max_new_tokens == 20
+    assert GenerationConfig().max_new_tokens == 20
+    with pytest.raises(InputError, match="max_length=10"):
+        GenerationConfig(max_length=10).for_prompt(10)
+
+
+@pytest.mark.thorough
+def test_restrictions_and_scores_are_the_references(tiny_a):
+    torch = pytest.importorskip("torch", reason="the reference: pip install 'smolvlm-jax[test]'")
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        tiny_a.directory, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    free = ours(tiny_a, eos_token_id=None)[0, 6:].tolist()
+    stop = free[1]
+    cases = [
+        dict(max_length=11, eos_token_id=None),
+        dict(min_new_tokens=4, eos_token_id=[stop]),
+        dict(min_length=9, eos_token_id=[stop], max_new_tokens=6),
+        # a token; two of which the first has to be written; two that the prompt begins; a stop token, which is let through
+        dict(bad_words_ids=[[free[0]], [free[2], free[3]], [30, free[1]], [stop]], eos_token_id=[stop], max_new_tokens=5),
+        dict(repetition_penalty=1.5, eos_token_id=None, max_new_tokens=4),
+    ]
+    for case in cases:
+        limit = {} if {"max_length", "max_new_tokens"} & set(case) else {"max_new_tokens": 6}
+        case = {**limit, **case, "pad_token_id": 2, "do_sample": False}
+        asked = {**case, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+        with torch.no_grad():
+            theirs = model.generate(torch.tensor(IDS), attention_mask=torch.ones(IDS.shape, dtype=torch.long), **asked)
+        got = generate(tiny_a.model, tiny_a.params, IDS, **asked)
+        assert isinstance(got, GenerateOutput) and np.array_equal(got["sequences"], theirs.sequences.numpy()), case
+        assert np.array_equal(got.sequences, generate(tiny_a.model, tiny_a.params, IDS, **case)), case
+        assert len(got.scores) == len(theirs.scores) == len(got.logits) == len(theirs.logits)
+        for a, b in zip((*got.scores, *got.logits), (*theirs.scores, *theirs.logits), strict=True):
+            b = b.numpy()
+            assert np.array_equal(np.isinf(a), np.isinf(b)) and np.abs(a[np.isfinite(b)] - b[np.isfinite(b)]).max() < 2e-5, case
+    embeds = np.asarray(model.get_input_embeddings()(torch.tensor(IDS)).detach())
+    with torch.no_grad():
+        theirs = model.generate(inputs_embeds=torch.tensor(embeds), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    got = generate(tiny_a.model, tiny_a.params, inputs_embeds=embeds, max_new_tokens=4, eos_token_id=None)
+    assert np.array_equal(got, theirs.numpy()) and got.shape == (1, 4)
+    both = generate(tiny_a.model, tiny_a.params, IDS, inputs_embeds=embeds, max_new_tokens=4, eos_token_id=None)
+    assert np.array_equal(both, np.concatenate([IDS, got], axis=1))
+
+
+@pytest.mark.thorough
+def test_several_answers_to_a_prompt_see_its_pictures(tiny_a):
+    prompt = dict(input_ids=tiny_a.batch_ids, attention_mask=tiny_a.batch_mask, pixel_values=tiny_a.batch_pixels)
+    options = dict(do_sample=True, top_k=5, max_new_tokens=5, seed=[3, 4], eos_token_id=None)
+    got = ours(tiny_a, **prompt, **options, num_return_sequences=3)
+    assert got.shape[0] == 6 and np.array_equal(got[::3], ours(tiny_a, **prompt, **options))
+    assert len({tuple(row) for row in got[:3].tolist()}) > 1
+    again = {key: np.repeat(value, 3, axis=0) for key, value in prompt.items()}
+    greedy = dict(do_sample=True, top_k=1, max_new_tokens=5, eos_token_id=None)
+    assert np.array_equal(ours(tiny_a, **prompt, **greedy, num_return_sequences=3), ours(tiny_a, **again, **greedy))
+
+
+def test_what_contradicts_itself_is_refused(tiny_a):
+    embeds = np.zeros((1, 6, tiny_a.model.config.text_config.hidden_size), np.float32)
+    for options, words in (
+        ({"num_return_sequences": 2}, "do_sample"),
+        ({"input_ids": None}, "input_ids or inputs_embeds"),
+        ({"inputs_embeds": embeds[:, :3]}, "inputs_embeds"),
+        ({"inputs_embeds": embeds[..., :3]}, "inputs_embeds must have shape"),
+        ({"max_length": 6, "max_new_tokens": None}, "max_length=6"),
+        ({"inputs": IDS}, "it is called input_ids"),
+        ({"streamer": object()}, "stream"),
+        ({"num_beams": 4}, "num_beams=4"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ours(tiny_a, **options)
+    with pytest.raises(InputError, match="return_dict_in_generate"):
+        stream(tiny_a.model, tiny_a.params, IDS, return_dict_in_generate=True)
