@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .hlo import Instruction, Module, hbm_bytes
+from .hlo import Instruction, Module, array_bytes, hbm_bytes
 
 __all__ = ["Counts", "count"]
 
@@ -28,6 +28,7 @@ _FREE = frozenset(
         "add-dependency",
     ]
 )
+_PARTS = ("dynamic-slice", "slice", "gather")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _COST = re.compile(r'"bytes_accessed":"?(\d+)')
@@ -146,8 +147,10 @@ class _Reader:
         if it.opcode == "custom-call" and (stated := _COST.search(it.attributes)):
             return int(stated.group(1))
         out = hbm_bytes(it.shape)
-        if it.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * out
+        if it.opcode in _PARTS:
+            return self._part(it.operands, it.shape)
+        if it.opcode.removesuffix("-start") in _PARTS:  # ((operand), result, …)
+            return self._part(it.operands, _parts(it.shape)[-2] if len(_parts(it.shape)) > 1 else it.shape)
         if it.opcode == "dynamic-update-slice":
             return 2 * sum(map(hbm_bytes, list(self.module.shapes_of(it.operands))[1:2]))
         if it.opcode.endswith("-start") and it.opcode != "async-start":
@@ -155,6 +158,11 @@ class _Reader:
         if it.opcode == "fusion" and (body := self.module.computations.get(it.computation("calls") or "")):
             return self._fusion_bytes(body, out)
         return out + sum(map(hbm_bytes, self.module.shapes_of(it.operands)))
+
+    def _part(self, operands: tuple[str, ...], result: str) -> float:
+        """What taking a part of the first operand moves."""
+        source = next(iter(self.module.shapes_of(operands)), "")
+        return hbm_bytes(result) + (array_bytes(result) if hbm_bytes(source) else 0)
 
     def _fusion_bytes(self, body: list[Instruction], out: int) -> float:
         readers: dict[str, list[Instruction]] = {}
@@ -167,12 +175,12 @@ class _Reader:
                 continue
             users = _beyond_bitcasts(it, readers)
             whole = hbm_bytes(it.shape)
-            partly = [user for user, first in users if first and user.opcode in ("dynamic-slice", "slice", "gather")]
+            partly = [user for user, first in users if first and user.opcode in _PARTS]
             written = [user for user, first in users if first and user.opcode == "dynamic-update-slice"]
             if not users or len(partly) + len(written) < len(users):
                 read += whole
                 continue
-            read += min(whole, sum(hbm_bytes(user.shape) for user in partly))
+            read += min(whole, sum(array_bytes(user.shape) for user in partly))
             if written:  # in place: the rest stays where it is
                 out = max(out - whole, 0) + min(whole, sum(hbm_bytes(self._update(user)) for user in written))
         return read + out

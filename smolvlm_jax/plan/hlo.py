@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["Instruction", "Module", "hbm_bytes", "parse"]
+__all__ = ["Instruction", "Module", "array_bytes", "hbm_bytes", "parse"]
 
 _WIDTHS = {"pred": 1, "token": 0, "opaque": 0}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _ASSIGNED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAMED = re.compile(r"%([\w.\-]+)")
+_ELSEWHERE = re.compile(r"S\([1-9]")  # a memory space that is not the main one
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 
 
@@ -112,14 +113,17 @@ def hbm_bytes(shape: str) -> int:
     A layout such as {1,0:T(8,128)(2,1)} says which dimension varies fastest, and that the last two are padded to multiples of
     128 and 8. What S(n) puts into another memory, a TPU core's own, counts nothing.
     """
+    return sum(_array_bytes(*found.groups()) for found in _ARRAY.finditer(shape) if not _ELSEWHERE.search(found.group(3) or ""))
+
+
+def array_bytes(shape: str) -> int:
+    """The same for arrays in whichever memory."""
     return sum(_array_bytes(*found.groups()) for found in _ARRAY.finditer(shape))
 
 
 def _array_bytes(dtype: str, sizes: str, layout: str | None) -> int:
     dimensions = [int(size) for size in sizes.split(",") if size]
     order, _, tiling = (layout or "").partition(":")
-    if re.search(r"S\([1-9]", tiling):
-        return 0
     tile = re.match(r"T\(([\d,*]+)\)", tiling)
     if tile and order:
         minor_first = [int(n) for n in order.split(",")]

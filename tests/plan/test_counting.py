@@ -70,6 +70,17 @@ def test_a_loop_of_unknown_length_is_one_step_and_told_apart():
     assert found.step is not None and found.step.cycles == 47 and not found.step.calls
 
 
+def test_a_part_fetched_into_the_cores_memory_is_read():
+    """An asynchronous slice names its whole operand; the part alone is read, and nothing is written to main memory."""
+    text = """ENTRY %main (a: bf16[64,128]) -> bf16[16,128] {
+  %a = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %s = ((bf16[64,128]{1,0:T(8,128)(2,1)}), bf16[16,128]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:16]}
+  ROOT %d = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} slice-done(%s)
+}
+"""
+    assert count(parse(text)).bytes == 16 * 128 * 2
+
+
 @pytest.mark.parametrize(
     ("shape", "size"),
     [
