@@ -25,7 +25,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "workers": (0, 1024),
         "window_rows": (1, 1024),
     },
-    "LoraConfig": {"rank": (1, 2**16), "alpha": (1e-9, 1e9)},
+    "LoraConfig": {"rank": (1, 4096), "alpha": (1e-9, 1e9)},
     "MeshConfig": {"data": _AXIS, "fsdp": _AXIS, "tensor": _AXIS, "devices": (1, 2**20)},
     "EvaluationConfig": {
         "every": (0, _COUNT),

@@ -5,6 +5,8 @@ processes. Rows are packed here, in the main process. The position is two number
 does not depend on the number of workers; to resume, one window of rows is read again.
 """
 
+import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -86,7 +88,8 @@ class TrainingData:
         count: of processes.
 
     Raises:
-        ConfigError: the rows of a batch cannot be divided over the processes, or no source is named.
+        ConfigError: the rows of a batch cannot be divided over the processes, or no source is named, or
+            a step takes more than the machine has memory.
     """
 
     def __init__(self, config: DataConfig, processor: str, *, seed: int, accumulation: int = 1, index: int = 0, count: int = 1):
@@ -104,6 +107,12 @@ class TrainingData:
             image_seq_len=own.image_seq_len,
             tile_size=own.image_processor.to_dict()["max_image_size"]["longest_edge"],
         )
+        needed = accumulation * sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in self.shape.arrays().values())
+        if needed > (there := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise ConfigError(
+                f"the arrays of a step take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB: lower "
+                "accumulation, data.batch_size, data.length or data.tiles_per_row"
+            )
         self._dataset, self._records = dataset(config, seed)
         self._taken = self._skip = 0
         self._stream: Iterator | None = None
