@@ -103,6 +103,8 @@ def _claim(temporary: Path, destination: Path, notify: Callable[[str], None]) ->
             fresh = True
         except FileExistsError:
             fresh = False
+            if temporary.is_symlink() or temporary.is_file():
+                raise StorageError(f"{temporary} is in the way of {destination}: remove it") from None
         try:
             handle = os.open(temporary, os.O_RDONLY)
         except FileNotFoundError:

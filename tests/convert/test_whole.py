@@ -276,3 +276,17 @@ def test_saving_is_killed(original, tmp_path, how, target, calls):
     {"save": checkpoint.save, "save_hf": checkpoint.save_hf}[how](out, model, params, companions=original, force=True)
     assert helpers.call("verify", original, out, "--quiet") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_something_else_under_the_temporary_name(tmp_path, kind):
+    (tmp_path / "elsewhere").mkdir()
+    part = tmp_path / ".out.part"
+    part.write_text("") if kind == "file" else part.symlink_to("elsewhere")
+    said = []
+    with (
+        pytest.raises(CheckpointError, match=r"\.out\.part is in the way"),
+        whole_directory(tmp_path / "out", notify=said.append),
+    ):
+        pass
+    assert not said and os.path.lexists(part)
