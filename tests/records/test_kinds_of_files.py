@@ -11,6 +11,7 @@ import lzma
 import os
 import sqlite3
 import tarfile
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def test_an_archive_whose_records_stand_apart_or_that_is_cut_off_is_refused(tmp_
     path = archive(tmp_path, texts)
     path.write_bytes(path.read_bytes()[: 2 * 1024])
     with pytest.raises(InputError, match="cut off at byte 2048"):
+        read(path)
+
+
+@pytest.mark.thorough
+def test_an_archive_takes_time_and_memory_that_it_holds(tmp_path):
+    """Many members of one record, and a header that would go into memory as a whole."""
+    path = archive(tmp_path, {f"0.m{n}": b"x" for n in range(20_000)} | {"1.json": b'{"prompt": "?"}'})
+    begin = time.process_time()
+    assert [record.id for record in read(path)] == ["0", "1"] and time.process_time() - begin < 20
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        info = tarfile.TarInfo("1.json")
+        info.pax_headers = {"comment": "x" * 2**21}
+        file.addfile(info)
+    with pytest.raises(InputError, match=r"no archive that can be read: a header of 2,097,\d+ bytes"):
         read(path)
 
 

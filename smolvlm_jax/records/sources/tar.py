@@ -22,6 +22,8 @@ from .plain import copy_of
 
 __all__ = ["TarSource"]
 
+_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_LONGEST_HEADER = 2**20
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 
@@ -36,7 +38,7 @@ class TarSource(LineSource):
     def converted(file: IO[bytes], path: str, columns: Sequence[tuple[str, str]] | None = None) -> IO[bytes] | None:
         file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as archive:
                 return copy_of(_index(archive))
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise InputError(f"{path} is no archive that can be read: {error}") from error
@@ -74,9 +76,19 @@ class TarSource(LineSource):
         return found if {"id", "custom_id"} & found.keys() else {**found, "id": name}
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose long name and further attributes are read only where they are of a usual size: they go into memory."""
+
+    def _proc_member(self, archive):
+        if self.type in _HEADERS and self.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes at byte {self.offset}")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
 def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
     """A line [name, [[ending, place, size], …]] for each record, or [name, what is wrong with it]."""
     members: list[list] = []
+    endings: set[str] = set()
     now = wrong = ""
     ended: set[str] = set()  # names of records that are whole
     for member in archive:
@@ -92,13 +104,14 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
                 ended.add(now)
             if name in ended:
                 raise ValueError(f"members of one record, {name!r:.200}, stand apart in it: pack it sorted by name")
-            now, members, wrong = name, [], ""
+            now, members, endings, wrong = name, [], set(), ""
         if not member.isreg() or member.issparse():
             wrong = f"has the member .{ending}, which is no plain file"
         if not ending:
             wrong = "has no ending that says what it is"
-        if any(ending == other for other, _, _ in members):
+        if ending in endings:
             wrong = f"has two members .{ending}"
+        endings.add(ending)
         members.append([ending, member.offset_data, member.size])
     if members or wrong:
         yield json.dumps([now, wrong or members]).encode() + b"\n"
