@@ -155,7 +155,7 @@ class AutoModelForImageTextToText:
             SmolVLMError: as `load` raises it.
         """
         place = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
-        own = (*place, "dtype", "torch_dtype", "attn_implementation", "mesh", "attention", "base", "check")
+        own = (*place, "dtype", "torch_dtype", "attn_implementation", "mesh", "attention", "base", "adapter", "check")
         given = {name: value for name, value in unasked(cls.__name__, kwargs, _NEUTRAL, own).items() if value is not None}
         asked = torch_name(given.pop("torch_dtype", None) if given.get("dtype") is None else given.pop("dtype"))
         given.pop("torch_dtype", None)
