@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..sharding import on_each_device
-from .int8 import quantize
+from .int8 import rounded, turn
 from .work import Pieces, WorkList
 
 __all__ = ["decode_attention", "decode_pieces", "fits_decode"]
@@ -101,9 +101,12 @@ def decode_attention(
         The output (b, n, 1, h), the updated pairs, the updated scales.
     """
     local = functools.partial(_one_device, interpret=interpret)
-    given = () if scales is None else (scales,)
-    out, pairs, *found = on_each_device(local, q, pairs, k, v, start, *work, *given)
-    return out, pairs, found[0] if found else None
+    if scales is None:
+        out, pairs = on_each_device(local, q, pairs, k, v, start, *work)
+        return out, pairs, None
+    turned = (turn(x).astype(q.dtype) for x in (q, k, v))
+    out, pairs, scales = on_each_device(local, next(turned), pairs, *turned, start, *work, scales)
+    return turn(out).astype(q.dtype), pairs, scales
 
 
 class _Shape(NamedTuple):
@@ -309,7 +312,7 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             old = chunks[slot, at].astype(jnp.float32)
             column = new[row].astype(jnp.float32)
             if quantized:
-                column, scale = quantize(column)
+                column, scale = rounded(column)
                 column = column.astype(jnp.float32)
             joined = jnp.concatenate([column[j : j + 1] for j in range(2 * shape.heads)], 1)
             kept = visible(at * group + tile_row, new_at, live)

@@ -1,20 +1,52 @@
-"""Keys and values in 8 bits: a scale for each vector of a head, by its largest absolute value."""
+"""Keys and values in 8 bits: a scale for each vector of a head, by its largest absolute value after a rotation.
+
+Some entries of a key are far larger than the others, in every column the same ones, and would take most of the 8 bits. A
+Hadamard matrix spreads each entry over all (figures in docs/design.md). It is its own inverse, and products of rotated queries
+and keys are those of the queries and keys.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["dequantize", "quantize"]
+from ..precision import matmul_precision
+
+__all__ = ["dequantize", "quantize", "rounded", "turn"]
 
 _LARGEST = 127
 
 
-def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.cache
+def _hadamard(size: int) -> np.ndarray:
+    """A symmetric orthogonal matrix (size, size), float32: along its diagonal Hadamard matrices of the largest power of 2 that
+    divides `size`."""
+    power = size & -size
+    block = np.ones((1, 1), np.float32)
+    while len(block) < power:
+        block = np.block([[block, block], [block, -block]])
+    return np.kron(np.eye(size // power, dtype=np.float32), block / np.sqrt(np.float32(power)))
+
+
+def turn(x: jax.Array) -> jax.Array:
+    """Vectors (…, h), rotated, in float32; twice is once back."""
+    matrix = jnp.asarray(_hadamard(x.shape[-1]), x.dtype)
+    return jnp.einsum("...h,hg->...g", x, matrix, precision=matmul_precision(x.dtype), preferred_element_type=jnp.float32)
+
+
+def rounded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Vectors (…, h) -> int8 (…, h) and float32 scales (…, 1), whose product is x to half a scale."""
     x = x.astype(jnp.float32)
     scale = jnp.abs(x).max(-1, keepdims=True) * (1 / _LARGEST)
     return jnp.round(x / jnp.where(scale == 0, 1.0, scale)).astype(jnp.int8), scale
 
 
+def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`rounded` after `turn`."""
+    return rounded(turn(x))
+
+
 def dequantize(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """What `quantize` was given, rounded, in float32."""
-    return x.astype(jnp.float32) * scale
+    """What `quantize` was given, as nearly as 8 bits tell, in float32."""
+    return turn(x.astype(jnp.float32) * scale)

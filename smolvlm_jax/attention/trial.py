@@ -106,9 +106,9 @@ def _decode_example(dtype: Any) -> tuple[jax.Array, jax.Array]:
     both = jnp.where((jnp.arange(length) == start)[:, None, None], new, old).astype(jnp.float32)
     keys, values = jnp.split(both.swapaxes(1, 2), 2, 1)
     exact = jnp.where(live[:, None, None, None] > 0, _plain(q, keys, values, seen[:, None]), 0)
-    ours = pairs.reshape(both.shape).astype(jnp.float32)
+    ours = pairs.reshape(both.shape)
     if scales is not None:
-        ours = ours * scales[:, 0, : 2 * heads].swapaxes(1, 2)[..., None]
+        ours = dequantize(ours, scales[:, 0, : 2 * heads].swapaxes(1, 2)[..., None])
     columns = seen[..., None, None]
     ours, wanted = jnp.where(columns, ours, 0), jnp.where(columns, both, 0)
     together = lambda *arrays: jnp.concatenate([x.astype(jnp.float32).ravel() for x in arrays])
