@@ -104,8 +104,7 @@ def decode_attention(
     if scales is None:
         out, pairs = on_each_device(local, q, pairs, k, v, start, *work)
         return out, pairs, None
-    turned = (turn(x).astype(q.dtype) for x in (q, k, v))
-    out, pairs, scales = on_each_device(local, next(turned), pairs, *turned, start, *work, scales)
+    out, pairs, scales = on_each_device(local, turn(q).astype(q.dtype), pairs, turn(k), turn(v), start, *work, scales)
     return turn(out).astype(q.dtype), pairs, scales
 
 
@@ -149,7 +148,7 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
     assert pieces is not None
     shape = _Shape(b, n, kv, h, lanes, pieces)
     group, chunk, align = pieces.group, pieces.chunk, pieces.align
-    new = jnp.concatenate([k, v], 1).reshape(b, 2 * kv, h).astype(q.dtype)
+    new = jnp.concatenate([k, v], 1).reshape(b, 2 * kv, h)
     new = jnp.pad(new, ((0, 0), (0, _ceil(2 * kv, 8) - 2 * kv), (0, 0)))
     kept = [pairs.reshape(b, length // group, group, lanes), *(x[:, 0] for x in scales)]
     # Without this, XLA copies whole layers into the core's memory and out again; the kernel fetches what it needs.

@@ -67,9 +67,11 @@ def compare(shape, lives, start, run=kernel, *, dtype=jnp.bfloat16, seed=0):
     distance = size(np.asarray(out, np.float32) - exact)
     assert (distance <= 0.008 * size(exact)).all(), distance / size(exact)
     ours = replace(buffers, pairs=pairs, scales=scales).read(jnp.float32)
+    hide = lambda x: np.where(np.asarray(seen)[:, None, :, None], x, 0)
+    # Of int8 a number that lies between two may be rounded to either: sums of the rotation have another order.
+    between = 0 if scales is None else float(np.nanmax(np.where(np.asarray(seen)[:, None, None], scales, 0)))
     for found, wanted in zip(ours, after.read(jnp.float32), strict=True):
-        hide = lambda x: np.where(np.asarray(seen)[:, None, :, None], x, 0)
-        np.testing.assert_array_equal(hide(found), hide(wanted))
+        assert np.abs(hide(found) - hide(wanted)).max() <= between
 
 
 @pytest.mark.thorough
