@@ -80,3 +80,28 @@ def test_an_adapter_on_what_was_trained_whole_is_merged_and_has_no_form_in_peft(
     found = logits(tiny_a, load(tmp_path / "model")[1])
     wanted = logits(tiny_a, combine(tiny_a.params, trained, EVERYTHING.scale))
     assert jnp.abs(found - wanted).max() <= 2e-5 * max(1.0, float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.thorough
+def test_a_run_leaves_its_adapters_and_another_starts_from_them(tmp_path, capsys):
+    import train_helpers as helpers
+
+    from smolvlm_jax.train.recipes import load_recipe
+    from smolvlm_jax.train.runner import run
+
+    helpers.write_records(tmp_path, 12)
+    base = helpers.small_checkpoint(tmp_path)
+    recipe = helpers.recipe(tmp_path, base, steps=3, lora={"rank": 2, "alpha": 4.0})
+    first = run(load_recipe(str(recipe), []), progress=False)
+    ours, merged = (flatten_params(load(first.directory / name)[1]) for name in ("adapter", "model"))
+    start = flatten_params(load(base)[1])
+    assert max(float(jnp.abs(merged[path] - leaf).max()) for path, leaf in start.items()) > 1e-5
+    for path, leaf in merged.items():
+        assert np.abs(ours[path] - leaf).max() <= 1e-6, path
+    words = [f"adapter={first.directory / 'adapter'}", f"output={tmp_path / 'second'}", "learning_rate=1e-12"]
+    second = run(load_recipe(str(recipe), words), progress=False)
+    again = flatten_params(load(second.model)[1])
+    for path, leaf in merged.items():
+        assert np.abs(again[path] - leaf).max() <= 1e-5, path
+    assert not (second.directory / "adapter").exists()
+    assert "the adapters are in the exported model alone" in capsys.readouterr().err
