@@ -169,7 +169,7 @@ def test_words_change_a_recipe():
         (["output=''"], "output is '': it names nothing"),
         (["data.train=''"], "the path of a source is '': it names nothing"),
         (['output="a\\0b"'], "it names nothing"),
-        (["steps=1", "steps=2"], "'steps=1' and 'steps=2' set the same"),
+        (["steps=1", "steps"], "'steps' is not KEY=VALUE"),
         (["lora.alpha=3", "lora={rank: 4}"], "'lora.alpha=3' and 'lora={rank: 4}' set the same"),
         (["lora={rank: 4}", "lora.rank=5"], "set the same"),
         (["lora=null", "lora.rank=5"], "set the same"),
@@ -179,6 +179,11 @@ def test_mistakes_are_named(words, message):
     with pytest.raises(ConfigError) as error:
         load_recipe("lora-256m", words)
     assert message in str(error.value)
+
+
+def test_the_last_word_of_one_key_counts():
+    config = load_recipe("lora-256m", ["steps=40", "lora={rank: 4}", "steps=x", "keep=3", "steps=15", "lora={rank: 5}"])
+    assert (config.steps, config.keep, config.lora.rank) == (15, 3, 5)
 
 
 def test_a_key_that_occurs_twice_in_a_recipe(tmp_path):

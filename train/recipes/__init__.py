@@ -40,12 +40,15 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     data = _read(yaml, text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is not a mapping of keys to values")
-    given: list[tuple[str, str]] = []
+    words: dict[str, str] = {}
     for word in overrides:
-        key, equals, text = word.partition("=")
+        key, equals, _ = word.partition("=")
         if not equals or not key:
             raise ConfigError(f"{word!r} is not KEY=VALUE")
-        value = _read(yaml, text, repr(word))
+        words[key] = word  # the last of one key counts, as of a switch, so that a script's words can be followed by others
+    given: list[tuple[str, str]] = []
+    for key, word in words.items():
+        value = _read(yaml, word.partition("=")[2], repr(word))
         leaves = _leaves(key, value)
         for name, other in given:
             if any(f"{a}.".startswith(f"{b}.") for leaf in (key, *leaves) for a, b in ((leaf, name), (name, leaf))):
