@@ -1,0 +1,56 @@
+"""Budgets: what the TPU compiler counts for two layers of each program, so that nothing gets slower unseen.
+
+A program that costs less gets a smaller budget; one that costs more needs a reason. The whole programs' figures stand in
+docs/plan.md (`python benchmarks/compiled.py`).
+"""
+
+import importlib.util
+
+import pytest
+
+from smolvlm_jax.plan import PlanConfig, plan
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler: pip install 'smolvlm-jax[plan]' on x86-64 Linux"
+)
+SLACK = 1.02  # the scheduler's choices differ a little between versions
+
+# Of the 256M on one v5e chip, 64 slots of 2,048 columns, of which rows see half: million cycles, GB moved, GB of temporaries.
+BUDGETS = {
+    ("decode", None): (0.372, 0.113, 0.065),
+    ("decode", "int8"): (0.405, 0.067, 0.065),
+    ("encode", None): (10.42, 1.299, 0.207),
+    ("prefill", None): (2.59, 0.289, 0.067),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache"),
+    [pytest.param(*key, marks=pytest.mark.thorough if key[0] == "decode" else pytest.mark.slow) for key in BUDGETS],
+)
+def test_two_layers_stay_in_their_budget(kind, cache):
+    config = PlanConfig(
+        model="256m", on="v5e", layers=(2, 2), ring_lengths=(2048,), slots=(64,), live=0.5, kinds=(kind,), kv_cache_dtype=cache
+    )
+    (cost,) = plan(config).programs
+    cycles, gigabytes, temporaries = BUDGETS[kind, cache]
+    assert not cost.missing_kernels, "a kernel without a schedule would count nothing"
+    assert cost.cycles / 1e6 <= SLACK * cycles, (cost.xla_cycles, cost.kernel_cycles)
+    assert cost.bytes / 1e9 <= SLACK * gigabytes
+    assert cost.temporary_bytes / 1e9 <= SLACK * temporaries
+
+
+@pytest.mark.thorough
+def test_a_step_moves_weights_and_visible_columns_and_little_else():
+    """Twice the visible columns cost twice their bytes; what is left is the weights that a step reads."""
+    moved = {}
+    for live in (0.25, 0.5):
+        config = PlanConfig(
+            model="256m", on="v5e", layers=(1, 2), ring_lengths=(2048,), slots=(64,), live=live, kinds=("decode",)
+        )
+        moved[live] = plan(config).programs[0]
+    columns = 2 * 2 * 64 * 2048 * 3 * 64 * 2  # layers × (keys, values) × rows × columns × heads × size × bytes
+    for live, cost in moved.items():
+        assert cost.kernel_bytes == pytest.approx(live * columns, rel=0.02)
+    fixed = [cost.bytes - cost.kernel_bytes for cost in moved.values()]
+    assert fixed[0] == pytest.approx(fixed[1])
