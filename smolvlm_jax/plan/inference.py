@@ -156,16 +156,10 @@ class EngineOnChips:
 
     def memory(self, shapes: EngineShapes, costs: list[Cost]) -> Memory:
         """Of one chip while it runs these programs."""
-        programs = self.programs(shapes)
-        with activate(self.mesh):
-            rings = sum(held_bytes(programs.ring(length)) for length in shapes.ring_lengths)
-            pool = held_bytes(programs.returns("pool"))
         largest = max(costs, key=lambda cost: cost.own_bytes)
         return Memory(
             kinds={
-                "weights": self.weight_bytes,
-                "KV cache": rings,
-                "features": pool,
+                **self._kept(shapes),
                 "temporaries": largest.temporary_bytes,
                 "inputs and results": largest.own_bytes - largest.temporary_bytes,
                 "code": sum(cost.code_bytes for cost in costs),
@@ -173,6 +167,13 @@ class EngineOnChips:
             largest=largest.name,
             usable=self.usable,
         )
+
+    def _kept(self, shapes: EngineShapes) -> dict[str, int]:
+        """What is there whatever program runs."""
+        programs = self.programs(shapes)
+        with activate(self.mesh):
+            rings = sum(held_bytes(programs.ring(length)) for length in shapes.ring_lengths)
+            return {"weights": self.weight_bytes, "KV cache": rings, "features": held_bytes(programs.returns("pool"))}
 
     # ---- the whole
 
@@ -185,6 +186,9 @@ class EngineOnChips:
         if self.config.max_slots:
             return self._search()
         shapes = self.shapes(self.config.slots)
+        kept = sum(self._kept(shapes).values())
+        if self.usable is not None and kept > self.usable:  # known without compiling for minutes
+            raise InputError(self._too_large(shapes, kept))
         try:
             costs = self.costs(shapes, self.keys(shapes))
             memory = self.memory(shapes, costs)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from smolvlm_jax import resolve
 from smolvlm_jax.cli import main
 from smolvlm_jax.errors import InputError, MissingExtraError
 from smolvlm_jax.plan import CHIPS, Cost, PlanConfig, Workload, plan
@@ -93,7 +94,7 @@ def test_this_machine(tmp_path, capsys):
     found = json.loads((tmp_path / "p.json").read_text())
     assert found["shapes"]["slots"] == [8] and found["rate"] is None
     kinds = found["memory"]["kinds"]
-    assert 0.93e6 * 4 <= kinds["weights"] < 1.1 * 0.94e6 * 4
+    assert 0 <= (resolve("tiny") / "model.safetensors").stat().st_size - kinds["weights"] < 1e5, "float32, and a header"
     decode = found["programs"][-1]
     assert decode["flops"] > 0 and decode["alias_bytes"] >= kinds["KV cache"] * 0.99
 
