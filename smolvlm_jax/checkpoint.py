@@ -27,11 +27,13 @@ from .errors import StorageError
 from .generation_config import GenerationConfig
 from .habits import unasked
 from .io import COMPANIONS, companion_files
+from .layers import Execution
 from .locate import adapted, bundled_models, resolve, resolve_file
 from .model import SmolVLMForConditionalGeneration
 from .parameters import flatten_params
 from .precision import default_dtype
 from .retrieval_model import model_of
+from .vision import try_encoder
 
 __all__ = ["COMPANIONS", "bundled_models", "default_dtype", "load", "resolve", "resolve_file", "save", "save_hf"]
 
@@ -90,6 +92,7 @@ def load(
         model = model_of(opened.model_config, dtype=compute, attention=attention, generation_config=defaults)
         for line in opened.notes:
             warnings.warn(line, stacklevel=2)
+        try_encoder(opened.model_config.vision_config, Execution(compute, attention=attention))
         if opened.layout == "base" and not opened.config.tie_word_embeddings:
             warnings.warn(
                 f"{source} is a checkpoint of the base class, without the output head its config speaks of: "

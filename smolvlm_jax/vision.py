@@ -12,6 +12,7 @@ from flax import linen as nn
 from .activations import activation
 from .attention import Attended, attention
 from .config import SmolVLMVisionConfig
+from .encoder_kernels import layer_kernels, try_layer
 from .errors import ConfigError, InputError
 from .layers import Embedding, Execution, LayerNorm, Part, StackOutput, dimensions, run_layers
 from .outputs import ModelOutput
@@ -26,6 +27,7 @@ __all__ = [
     "normalize_tiles",
     "patch_mask",
     "position_buckets",
+    "try_encoder",
 ]
 
 POSITION_RULES = ("intended", "transformers-4.56")
@@ -119,10 +121,32 @@ class PatchEmbedding(nn.Module):
         init = nn.initializers.normal(self.config.initializer_range)
         kernel = parameter(self, "kernel", init, Dimension(p), Dimension(p), Dimension(c), d).astype(self.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros, Dimension(d.size)).astype(self.dtype)
-        i, height, width, _ = pixel_values.shape
-        rows, columns = height // p, width // p
-        x = pixel_values[:, : rows * p, : columns * p].reshape(i, rows, p, columns, p, c)
-        return jnp.einsum("iypxqc,pqcd->iyxd", x, kernel, precision=matmul_precision(self.dtype)) + bias
+        _, height, width, _ = pixel_values.shape
+        x = pixel_values[:, : height // p * p, : width // p * p]
+        if self.dtype != jnp.bfloat16:
+            return _patches_by_product(x, kernel) + bias
+        return jax.lax.platform_dependent(x, kernel, tpu=_patches_by_rows, default=_patches_by_product) + bias
+
+
+def _patches_by_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Whole patches of pixels (i, H, W, c) times a kernel (p, p, c, d) -> (i, rows, columns, d)."""
+    p, _, c, _ = kernel.shape
+    i, height, width, _ = x.shape
+    x = x.reshape(i, height // p, p, width // p, p, c)
+    return jnp.einsum("iypxqc,pqcd->iyxd", x, kernel, precision=matmul_precision(kernel.dtype))
+
+
+def _patches_by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same as a convolution along x, of which the pixels of a patch's column are the channels.
+
+    A TPU stores a row of pixels along its lanes. The product would split it into pieces of p, each padded to 128 lanes: eight
+    times the memory of the pixels.
+    """
+    p, _, c, d = kernel.shape
+    i, height, width, _ = x.shape
+    x = jnp.einsum("iypwc->iywpc", x.reshape(i, height // p, p, width, c)).reshape(i, height // p, width, p * c)
+    kernel = jnp.einsum("pqcd->qpcd", kernel).reshape(1, p, p * c, d)
+    return jax.lax.conv_general_dilated(x, kernel, (1, p), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class SmolVLMVisionEmbeddings(nn.Module):
@@ -178,15 +202,30 @@ class SmolVLMVisionMLP(_Part):
 class SmolVLMEncoderLayer(_Part):
     """Attention and MLP, each after a norm and added to its input."""
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None) -> Attended:
         """x (i, p, d), mask bool (i, 1, p) or None."""
+        if mask is None and not self.return_weights and not self.is_initializing():
+            alone = SmolVLMEncoderLayer(self.config, self.execution, parent=None)
+            params = nn.meta.unbox(self.variables.get("params", {}))
+            layer = layer_kernels(alone, x, params)
+            if layer is not None:
+                return Attended(layer(x, params))
+        return self.plain(x, mask=mask)
+
+    @nn.compact
+    def plain(self, x: jax.Array, *, mask: jax.Array | None) -> Attended:
+        """The layer without kernels for the whole of it; arguments as above."""
         norm = partial(LayerNorm, self.config.hidden_size, self.config.layer_norm_eps, self.execution.dtype)
         attend = SmolVLMVisionAttention(self.config, self.execution, self.return_weights, name="self_attn")
         attended = attend(norm(name="layer_norm1")(x), mask=mask)
         x = constrain(x + attended.output, "tile", None, None)
         x = x + SmolVLMVisionMLP(self.config, self.execution, name="mlp")(norm(name="layer_norm2")(x))
         return attended._replace(output=constrain(x, "tile", None, None))
+
+
+def try_encoder(config: SmolVLMVisionConfig, execution: Execution) -> None:
+    """Run the trial of the kernels for an encoder's layers, as `attention.try_kernels` does for those of attention."""
+    try_layer(SmolVLMEncoderLayer(config, execution, parent=None), config.num_patches)
 
 
 class SmolVLMEncoder(_Part):

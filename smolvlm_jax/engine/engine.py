@@ -22,6 +22,7 @@ from ..attention import try_kernels
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
 from ..retrieval_model import require_text
+from ..vision import try_encoder
 from .compiled import Programs, persistent_cache
 from .counters import Counters
 from .feature_pool import FeaturePlaces
@@ -130,6 +131,7 @@ class Engine:
             report: called with the numbers of programs done and to do.
         """
         try_kernels(self.model.attention)
+        try_encoder(self.model.config.vision_config, self.model.execution)
         self.programs.warm_up(report)
 
     def summary(self) -> dict[str, float]:

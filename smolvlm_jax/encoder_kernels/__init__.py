@@ -1,0 +1,5 @@
+"""The encoder's layers in two kernels each, for TPUs in bfloat16: the same function as the modules of `vision`."""
+
+from .layer import layer_kernels, try_layer
+
+__all__ = ["layer_kernels", "try_layer"]
