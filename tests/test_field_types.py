@@ -48,6 +48,7 @@ def test_every_field_refuses_other_types(settings):
     assert tried > 40
 
 
+@pytest.mark.thorough
 def test_every_field_of_the_engine_refuses_other_types():
     from smolvlm_jax.engine import EngineConfig
 

@@ -257,7 +257,7 @@ def normalising(directory, normalizers, flagged: bool = True):
     return SmolVLMProcessor.from_pretrained(directory)
 
 
-@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("name", fast_first(1, NORMALIZERS))
 def test_twins_of_steering_words_do_not_steer(name, tmp_path):
     processor = normalising(tmp_path / "m", NORMALIZERS[name])
     words = processor.steering_words()
@@ -285,7 +285,7 @@ def test_twins_of_steering_words_do_not_steer(name, tmp_path):
 
 
 @pytest.mark.parametrize("flagged", [True, False])
-@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("name", fast_first(1, NORMALIZERS))
 def test_harmless_texts_keep_their_ids(name, flagged, tmp_path):
     processor = normalising(tmp_path / "m", NORMALIZERS[name], flagged)
     for words in ("Ａ ﬁne ＜ day", "x<", "mage>", "＜i", "MAGE＞", "数 é\u200b", "<DIV>", "naïve", "＜row", "\ue000 <"):

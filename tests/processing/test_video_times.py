@@ -9,6 +9,7 @@ from smolvlm_jax.processing.decode import decode_video
 
 from .conftest import need
 
+pytestmark = pytest.mark.thorough
 av = pytest.importorskip("av", reason="writes its videos with PyAV: pip install 'smolvlm-jax[pyav]'")
 
 
