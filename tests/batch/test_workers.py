@@ -197,7 +197,14 @@ def test_the_default_number_of_workers():
 
 
 def test_a_record_that_cannot_be_parsed_for_want_of_memory_says_so():
-    def parse(payload):
-        raise MemoryError
+    class Parse:
+        def __call__(self, payload):
+            raise MemoryError
 
-    assert Preparer(Setup(TINY, parse))(b"{}").error == NO_MEMORY
+        def identify(self, payload):
+            return "known"
+
+    assert Preparer(Setup(TINY, Parse()))(b"{}").error == NO_MEMORY
+    with WorkerPool(Setup(TINY, Parse()), 0) as pool:
+        ((_, request),) = pool.map([(0, b"{}")])
+    assert (request.id, request.error) == ("known", NO_MEMORY)
