@@ -243,7 +243,7 @@ def resolve_file(
     if os.path.isabs(folder) or ".." in Path(folder).parts:
         raise CheckpointError(f"subfolder is {folder!r}; it is a path inside of {source}")
     path = Path(source)
-    if revision is not None and not is_hub_id(source):
+    if revision not in (None, "main") and not is_hub_id(source):  # "main" is what transformers' code writes for none
         raise InputError(
             f"{source} has no revision {revision!r}: only models of the Hub have revisions (--revision, revision=…)"
         )
