@@ -1,12 +1,11 @@
-"""Errors of orbax and tensorstore, which both report in threads of their own what they raise again where it is waited for."""
+"""Errors of orbax and tensorstore, which report in threads of their own what they raise again where it is waited for."""
 
+import functools
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-__all__ = ["reason", "told_once"]
+__all__ = ["reason", "tell_once"]
 
 _SYSTEM = re.compile(r"([A-Z][\w ]*) \[os_error_code")
 
@@ -19,17 +18,16 @@ def reason(error: BaseException) -> str:
 
 
 def _told(record: logging.LogRecord) -> bool:
+    if record.name == "asyncio":
+        return "orbax" not in record.getMessage()
     return "orbax" not in record.pathname or (record.exc_info is None and "_SignalingThread" not in str(record.msg))
 
 
-@contextmanager
-def told_once() -> Iterator[None]:
-    """Within the block nothing is printed of errors in the threads of orbax and tensorstore, nor of their event loops."""
-    log, before = logging.getLogger("absl"), sys.unraisablehook
-    log.addFilter(_told)
+@functools.cache
+def tell_once() -> None:
+    """From now on nothing is printed of errors in the threads and event loops of orbax and tensorstore: what they leave behind
+    reports until the process ends."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_told)
+    before = sys.unraisablehook
     sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else before(raised)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        log.removeFilter(_told)

@@ -19,7 +19,7 @@ from .convert.arrays import checksum
 from .convert.leaves import ArrayLeaf, Leaf, widest
 from .convert.manifest import describe, write_manifest
 from .convert.opened import open_checkpoint
-from .convert.orbax_errors import reason, told_once
+from .convert.orbax_errors import reason, tell_once
 from .convert.place import place
 from .convert.to_hf import parse_size, write_hf
 from .directories import disk_full, whole_directory
@@ -143,7 +143,8 @@ def save(
     with whole_directory(Path(directory), force) as target:
         describe(target, model.config, dtype=dtype, companions=_companions(companions))
         try:
-            with told_once(), ocp.StandardCheckpointer() as checkpointer:
+            tell_once()
+            with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(target / "params", params)
         except ValueError as error:  # as which tensorstore raises errors of the system
             if disk_full(error):

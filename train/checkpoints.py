@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from ..convert.file_sums import damaged_files, write_sums
-from ..convert.orbax_errors import reason, told_once
+from ..convert.orbax_errors import reason, tell_once
 from ..directories import disk_full
 from ..errors import CheckpointError, StorageError
 from .processes import everyones
@@ -51,14 +51,12 @@ class Checkpoints:
         if jax.process_index() == 0:
             set_aside(self.directory)
         everyones(None)  # the others wait for the first
-        self._silence = ExitStack()
-        self._silence.enter_context(told_once())
+        tell_once()
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError:
+            raise
         except Exception as error:  # what orbax raises where it does not understand what it finds
-            self._silence.close()
-            if isinstance(error, OSError):
-                raise
             raise CheckpointError(f"{self.directory} cannot be opened: {reason(error)}") from error
 
     def _figure(self, metrics: Any) -> float:
@@ -70,11 +68,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error):
-        try:
-            with self._writing():
-                self._manager.close()
-        finally:
-            self._silence.close()
+        with self._writing():
+            self._manager.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

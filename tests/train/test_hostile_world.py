@@ -37,7 +37,7 @@ def run(home: Path, *words: str, patch: str = "") -> subprocess.CompletedProcess
     """A run to its end. patch: code that its process runs first."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-c", f"{patch}\n{COMMAND}", "train", str(home / "recipe.yaml"), *words]
-    return subprocess.run(command, env=environment(**cache), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    return subprocess.run(command, env=environment(**cache), capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
 def one_line(done: subprocess.CompletedProcess, *words: str) -> None:
