@@ -315,7 +315,7 @@ def evaluate(source: str, readings: int = 1000, comparisons: int = 500, batch: i
     from smolvlm_jax.train import DataConfig, EvaluationConfig
     from smolvlm_jax.train.evaluate import ask
 
-    config = EvaluationConfig("", batch_size=batch, max_new_tokens=20)
+    config = EvaluationConfig("held-out", batch_size=batch, max_new_tokens=20)
     model, params = load(source)
     processor = SmolVLMProcessor.from_pretrained(resolve(source))
     tasks = list(held_out(readings, comparisons))
