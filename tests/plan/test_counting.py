@@ -150,6 +150,12 @@ def test_a_schedule_counts_each_bundle_as_often_as_it_runs():
     assert found.cycles(1) == found.bundles and found.cycles(16) == 16 * found.products
 
 
+def test_parts_of_the_grids_loop_run_as_often_as_the_part_with_its_exit_test():
+    text = bundles(f"> {{ {PRODUCT} }}", "{ %a = nop }", f"> {{ {EXIT.format(18)} }}", "{ %b = halt }")
+    found = schedule(text, dynamic_trips=3)
+    assert (found.bundles, found.products, found.unknown_loops) == (2 + 16 + 16, 16, 0)
+
+
 def test_schedules_are_found_by_the_names_of_calls(tmp_path):
     (tmp_path / "0123-kernel.4-77-final_bundles.txt").write_text(KERNEL)
     (tmp_path / "0124-fusion-78-final_bundles.txt").write_text("")
