@@ -72,8 +72,8 @@ def _block(lines: list[tuple[int, str]], depth: int, times: int, products: Count
             end += 1
         loop = lines[at:end]
         trips = _trips(loop, depth + 1)
-        if trips is None and depth == 0:  # a part of the grid's loop, apart from the part with its exit test
-            trips = _trips(lines, 1)
+        if trips is None:  # a part of a loop, apart from the part with its exit test
+            trips = _trips(lines, depth + 1)
         # Of loops of unknown length inside one another only the outermost is `dynamic` steps long.
         steps, within = (dynamic, 1) if trips is None else (trips, dynamic)
         inside, more = _block(loop, depth + 1, times * steps, products, within)
