@@ -201,7 +201,7 @@ def _each(function: Callable[..., jax.Array], buffers: Any, *others: Any) -> Any
     """`function` of the dimension of the columns and an array of each of the buffers, for all their arrays."""
     arrays, tree = jax.tree.flatten(buffers)
     rest = [jax.tree.leaves(other) for other in others]
-    return tree.unflatten([function(*each) for each in zip(buffers.columns, arrays, *rest, strict=True)])
+    return jax.tree.unflatten(tree, [function(*each) for each in zip(buffers.columns, arrays, *rest, strict=True)])
 
 
 def _write(buffers: Any, k: jax.Array, v: jax.Array, start: jax.Array) -> Any:

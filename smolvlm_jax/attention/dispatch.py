@@ -78,6 +78,7 @@ def _by_splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Arra
 
 
 def _by_decode(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache) -> tuple[jax.Array, Any]:
+    assert cache.work is not None  # `fits_decode` saw it
     pairs, scales = cache.buffers.pairs, cache.buffers.scales
     out, pairs, scales = decode_attention(q, k, v, pairs, scales, cache.start, cache.work)
     return out, replace(cache.buffers, pairs=pairs, scales=scales)
@@ -189,7 +190,8 @@ def cached_attention(
 
     def plain(q, k, v, cache, mask):
         buffers = cache.buffers.write(k, v, cache.start)
-        found = attention(q, *buffers.read(q.dtype), mask, form=form, return_weights=return_weights)
+        keys, values = buffers.read(q.dtype)
+        found = attention(q, keys, values, mask, form=form, return_weights=return_weights)
         return found._replace(keys_values=buffers)
 
     def by_kernel(run, q, k, v, cache, mask):
