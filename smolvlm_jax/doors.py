@@ -20,30 +20,7 @@ from .processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenize
 from .processing.batch import BatchFeature
 from .vision import SmolVLMVisionTransformer
 
-__all__ = [
-    "AutoConfig",
-    "AutoImageProcessor",
-    "AutoModelForImageTextToText",
-    "AutoModelForMultimodalLM",
-    "AutoModelForVision2Seq",
-    "AutoProcessor",
-    "AutoTokenizer",
-    "AutoVideoProcessor",
-    "Idefics3Config",
-    "Idefics3ForConditionalGeneration",
-    "Idefics3ImageProcessor",
-    "Idefics3ImageProcessorFast",
-    "Idefics3ImageProcessorPil",
-    "Idefics3Model",
-    "Idefics3Processor",
-    "Idefics3VisionConfig",
-    "Idefics3VisionTransformer",
-    "LoadedModel",
-    "SmolVLMImageProcessorFast",
-    "SmolVLMImageProcessorPil",
-    "pipeline",
-]
-
+# Its public names stand in the package, which imports them from here.
 AutoConfig = Idefics3Config = SmolVLMConfig
 AutoProcessor = Idefics3Processor = SmolVLMProcessor
 AutoTokenizer = SmolVLMTokenizer
