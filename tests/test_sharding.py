@@ -153,11 +153,10 @@ def activation_shardings(model, params, batch, mesh):
             caught[by_shape[x.shape]] = y
         return y
 
-    from smolvlm_jax import connector, decoder, layers, vision
+    from smolvlm_jax import cache, connector, decoder, layers, vision
     from smolvlm_jax import model as model_module
-    from smolvlm_jax.attention import dispatch
 
-    modules = (connector, decoder, dispatch, layers, vision, model_module)
+    modules = (cache, connector, decoder, layers, vision, model_module)
     kept = [m.constrain for m in modules]
     try:
         for m in modules:

@@ -281,6 +281,13 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             rows = jnp.where(number < j, rows, scale[j : j + 1])
         return rows
 
+    def clear(slot, first, stop):
+        """Zeros for groups of a chunk, which may hold what is left of another row."""
+
+        @pallas.loop(first, stop)
+        def _(i):
+            chunks[slot, i] = jnp.zeros((group, lanes), chunks.dtype)
+
     def attend(item, carry):
         most, total_weight, summed, written = carry
         slot, row, is_first = jax.lax.rem(item, slots), work[0, item] >> 1, (work[0, item] & 1) == 1
@@ -298,10 +305,11 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             if not quantized:
                 kept = visible(low * group + tile_row, new_at, live)
                 chunks[slot, low] = jnp.where(kept, chunks[slot, low].astype(jnp.float32), 0).astype(chunks.dtype)
+                clear(slot, 0, low)
 
         @pallas.when(is_last)
         def _():
-            """The new column, and no column after it that the row does not see; nor what is left of another row's chunk."""
+            """The new column, and no column after it that the row does not see."""
 
             @pallas.when(written >= _WRITES)
             def _():
@@ -325,11 +333,7 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
                 scale_chunks[slot, :, span] = fresh
                 scale_tiles[place] = fresh
             else:
-
-                @pallas.loop(end, size // group)
-                def _(i):
-                    chunks[slot, i] = jnp.zeros((group, lanes), chunks.dtype)
-
+                clear(slot, end, size // group)
             write(written, row, True)
 
         kv = chunks[slot].reshape(size, lanes).astype(q.dtype)
@@ -338,10 +342,11 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             scores = scores * spread(scale_chunks[slot, : shape.heads])
         counts = visible(column, new_at, live) & (column < end * group)
         scores = jnp.where(counts, scores, _NONE)
-        old = jnp.where(is_first, _NONE, most)
+        # Selected, not multiplied by zero: what another row leaves may be NaN.
+        old, total_weight, summed = (jnp.where(is_first, x, y) for x, y in ((_NONE, most), (0.0, total_weight), (0.0, summed)))
         most = jnp.maximum(old, scores.max(1, keepdims=True))
         weights = jnp.exp(scores - most)
-        fade = jnp.where(is_first, 0.0, jnp.exp(old - most))
+        fade = jnp.exp(old - most)
         total_weight = fade * total_weight + weights.sum(1, keepdims=True)
         if quantized:
             weights = jnp.where(counts, weights * spread(scale_chunks[slot, shape.heads : 2 * shape.heads]), 0)

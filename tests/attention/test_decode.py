@@ -4,6 +4,7 @@ Here it runs in the interpreter that simulates a chip: memory holds NaN before i
 may, and bounds are watched. The TPU compiler sees it in tests/engine/test_tpu_programs.py.
 """
 
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -122,11 +123,14 @@ def test_a_row_with_nan_does_not_reach_the_others():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.int8, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [(1, 1, 2), pytest.param((2, 1, 1), marks=pytest.mark.slow)])
 def test_on_a_mesh(shape, dtype):
-    """Rows and heads that divide, each shard with a buffer of its own, and ones that do not: what one device computes."""
-    if len(jax.devices()) < 8:
-        pytest.skip("eight devices are needed")
+    """Rows or heads that divide, each shard with a buffer of its own: what one device computes.
+
+    Two devices, since the simulated ones wait for each other, each in a thread of a pool that has one for every core.
+    """
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two cores are needed")
     heads, split = 4, shape[2] if 4 % shape[2] == 0 else 1
     alone, together = (make(8, 8, heads, 128, 64, [0, 5, 128, 70], 5, dtype=dtype, shards=n) for n in (1, split))
     at = jnp.asarray(5)
@@ -137,7 +141,7 @@ def test_on_a_mesh(shape, dtype):
         return out, *replace(buffers, pairs=pairs, scales=scales).read(jnp.float32)
 
     expected = run(*alone[:3])
-    with activate(make_mesh(*shape)):
+    with activate(make_mesh(*shape, devices=jax.devices()[:2])):
         found = run(*together[:3])
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))
