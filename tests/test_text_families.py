@@ -121,7 +121,7 @@ def test_frequencies_are_those_of_transformers(rope, theta):
         ({"mlp_bias": True}, "text_config.mlp_bias"),
         ({"partial_rotary_factor": 0.5}, "text_config.partial_rotary_factor"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act"),
+        ({"hidden_act": "prelu"}, "hidden_act"),
         ({"qk_layer_norms": True}, "text_config.qk_layer_norms"),
         ({"attn_logit_softcapping": 50.0}, "text_config.attn_logit_softcapping"),
         ({"residual_multiplier": 0.22}, "text_config.residual_multiplier"),

@@ -173,7 +173,7 @@ def test_an_empty_input_is_a_finished_job(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`smolvlm-jax batch` in this process with the double for an engine: (exit code, summary or None, stderr)."""
-    monkeypatch.setattr(batch_run, "_engine", lambda *args: Double())
+    monkeypatch.setattr(batch_run, "_engine", lambda *args, **given: Double())
     for name in ("JOB_COMPLETION_INDEX", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
 
@@ -325,7 +325,9 @@ def test_mistakes_are_one_line_and_exit_code_2(flags, words, lines, tmp_path, mo
 
 def test_the_python_interface_has_every_switch_and_answers_as_the_command(command, lines, tmp_path):
     (commands,) = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    switches = {action.dest for action in commands["batch"]._actions} - {"help", "column"} | {"columns"}
+    switches = {action.dest for action in commands["batch"]._actions} - {"help", "column", "base"} | {
+        "columns"
+    }  # --base is `model` beside an `adapter`
     names = lambda settings: {field.name for field in dataclasses.fields(settings)}
     own = names(BatchConfig) - {"sampling", "pictures"}
     assert switches == own | names(SamplingParams) | names(PictureOptions)
