@@ -46,7 +46,7 @@ def test_everything_of_the_reference_has_a_word_beside_it(pages):
 def test_the_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.rstrip().endswith("."), done.stderr
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("Assistant: 4207"), done.stderr
 
 
 @pytest.mark.thorough
