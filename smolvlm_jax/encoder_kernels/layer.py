@@ -6,6 +6,7 @@ it, and what it keeps for the gradient, as the modules do.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -160,11 +161,18 @@ def _example(module: nn.Module, patches: int) -> Callable[[], tuple[jax.Array, j
 
     def encoder_example() -> tuple[jax.Array, jax.Array]:
         exact = module.clone(execution=dataclasses.replace(module.execution, dtype=jnp.float32))
-        keys = jax.random.split(jax.random.key(0), 2)
-        x = jax.random.normal(keys[0], (1, patches, module.config.hidden_size), jnp.bfloat16)
-        params = nn.meta.unbox(exact.init(keys[1], x, mask=None)["params"])
-        # No leaf of zeros or ones, as they are at initialisation.
-        params = jax.tree.map(lambda leaf: (leaf + 0.02 * jax.random.normal(keys[0], leaf.shape)).astype(x.dtype), params)
+        width = module.config.hidden_size
+        x = jax.random.normal(jax.random.key(0), (1, patches, width), jnp.bfloat16)
+        shapes = nn.meta.unbox(jax.eval_shape(functools.partial(exact.init, mask=None), jax.random.key(0), x)["params"])
+        # Not as at initialisation, where scores are flat, biases zero, and what the layer adds so small beside x that the
+        # rounding of the sum to bfloat16 is most of the difference.
+        numbers = itertools.count(1)
+
+        def draw(path, leaf):
+            noise = 1.5 * width**-0.5 * jax.random.normal(jax.random.key(next(numbers)), leaf.shape)
+            return (noise + (path[-1].key == "scale")).astype(x.dtype)
+
+        params = jax.tree.map_with_path(draw, shapes)
         chip = chip_of(x)
         ours, wanted = on_each_device(module.config, chip, x, params), _plain(exact, x.astype(jnp.float32), params)
         return ours.astype(jnp.float32) - x, wanted - x
