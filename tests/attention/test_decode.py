@@ -19,6 +19,7 @@ from smolvlm_jax.attention import decode as module
 from smolvlm_jax.attention import dispatch
 from smolvlm_jax.attention import trial as kernels
 from smolvlm_jax.attention.dispatch import LayerCache, cached_attention
+from smolvlm_jax.attention.forms import by_einsum
 from smolvlm_jax.cache import ColumnBuffers, HeadBuffers
 from smolvlm_jax.errors import ConfigError
 from smolvlm_jax.sharding import activate
@@ -67,6 +68,11 @@ def compare(shape, lives, start, run=kernel, *, dtype=jnp.bfloat16, seed=0):
     size = lambda x: np.sqrt((np.asarray(x, np.float32) ** 2).sum((1, 2, 3)))
     distance = size(np.asarray(out, np.float32) - exact)
     assert (distance <= 0.008 * size(exact)).all(), distance / size(exact)
+    # All rows together: as near as the einsums in bfloat16 of the same cache.
+    expected = by_einsum(new[0], keys.astype(jnp.bfloat16), values.astype(jnp.bfloat16), seen[:, None])
+    expected = np.where(np.asarray(live)[:, None, None, None] > 0, np.asarray(expected, np.float32), 0)
+    error = lambda x: np.linalg.norm(np.asarray(x, np.float32) - exact) / np.linalg.norm(exact)
+    assert error(out) <= max(0.004, 1.5 * error(expected))
     ours = replace(buffers, pairs=pairs, scales=scales).read(jnp.float32)
     hide = lambda x: np.where(np.asarray(seen)[:, None, :, None], x, 0)
     # Of int8 a number that lies between two may be rounded to either: sums of the rotation have another order.
