@@ -1,13 +1,14 @@
 """Compiling a program, and counting what came of it."""
 
 import math
-import os
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -93,40 +94,40 @@ class Measurer:
         Raises:
             TooLarge: it does not fit the chip.
         """
-        self._clear()
-        started = time.perf_counter()
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
-                raise TooLarge(name, str(error)) from error
-            raise
-        seconds = time.perf_counter() - started
-        memory = compiled.memory_analysis()
-        sizes: Any = {f"{ours}_bytes": int(getattr(memory, f"{theirs}_size_in_bytes")) for ours, theirs in _SIZES.items()}
-        counts = _a_step(count(parse(compiled.as_text())), steps)
-        if loops is not None:
-            counts.bytes += counts.kernel_bytes * (loops.share - 1)
-            counts.kernel_bytes *= loops.share
-        found = Cost(
-            name=name,
-            **sizes,
-            input_bytes=input_bytes,
-            flops=flops,
-            bytes=counts.bytes,
-            kernel_bytes=counts.kernel_bytes,
-            kernels=_named(counts.calls),
-            libraries={target: round(number) for target, number in counts.libraries.items()},
-            launches=counts.launches,
-            collectives={
-                kind: Collective(count=round(number), nbytes=round(counts.collective_bytes[kind]))
-                for kind, number in counts.collectives.items()
-            },
-            seconds=seconds,
-        )
-        if self.chip is not None and self.chip.platform == "tpu":
-            found = self._with_cycles(found, counts, loops.steps if loops else 1)
-        return self._with_seconds(found)
+        with self._dumping():
+            started = time.perf_counter()
+            try:
+                compiled = lowered.compile()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
+                    raise TooLarge(name, str(error)) from error
+                raise
+            seconds = time.perf_counter() - started
+            memory = compiled.memory_analysis()
+            sizes: Any = {f"{ours}_bytes": int(getattr(memory, f"{theirs}_size_in_bytes")) for ours, theirs in _SIZES.items()}
+            counts = _a_step(count(parse(compiled.as_text())), steps)
+            if loops is not None:
+                counts.bytes += counts.kernel_bytes * (loops.share - 1)
+                counts.kernel_bytes *= loops.share
+            found = Cost(
+                name=name,
+                **sizes,
+                input_bytes=input_bytes,
+                flops=flops,
+                bytes=counts.bytes,
+                kernel_bytes=counts.kernel_bytes,
+                kernels=_named(counts.calls),
+                libraries={target: round(number) for target, number in counts.libraries.items()},
+                launches=counts.launches,
+                collectives={
+                    kind: Collective(count=round(number), nbytes=round(counts.collective_bytes[kind]))
+                    for kind, number in counts.collectives.items()
+                },
+                seconds=seconds,
+            )
+            if self.chip is not None and self.chip.platform == "tpu":
+                found = self._with_cycles(found, counts, loops.steps if loops else 1)
+            return self._with_seconds(found)
 
     def _with_cycles(self, cost: Cost, counts: Counts, steps: int) -> Cost:
         assert self.chip is not None
@@ -150,11 +151,19 @@ class Measurer:
         estimated = None if cost.cycles is None or chip.clock is None else max(cost.cycles / chip.clock, moving)
         return replace(cost, floor_seconds=floor, estimated_seconds=estimated)
 
+    @contextmanager
+    def _dumping(self) -> Iterator[None]:
+        """The dump directory holds what the compiler writes inside the block, and nothing afterwards: one program's schedules
+        may be gigabytes."""
+        self._clear()
+        try:
+            yield
+        finally:
+            self._clear()
+
     def _clear(self) -> None:
-        """Remove the schedules of the program before."""
-        if self.dump is not None:
-            shutil.rmtree(self.dump, ignore_errors=True)
-            os.makedirs(self.dump, exist_ok=True)
+        for path in Path(self.dump).iterdir() if self.dump else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _a_step(counts: Counts, steps: int) -> Counts:

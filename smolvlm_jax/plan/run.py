@@ -1,6 +1,9 @@
 """`plan`: ask the compilers in a child process. Imports no jax."""
 
-from collections.abc import Callable
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ..child import AVAILABLE, Child
 from ..errors import InputError, JobError, SmolVLMError
@@ -35,7 +38,13 @@ def plan(config: PlanConfig, notify: Callable[[str, int, int], None] = lambda na
     parse_target(on)
     if not AVAILABLE:
         raise InputError("plan needs a system with process groups and sockets between processes, such as Linux or macOS")
-    child = Child("smolvlm_jax.plan.worker", quiet=True).begin((config, on))
+    with _dump_directory() as dump:
+        return _ask((config, on, dump), notify)
+
+
+def _ask(question: tuple[PlanConfig, str, str], notify: Callable[[str, int, int], None]) -> Plan:
+    """What the child answers to a question."""
+    child = Child("smolvlm_jax.plan.worker", quiet=True).begin(question)
     try:
         for kind, *answer in child.messages():
             if kind == "program":
@@ -47,6 +56,18 @@ def plan(config: PlanConfig, notify: Callable[[str, int, int], None] = lambda na
         raise JobError(f"the compiler ended without an answer (exit code {child.exit_code()})")
     finally:
         child.end()
+
+
+@contextmanager
+def _dump_directory() -> Iterator[str]:
+    """A directory for what the compilers dump, which may be gigabytes: gone when the block ends, and also when the child or
+    this process is killed. A process of its own removes it once this one has closed its pipe, in whatever way it ended."""
+    dump = tempfile.mkdtemp(prefix="smolvlm-plan-")
+    # Again until nothing is left: a compiler that is being killed may still write.
+    script = 'cat; until rm -rf -- "$1"; do sleep 1; done'
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(["sh", "-c", script, "sh", dump], stdin=subprocess.PIPE, start_new_session=True, **quiet):
+        yield dump
 
 
 def _topology(config: PlanConfig) -> str | None:

@@ -1,7 +1,6 @@
 """The process in which the compilers work: its environment is set before jax is imported. Imports no jax itself."""
 
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,20 +24,19 @@ def prepare_environment(target: Target, dump: str) -> None:
 
 
 def serve() -> None:
-    """In the child: answer a (PlanConfig, on) with ("program", name, number, of how many) for each compilation, and then
-    with ("plan", Plan) or ("error", message, exit code)."""
+    """In the child: answer a question (PlanConfig, on, directory for dumps) with ("program", name, number, of how many) for
+    each compilation, and then with ("plan", Plan) or ("error", message, exit code)."""
     channel = parent()
-    config, on = channel.receive()
+    config, on, dump = channel.receive()
     channel.send(None)
-    with tempfile.TemporaryDirectory(prefix="smolvlm-plan-") as dump:
-        target = parse_target(on)
-        prepare_environment(target, dump)
-        try:
-            found = work_out(config, target, dump, lambda *program: channel.send(("program", *program)))
-        except Exception as error:  # whatever a compiler raises has to reach the parent
-            channel.send(("error", describe(error), getattr(error, "exit_code", 1)))
-        else:
-            channel.send(("plan", found))
+    target = parse_target(on)
+    prepare_environment(target, dump)
+    try:
+        found = work_out(config, target, dump, lambda *program: channel.send(("program", *program)))
+    except Exception as error:  # whatever a compiler raises has to reach the parent
+        channel.send(("error", describe(error), getattr(error, "exit_code", 1)))
+    else:
+        channel.send(("plan", found))
 
 
 def work_out(config: PlanConfig, target: Target, dump: str | None, notify: Callable[[str, int, int], None]) -> Plan:
