@@ -68,6 +68,7 @@ class PictureOptions:
     max_frames: int | None = _limit("frames decoded from one video")
     max_decoded_pixels: int | None = _limit("of all frames that are decoded of one video together")
     isolate: bool | None = _limit("decode videos in a helper process")
+    pdf_dpi: float | None = _limit("pixels per inch of a page of a PDF")
     decode_seconds: float | None = _limit("that the helper may go without progress")
 
     def __post_init__(self):

@@ -59,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Answer every record of INPUT, in parts that appear in OUTPUT when they are whole. Run the same command "
         "again after an interruption, and it goes on. A record may set the sampling arguments for itself.",
     )
-    command.add_argument("input", metavar="INPUT", help="JSONL, Parquet, or a directory or glob of pictures and videos")
+    command.add_argument("input", metavar="INPUT", help="JSONL, Parquet, or a directory or glob of pictures, videos and PDFs")
     command.add_argument("output", metavar="OUTPUT", help="directory for the answers")
     add_model(command)
     add_check(command)

@@ -28,7 +28,7 @@ class BatchConfig:
     """A batch job, as `run_batch` takes it.
 
     Attributes:
-        input: JSONL, Parquet, or a directory or glob of pictures and videos.
+        input: JSONL, Parquet, or a directory or glob of pictures, videos and PDFs.
         output: Directory for the answers.
         model: Bundled name, directory, Hub id, or a PEFT adapter, which is merged into the base that its config names.
         adapter: A PEFT adapter that is merged into `model`; where that is None, into the base that its config names.

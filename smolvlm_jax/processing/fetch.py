@@ -26,6 +26,7 @@ from .limits import MediaLimits, describe_source
 from .netpbm import decode_netpbm
 from .orientation import orientation_of, upright
 from .parts import local_path
+from .pdf import PdfPage, page_size, render
 from .pixels import channel_axis, flatten_alpha, is_array, reduce_16bit
 
 # What pictures of data sets are, HEIF where pillow-heif is installed. None of these plug-ins opens another format or starts a
@@ -59,7 +60,7 @@ def is_path(value: object) -> TypeGuard[str | os.PathLike]:
 
 def is_source(value: object) -> bool:
     """Whether `value` names or holds an encoded picture or video: a path, a URL, base64 text, or the bytes of a file."""
-    return is_path(value) or isinstance(value, (bytes, bytearray, Page))
+    return is_path(value) or isinstance(value, (bytes, bytearray, Page, PdfPage))
 
 
 def is_url(source: object) -> TypeGuard[str]:
@@ -73,7 +74,7 @@ def open_regular(path: Any, limit: int, kind: str) -> IO[bytes]:
     Args:
         path: of the file.
         limit: its largest size in bytes.
-        kind: what a message calls it, "picture" or "video".
+        kind: what a message calls it, "picture", "video" or "PDF".
 
     Raises:
         MediaError: it cannot be opened, is too large, or is a pipe or device, which might never end.
@@ -140,6 +141,13 @@ def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     return open_regular(source, limits.max_bytes, "picture")
 
 
+def open_pdf(path: Any, limits: MediaLimits) -> IO[bytes]:
+    """A PDF file, which may be as large as a video, since only what a page needs of it is read. Raises MediaError."""
+    if not limits.files:
+        raise MediaError(f"local files are switched off, so {describe_source(path)} is not opened")
+    return open_regular(path, limits.max_video_bytes, "PDF")
+
+
 def _decode_data_url(url: str, limit: int, kind: str) -> bytes:
     """The contents of a data: URL in base64, or of one without, whose bytes stand for themselves or are percent-encoded."""
     head, comma, text = url.partition(",")
@@ -179,7 +187,7 @@ def load_image(
     """The first frame of the picture at `source`, turned as its EXIF orientation says, as RGB.
 
     Args:
-        source: a path, an http(s) URL, a `data:` URL, base64 text, the bytes of a file, or a Page of one of these.
+        source: a path, an http(s) URL, a `data:` URL, base64 text, the bytes of a file, a Page of one of these, or a PdfPage.
         limits: what may be read; None takes the defaults of MediaLimits.
         full_16bit: divide 16-bit greys by 257; without it they saturate at 255.
         background: a colour to lay what is transparent over; None drops the alpha, as the reference does, with a notice.
@@ -188,6 +196,9 @@ def load_image(
         MediaError: whatever is wrong with the source, which the message names.
     """
     limits = limits or MediaLimits()
+    if isinstance(source, PdfPage):
+        with open_pdf(source.source, limits) as file:
+            return render(file, source, limits)
     with _opened(source, limits) as image:
         if not isinstance(source, Page):
             notices.pages(source, image)
@@ -221,6 +232,10 @@ def image_size(value: Any, limits: MediaLimits | None = None, exif_transpose: bo
         MediaError: as `load_image`.
         InputError: `value` is no picture.
     """
+    if isinstance(value, PdfPage):
+        limits = limits or MediaLimits()
+        with open_pdf(value.source, limits) as file:
+            return page_size(file, value, limits)
     if is_source(value):
         with _opened(value, limits or MediaLimits()) as image:
             return _turned_size(image, turn=True)
@@ -263,7 +278,11 @@ def pages_of(source: Any, pages: str | int, limits: MediaLimits) -> list[Any]:
     """
     if pages != "all" and pages != "first" and (not isinstance(pages, int) or isinstance(pages, bool) or pages < 1):
         raise InputError(f"pages is {pages!r}; it is 'first', 'all', or the number of a page, counted from 1")
-    if pages == "first" or isinstance(source, Page) or not (is_source(source) or getattr(source, "format", None) == "TIFF"):
+    if (
+        pages == "first"
+        or isinstance(source, (Page, PdfPage))
+        or not (is_source(source) or getattr(source, "format", None) == "TIFF")
+    ):
         return [source]
     with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _opened(source, limits) as image:
         if image.format != "TIFF":

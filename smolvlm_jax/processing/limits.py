@@ -19,12 +19,13 @@ class MediaLimits:
         private_addresses: URLs may lead to loopback, private and link-local addresses.
         timeout: seconds for one URL, redirects included.
         max_bytes: size of one encoded picture in bytes, wherever it comes from.
-        max_video_bytes: size of one encoded video in bytes, wherever it comes from.
+        max_video_bytes: size of one encoded video, or of a PDF, in bytes, wherever it comes from.
         max_pixels: width × height of a picture or frame, checked before any pixel is decoded, and again after it.
         max_frames: frames taken from one video file.
         max_decoded_pixels: sum of width × height over all frames that have to be decoded for those taken: two hours of 1080p at
             24 frames a second take 3.6e11 if all are needed, but few are needed where key frames are near.
         max_redirects: redirects of one URL; each address is checked like the first.
+        pdf_dpi: pixels per inch of a page of a PDF, which has no pixels of its own.
         isolate: decode videos in a helper process, so that a damaged file cannot crash the caller (see isolation.py).
         decode_seconds: how long that helper may go without any progress; one second is added for every two megabytes of the
             file. What a video may cost is bounded by the numbers above, which do not depend on how busy the machine is.
@@ -43,6 +44,7 @@ class MediaLimits:
     max_frames: int = 4096
     max_decoded_pixels: int = 2**39
     max_redirects: int = 5
+    pdf_dpi: float = 144.0
     isolate: bool = True
     decode_seconds: float = 60.0
 

@@ -196,11 +196,11 @@ def test_the_exit_code_tells_of_errors(command, lines, tmp_path):
 def test_files_that_are_not_read_are_named_at_the_start_and_in_the_summary(command, tmp_path):
     (tmp_path / "in").mkdir()
     corpus.pictures(tmp_path / "in", 2)
-    for name in ("scan.pdf", "a.jxl", "b.JXL"):
+    for name in ("scan.svg", "a.jxl", "b.JXL"):
         (tmp_path / "in" / name).write_text("x")
     code, summary, err = command(tmp_path / "in", tmp_path / "out", "--prompt", "?")
-    assert code == 0 and summary["records"] == 2 and summary["unread_files"] == {".jxl": 2, ".pdf": 1}
-    assert "kinds that are not read: 2 .jxl, 1 .pdf" in err and err.count("\n") == 1
+    assert code == 0 and summary["records"] == 2 and summary["unread_files"] == {".jxl": 2, ".svg": 1}
+    assert "kinds that are not read: 2 .jxl, 1 .svg" in err and err.count("\n") == 1
     code, _, err = command(tmp_path / "in", tmp_path / "out", "--prompt", "?", "--background", "white")
     assert code == 2 and "pictures.background was None, is 'white'" in err
 

@@ -195,7 +195,7 @@ def test_text_that_is_not_valid_is_the_error_of_its_line(tmp_path):
         ("a.csv", b"", "line of names"),
         ("a.jsonl.gz", gzip.compress(lines().encode())[:-9], "cannot be unpacked"),
         ("a.tar", b"x" * 2000, "no archive"),
-        ("a.pdf", b"%PDF", "of a kind that is not read.*jsonl.*csv.*tar.*parquet.*jpg.*mp4"),
+        ("a.docx", b"PK", "of a kind that is not read.*jsonl.*csv.*tar.*parquet.*jpg.*mp4.*pdf"),
         ("a.txt", b"Hello", "of a kind that is not read"),
     ],
 )
@@ -231,11 +231,11 @@ def test_a_copy_with_the_same_time_and_contents_is_the_same_file(tmp_path):
 
 
 def test_globs_and_names(tmp_path):
-    (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    (tmp_path / "b.pdf").write_bytes(b"%PDF")
+    (tmp_path / "a.docx").write_bytes(b"PK")
+    (tmp_path / "b.docx").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"all that .* matches is of kinds that are not read"):
         open_source(tmp_path / "*", prompt="Describe.")
-    assert len(read(tmp_path / "*.pdf", name="media", prompt="Describe.")) == 2
+    assert len(read(tmp_path / "*.docx", name="media", prompt="Describe.")) == 2
     Image.new("RGB", (4, 4)).save(tmp_path / "0af3", "PNG")  # names without an ending are common
     assert [record.id for record in read(tmp_path / "0af3", prompt="Describe.")] == ["0af3"]
 
@@ -278,16 +278,16 @@ def test_webdataset(tmp_path):
 
 
 def test_a_folder_counts_what_it_does_not_read(tmp_path):
-    for name in ("IMG_1.JPG", "00001.MTS", "clip.m2ts", "y.asf", "scan.pdf", "deep/x.jxl", "deep/z.JXL", "notes"):
+    for name in ("IMG_1.JPG", "00001.MTS", "clip.m2ts", "y.asf", "scan.docx", "deep/x.jxl", "deep/z.JXL", "notes"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     source = open_source(tmp_path, prompt="Describe.")
     ids = [source.parse(row.payload).id for unit in source.units(9) for row in unit.rows()]
     assert ids == ["00001.MTS", "IMG_1.JPG", "clip.m2ts", "y.asf"]
-    assert source.unread == {".pdf": 1, ".jxl": 2, "without an ending": 1}
+    assert source.unread == {".docx": 1, ".jxl": 2, "without an ending": 1}
     (tmp_path / "a.jsonl").write_text(lines())
     (tmp_path / "b.parquet").write_text("x")
-    assert open_source(tmp_path).unread == {".pdf": 1, ".parquet": 1, "no ending": 1}
+    assert open_source(tmp_path).unread == {".docx": 1, ".parquet": 1, "no ending": 1}
 
 
 def test_links_that_lead_nowhere_are_counted(tmp_path):

@@ -11,7 +11,7 @@ of JSON is a subclass of LineSource, which training reads too.
 import os
 
 from ...errors import InputError
-from ..kinds import PICTURES, VIDEOS, is_media
+from ..kinds import PDFS, PICTURES, VIDEOS, is_media
 from .base import Row, Source, Unit
 from .json_files import JsonSource
 from .jsonl import JsonlSource, LineSource
@@ -71,6 +71,6 @@ def _kinds() -> str:
     lines = "; ".join(f"{kind.name} ({', '.join(kind.endings)})" for kind in LINES)
     return (
         f"{lines}, each also with {', '.join(COMPRESSED)}; parquet ({', '.join(ParquetSource.endings)}); media, that is "
-        f"pictures ({', '.join(PICTURES)}) and videos ({', '.join(VIDEOS)}). If it is one of these under another name, say so "
-        "with --source"
+        f"pictures ({', '.join(PICTURES)}), videos ({', '.join(VIDEOS)}) and PDFs ({', '.join(PDFS)}). If it is one of these "
+        "under another name, say so with --source"
     )

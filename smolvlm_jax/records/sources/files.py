@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...errors import InputError, JobError
-from ..kinds import PICTURES, VIDEOS
+from ..kinds import PDFS, PICTURES, VIDEOS
 from ..record import IDS, Record, id_from, record_from
 from .base import Row, Source, Unit
 from .identity import Inputs
@@ -63,7 +63,7 @@ class FileSource(Source):
     Attributes:
         endings: Of the files' names, in lower case. Those of compressed files may follow.
         compressed: Whether such files are read.
-        beside_pictures: Whether a directory is of this kind that holds pictures or videos too.
+        beside_pictures: Whether a directory is of this kind that holds pictures, videos or PDFs too.
         inputs: The files, which are checked at every reading, and all of them when the last unit has been asked for.
     """
 
@@ -116,7 +116,7 @@ class FileSource(Source):
             return cls._fits(path)
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries]
-        if not cls.beside_pictures and any(ending_of(name) in (*PICTURES, *VIDEOS) for name in names):
+        if not cls.beside_pictures and any(ending_of(name) in (*PICTURES, *VIDEOS, *PDFS) for name in names):
             return False
         return any(map(cls._wanted, names))
 

@@ -1,4 +1,5 @@
-"""A directory, glob or file of pictures and videos, each a record with the job's prompt; its name is its id.
+"""A directory, glob or file of pictures, videos and PDFs, each a record with the job's prompt; its name is its id. Of a PDF
+each page is a record, and its id is the name of the file and its number: `report.pdf#3`.
 
 A million names need not fit in memory: they are sorted in a temporary database on disk, which is removed with its connection.
 """
@@ -18,7 +19,9 @@ from typing import Any
 
 from ...errors import InputError, JobError
 from ...io import Identity
-from ..kinds import HEIF, PICTURES, VIDEOS, is_media
+from ...processing.pdf import PdfPage
+from ...processing.pdf_count import PageCounter
+from ..kinds import HEIF, PDFS, PICTURES, VIDEOS, is_media
 from ..record import Record
 from .base import Row, Source, Unit
 from .identity import check
@@ -29,46 +32,59 @@ __all__ = ["MediaSource", "counted", "takes_in"]
 _FIELDS = ", ".join(Identity._fields)
 
 
+# The bytes of a name, and the number of a page of a PDF, from 1. It is 0 for the whole of a file: of any other kind, and of a
+# PDF whose pages cannot be counted.
+_Place = tuple[bytes, int]
+
+
 @dataclass(frozen=True)
 class _Parse:
-    """The bytes of a name to a record. The ending tells videos; any other file that a glob matches is a picture."""
+    """A file, or a page of one, to a record. The ending tells videos and PDFs; any other file that a glob matches is a
+    picture."""
 
     folder: str
     prompt: str
 
-    def __call__(self, name: bytes) -> Record:
-        kind = "video" if os.fsdecode(name).lower().endswith(VIDEOS) else "image"
+    def __call__(self, place: _Place) -> Record:
+        name, page = place
         path = os.path.join(self.folder, os.fsdecode(name))
-        content = [{"type": kind, "path": path}, {"type": "text", "text": self.prompt}]
-        return Record(self.identify(name), [{"role": "user", "content": content}])
+        if path.lower().endswith(PDFS):
+            item: dict[str, Any] = {"type": "image", "image": PdfPage(path, page)}
+        else:
+            item = {"type": "video" if path.lower().endswith(VIDEOS) else "image", "path": path}
+        return Record(self.identify(place), [{"role": "user", "content": [item, {"type": "text", "text": self.prompt}]}])
 
-    def identify(self, name: bytes) -> str:
+    def identify(self, place: _Place) -> str:
         """As in Parser. A name that is not UTF-8 could be written to no output."""
-        return name.decode("utf-8", "backslashreplace")
+        name, page = place
+        return name.decode("utf-8", "backslashreplace") + (f"#{page}" if page else "")
 
 
 class MediaSource(Source):
-    """Of a directory, the pictures and videos below it, by their endings; of a glob, every file that it matches.
+    """Of a directory, the pictures, videos and PDFs below it, by their endings; of a glob, every file that it matches.
 
     Names that begin with a dot are left out, and links to directories are not followed.
 
     Attributes:
-        plausible: Whether any of the files may be a picture or video, by its name.
+        plausible: Whether any of the files may be a picture, a video or a PDF, by its name.
+
+    Raises:
+        MissingExtraError: if there is a PDF, and nothing that reads it.
     """
 
     name = "media"
 
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
         if prompt is None:
-            raise InputError(f"{path!r} holds pictures or videos, so the job needs a question for them: --prompt")
+            raise InputError(f"{path!r} holds pictures, videos or PDFs, so the job needs a question for them: --prompt")
         if columns:
-            raise InputError(f"{path!r} holds pictures or videos, which have no columns to rename")
+            raise InputError(f"{path!r} holds pictures, videos or PDFs, which have no columns to rename")
         self._folder, pattern = _split(path)
         self.parse = _Parse(os.path.abspath(self._folder), prompt)
         self.unread = Counter()
         self.plausible = False
         self._pattern = pattern
-        self._under_way: dict[bytes, Identity] = {}  # from the reading of a row to the check of its file
+        self._under_way: dict[_Place, Identity] = {}  # from the reading of a row to the check of its file
         self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
         try:
             self._sort(_walk(self._folder, pattern, self.unread))
@@ -79,19 +95,31 @@ class MediaSource(Source):
             ) from error
         if not self._count:
             others = f"; it has {counted(self.unread)}" if self.unread else ""
-            raise InputError(f"no picture and no video in {path!r}{others}")
+            raise InputError(f"no picture and no video in {path!r}, and no PDF{others}")
 
     def _sort(self, found: Iterable[tuple[bytes, Identity]]) -> None:
         self._database = sqlite3.connect("", check_same_thread=False)
         self._database.execute(f"CREATE TABLE found (name BLOB PRIMARY KEY, {_FIELDS}) WITHOUT ROWID")
         rows = ((name, *map(str, identity)) for name, identity in found)
         self._database.executemany("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?)", rows)
-        self._database.execute("CREATE TABLE media AS SELECT * FROM found ORDER BY name")
+        self._database.execute(f"CREATE TABLE media (name BLOB, {_FIELDS}, page)")
+        with PageCounter() as counter:
+            sorted_names = self._database.execute(f"SELECT name, {_FIELDS} FROM found ORDER BY name")
+            self._database.executemany(
+                "INSERT INTO media VALUES (?, ?, ?, ?, ?, ?)",
+                ((name, *identity, page) for name, *identity in sorted_names for page in self._pages(name, counter)),
+            )
         self._database.execute("DROP TABLE found")
-        for name, size in self._database.execute("SELECT name, size FROM media ORDER BY rowid"):
-            self._digest.update(name + b"\0%d\n" % int(size))
-            self._count, self._bytes = self._count + 1, self._bytes + int(size)
+        for name, size, page in self._database.execute("SELECT name, size, page FROM media ORDER BY rowid"):
+            self._digest.update(name + (b"\0%d#%d\n" % (int(size), page) if page else b"\0%d\n" % int(size)))
+            self._count, self._bytes = self._count + 1, self._bytes + (int(size) if page < 2 else 0)
             self.plausible = self.plausible or is_media(os.fsdecode(name))
+
+    def _pages(self, name: bytes, counter: PageCounter) -> range:
+        """The numbers of what are the records of a file."""
+        path = os.path.join(self._folder, os.fsdecode(name))
+        count = counter(path) if path.lower().endswith(PDFS) else 0
+        return range(1, count + 1) if count else range(1)
 
     @classmethod
     def claims(cls, path: str) -> bool:
@@ -113,20 +141,20 @@ class MediaSource(Source):
             names = ((name,) for name, _ in _walk(self._folder, self._pattern, Counter()))
             self._database.executemany("INSERT OR IGNORE INTO now VALUES (?)", names)
             found = self._database.execute("SELECT name FROM now EXCEPT SELECT name FROM media").fetchall()
-            return [str(self.parse.identify(name)) for (name,) in found]
+            return [str(self.parse.identify((name, 0))) for (name,) in found]
         return []
 
     def _rows(self, *, start: int, count: int) -> Iterator[Row]:
-        query = f"SELECT name, {_FIELDS} FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
+        query = f"SELECT name, page, {_FIELDS} FROM media WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
         found = self._database.execute(query, (start, start + count)).fetchall()
-        for position, (name, *identity) in enumerate(found):
-            self._under_way[name] = Identity(*map(int, identity))
-            yield Row(position, name)
+        for position, (name, page, *identity) in enumerate(found):
+            self._under_way[name, page] = Identity(*map(int, identity))
+            yield Row(position, (name, page))
 
-    def check(self, payload: bytes) -> None:
+    def check(self, payload: _Place) -> None:
         identity = self._under_way.pop(payload, None)
         if identity is not None:
-            path = os.path.join(self._folder, os.fsdecode(payload))
+            path = os.path.join(self._folder, os.fsdecode(payload[0]))
             check(identity, path, repr(path))
 
 
@@ -189,7 +217,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 def _wanted(parts: tuple[str, ...], pattern: tuple[str, ...] | None) -> bool:
     if pattern is None:
-        return parts[-1].lower().endswith((*PICTURES, *VIDEOS))
+        return parts[-1].lower().endswith((*PICTURES, *VIDEOS, *PDFS))
     return _matches(parts, pattern)
 
 
