@@ -1,8 +1,9 @@
 """PEFT adapters (LoRA): the directory that `PeftModel.save_pretrained` writes, merged into its base as the base is read.
 
 A kernel W, (out, in) in PyTorch's layout, becomes V = W + B A · alpha / r, computed in float32 and rounded once to W's dtype.
-With DoRA (arXiv:2402.09353) each row of V is scaled to the length that the adapter holds for it. What it holds besides, such as
-modules that were trained whole and biases, takes the place of the base's.
+With DoRA (arXiv:2402.09353) each row of V is scaled to the length that the adapter holds for it. A bias of B is added to the
+module's in the same way. What it holds besides, such as modules that were trained whole, rows of a table and biases, takes the
+place of the base's.
 """
 
 import math
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ..errors import CheckpointError, first_few
 from ..io import read_json
 from ..locate import ADAPTER as CONFIG
 from ..locate import named_base
+from .adapter_patterns import bounded
 from .leaves import Leaf, TorchLeaf, own
 from .readers import TensorReader, checked_path
 from .regions import Region
@@ -25,7 +27,7 @@ from .rules import Match, rearrange, restore, torch_name, torch_shape
 from .safetensors_file import MAX_JSON, SafetensorsReader
 from .torch_bin import BinReader
 
-__all__ = ["CONFIG", "Adapter", "is_factor", "open_adapter"]
+__all__ = ["CONFIG", "Adapter", "is_part", "open_adapter"]
 
 _FILES = {"adapter_model.safetensors": SafetensorsReader, "adapter_model.bin": BinReader}
 _DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's
@@ -33,9 +35,7 @@ _DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's
 _UNSUPPORTED: Mapping[str, tuple] = {
     "fan_in_fan_out": (False, None),
     "use_qalora": (False, None),
-    "lora_bias": (False, None),
     "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
     "megatron_config": (None, {}),
@@ -45,8 +45,12 @@ _UNSUPPORTED: Mapping[str, tuple] = {
 # Ways to start, by name, that leave the base's weights alone. With others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) the adapter
 # belongs to a base that nobody has.
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal")
-_FACTOR = re.compile(r"(.+)\.lora_((?:embedding_)?[AB]|magnitude_vector)(?:\.default)?(?:\.weight)?")
-_MAGNITUDE = "magnitude_vector"
+_FACTOR = re.compile(
+    r"(.+)\.lora_(?:((?:embedding_)?[AB]|magnitude_vector)(?:\.default)?(?:\.weight)?|B(?:\.default)?\.(bias))"
+)
+_MAGNITUDE, _BIAS = "magnitude_vector", "bias"
+_INDICES = "trainable_token_indices"
+_ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 
 
 @dataclass(kw_only=True)
@@ -79,7 +83,7 @@ class Adapter:
         merged, problems = dict(leaves), []
         twice = "the adapter has it twice"
         for name, shape in self.reader.shapes.items():
-            if is_factor(name):
+            if is_part(name):
                 continue
             path = _find(by_name, name.replace(".modules_to_save.default.", ".").replace(".base_layer.", "."))
             wanted = None if path is None else torch_shape(torch_name(path)[1], leaves[path].shape)
@@ -103,33 +107,56 @@ class Adapter:
                     raise ValueError(twice)
                 adapted.add(path)
                 self._check_parts(by_part)
-                merged[path] = self._merged(merged[path], module, by_part)
+                merged[path] = _Changed(merged[path], self._product(merged[path], module, by_part))
+                if _BIAS in by_part:
+                    bias = _find(by_name, f"{module}.bias")
+                    if bias is None:
+                        raise ValueError("lora_bias: the base has no bias there")
+                    merged[bias] = _Changed(merged[bias], self._bias(merged[bias], module, by_part))
             except ValueError as fault:
                 problems.append(f"{module}: {fault}")
+        rows = [found for name in self.reader.shapes if (found := _ROWS.fullmatch(name))]
+        if self.settings.get(_INDICES) and not rows:
+            problems.append(f"{CONFIG} says {_INDICES}, and there are no such rows")
+        for found in rows:
+            name, module = found.group(0), found.group(1)
+            path = _find(by_name, f"{module}.weight")
+            try:
+                if path is None:
+                    raise ValueError("the base has no such parameter")
+                if path in adapted:
+                    raise ValueError(twice)
+                adapted.add(path)
+                merged[path] = _Changed(merged[path], self._rows(merged[path], module, name))
+            except ValueError as fault:
+                problems.append(f"{name}: {fault}")
         if problems:
             listed = "\n  ".join(first_few(sorted(problems)))
             raise CheckpointError(f"{self.path}: {len(problems)} tensors of the adapter do not fit its base\n  {listed}")
         return merged
 
     def _check_parts(self, by_part: Mapping[str, str]) -> None:
-        """Raises ValueError unless a module has both factors, and a magnitude if this is DoRA."""
-        dora = bool(self.settings.get("use_dora"))
-        missing = {"A", "B", *([_MAGNITUDE] if dora else [])} - set(by_part)
-        if missing:
-            raise ValueError(f"lora_{min(missing)} is missing")
-        if _MAGNITUDE in by_part and not dora:
-            raise ValueError(f"it has a lora_{_MAGNITUDE}, and {CONFIG} does not say use_dora")
+        """Raises ValueError unless a module has both factors, and a magnitude or a bias where the config says so."""
+        for part in ("A", "B"):
+            if part not in by_part:
+                raise ValueError(f"lora_{part} is missing")
+        for part, name, key in ((_MAGNITUDE, f"lora_{_MAGNITUDE}", "use_dora"), (_BIAS, "lora_B.bias", "lora_bias")):
+            said = bool(self.settings.get(key))
+            if said and part not in by_part:
+                raise ValueError(f"{name} is missing, and {CONFIG} says {key}")
+            if part in by_part and not said:
+                raise ValueError(f"it has a {name}, and {CONFIG} does not say {key}")
 
     def _modules(self) -> dict[str, list[tuple[str, str]]]:
-        """Module -> pairs of "A", "B" or _MAGNITUDE and the tensor's name."""
+        """Module -> pairs of "A", "B", _MAGNITUDE or _BIAS and the tensor's name."""
         modules: dict[str, list[tuple[str, str]]] = {}
         for name in self.reader.shapes:
             if found := _FACTOR.fullmatch(name):
-                part = found.group(2).removeprefix("embedding_")
+                part = (found.group(2) or found.group(3)).removeprefix("embedding_")
                 modules.setdefault(found.group(1).removesuffix(".base_layer"), []).append((part, name))
         return modules
 
-    def _merged(self, leaf: Leaf, module: str, by_part: Mapping[str, str]) -> Leaf:
+    def _product(self, leaf: Leaf, module: str, by_part: Mapping[str, str]) -> "_Product":
         """Raises ValueError if the factors do not fit the parameter."""
         a, b, magnitude = by_part["A"], by_part["B"], by_part.get(_MAGNITUDE)
         pattern = torch_name(leaf.path)[1]
@@ -148,9 +175,32 @@ class Adapter:
             raise ValueError("use_dora of an embedding is not supported")
         if magnitude is not None and math.prod(self.reader.shapes[magnitude]) != shape[0]:
             raise ValueError(f"its magnitude {self.reader.shapes[magnitude]} is not one number for each of {shape[0]} rows")
-        alpha = self._of("alpha_pattern", "lora_alpha", module)
-        scale = alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
-        return _Merged(leaf, _Product(self.reader, a, b, magnitude, scale, turned, shape, pattern))
+        return _Product(self.reader, a, b, magnitude, self._scale(module), turned, shape, pattern)
+
+    def _bias(self, leaf: Leaf, module: str, by_part: Mapping[str, str]) -> "_Bias":
+        """Raises ValueError if the bias of B does not fit the module's."""
+        name, pattern = by_part[_BIAS], torch_name(leaf.path)[1]
+        if self.reader.shapes[name] != torch_shape(pattern, leaf.shape):
+            raise ValueError(f"lora_B.bias {self.reader.shapes[name]} does not fit {torch_shape(pattern, leaf.shape)}")
+        return _Bias(self.reader, name, self._scale(module), pattern)
+
+    def _rows(self, leaf: Leaf, module: str, name: str) -> "_Rows":
+        """Raises ValueError if the config does not say which rows of the table these are."""
+        given = self.settings.get(_INDICES)
+        if isinstance(given, Mapping):
+            given = next((rows for end, rows in given.items() if f".{module}".endswith(f".{end}")), None)
+        pattern = torch_name(leaf.path)[1]
+        size, *width = torch_shape(pattern, leaf.shape)
+        rows = given if isinstance(given, list) and all(type(row) is int and 0 <= row < size for row in given) else []
+        if not rows or len(set(rows)) < len(rows):
+            raise ValueError(f"{_INDICES} of {CONFIG} is no list of different rows of {size}")
+        if self.reader.shapes[name] != (len(rows), *width):
+            raise ValueError(f"it has the shape {self.reader.shapes[name]}, {_INDICES} says {(len(rows), *width)}")
+        return _Rows(self.reader, name, tuple(rows), pattern)
+
+    def _scale(self, module: str) -> float:
+        rank = self._of("rank_pattern", "r", module)
+        return self._of("alpha_pattern", "lora_alpha", module) / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
     def _of(self, patterns: str, key: str, module: str) -> float:
         """A module's rank or alpha: of the first pattern that it ends with, as PEFT looks for it, or the general one."""
@@ -158,6 +208,13 @@ class Adapter:
             if re.match(rf"(.*\.)?({name})$", module):
                 return value
         return self.settings[key]
+
+
+class _Change(Protocol):
+    """What an adapter does to a parameter."""
+
+    def apply(self, parameter: np.ndarray) -> None:
+        """Change a parameter, float32, in place."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +230,7 @@ class _Product:
     shape: tuple[int, ...]
     pattern: str
 
-    def add_to(self, parameter: np.ndarray) -> None:
-        """Change a parameter in float32."""
+    def apply(self, parameter: np.ndarray) -> None:
         a, b = (self.reader.read(name).astype(np.float32) for name in (self.a, self.b))
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
         product = (b @ a) * np.float32(self.scale)
@@ -187,16 +243,45 @@ class _Product:
             parameter[...] = rearrange(rows.reshape(self.shape), self.pattern, parameter.shape)
 
 
-class _Merged(Leaf):
-    """A kernel with its adapter added, in the kernel's own dtype."""
+@dataclass(frozen=True)
+class _Bias:
+    """The bias of B · scale, added to the module's."""
 
-    def __init__(self, base: Leaf, product: _Product):
+    reader: TensorReader
+    name: str
+    scale: float
+    pattern: str
+
+    def apply(self, parameter: np.ndarray) -> None:
+        bias = self.reader.read(self.name).astype(np.float32) * np.float32(self.scale)
+        parameter += rearrange(bias, self.pattern, parameter.shape)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a table that were trained, in place of the base's."""
+
+    reader: TensorReader
+    name: str
+    rows: tuple[int, ...]
+    pattern: str
+
+    def apply(self, parameter: np.ndarray) -> None:
+        table = restore(parameter, self.pattern)
+        table[list(self.rows)] = self.reader.read(self.name).astype(np.float32)
+        parameter[...] = rearrange(table, self.pattern, parameter.shape)
+
+
+class _Changed(Leaf):
+    """A parameter as the adapter changes it, in its own dtype."""
+
+    def __init__(self, base: Leaf, change: _Change):
         self.path, self.shape, self.dtype = base.path, base.shape, base.dtype
-        self._base, self._product = base, product
+        self._base, self._change = base, change
 
     def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
         wide = self._base.read(dtype=np.dtype(np.float32))
-        self._product.add_to(wide)
+        self._change.apply(wide)
         found = own(wide, self.dtype)  # rounded to the dtype of the weights first, whatever is asked for
         return own(found[... if region is None else region], dtype)
 
@@ -218,9 +303,9 @@ def _find(by_name: Mapping[str, str], name: str) -> str | None:
     return by_name.get(name) or by_name.get(f"model.{name}")
 
 
-def is_factor(name: str) -> bool:
-    """Whether a tensor is a part of an adapter."""
-    return _FACTOR.fullmatch(name) is not None
+def is_part(name: str) -> bool:
+    """Whether a tensor is one of an adapter's own, and none of a model."""
+    return bool(_FACTOR.fullmatch(name) or _ROWS.fullmatch(name))
 
 
 def open_adapter(directory: Path) -> Adapter | None:
@@ -282,7 +367,9 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
         patterns = settings.get(key) or {}
         if not isinstance(patterns, dict) or not all(number(value) for value in patterns.values()):
             raise CheckpointError(f"{path}: {key} is not a mapping from names of modules to positive numbers")
-        if odd := [name for name in patterns if not re.fullmatch(r"\^?[\w.]+", name)]:
+        if not bounded(patterns):
+            odd = next((name for name in patterns if not bounded([name])), next(iter(patterns)))
             raise CheckpointError(
-                f"{path}: {key} has {odd[0]!r:.80}: only names of modules are supported, no regular expressions"
+                f"{path}: {key} has {odd!r:.80}: of regular expressions only characters, classes of them, their repetitions, "
+                "groups and | are supported, and as many as a name is matched with quickly"
             )

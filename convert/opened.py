@@ -17,7 +17,7 @@ from ..config import SmolVLMConfig
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError, MissingFileError, SmolVLMError, first_few
 from ..io import COMPANIONS, Identity, companion_files
 from ..locate import is_hub_id, resolve_file, small_files
-from .adapters import Adapter, is_factor, open_adapter
+from .adapters import Adapter, is_part, open_adapter
 from .arrays import Digests, mismatches
 from .family_names import check_frequencies, from_unit_pixels, left_out, names_of
 from .file_sums import damaged_files
@@ -227,7 +227,7 @@ def _open_torch(path: Path, directory: Path, tensors: TensorReader, config_file:
 
 
 def _match_torch(path: Path, directory: Path, tensors: TensorReader, config_file: Path | None) -> Checkpoint:
-    if any(is_factor(name) for name in tensors.shapes):
+    if any(is_part(name) for name in tensors.shapes):
         raise CheckpointError(
             f"{directory} holds adapters that are not merged: save the adapter by itself (PEFT's save_pretrained), or the "
             "model after merge_and_unload()"

@@ -40,18 +40,21 @@ class Rules:
     Attributes:
         sampling: the settings of all rows, which become constants of the program; None if each row has its own.
         stop_tokens: tokens that end a row.
-        min_new_tokens, bad_words: as in `restrictions.restrict`.
+        min_new_tokens: no stop token is drawn before so many others; 0 for no such limit.
+        min_length: the same, with the prompt counted.
+        bad_words: as in `restrictions.restrict`.
     """
 
     sampling: Sampling | None
     stop_tokens: tuple[int, ...] = ()
     min_new_tokens: int = 0
+    min_length: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "Rules":
-        """The rules of `generate` with these settings."""
-        return cls(config.sampling, config.stop_tokens, config.min_new_tokens, config.bad_words)
+        """The rules of rows with these settings, whose prompts are not padded: see `GenerationConfig.for_prompt`."""
+        return cls(config.sampling, config.stop_tokens, config.min_new_tokens, config.min_length, config.bad_words)
 
     @property
     def penalize(self) -> bool:
@@ -160,13 +163,21 @@ def _stops(rules: Rules, settings: RowSettings, token: jax.Array, drawn: jax.Arr
     return ends
 
 
+def _early(rules: Rules, rows: Rows) -> jax.Array | None:
+    """Which rows may not end yet: bool (b,), None where any may."""
+    if not rules.stop_tokens or not (rules.min_new_tokens or rules.min_length):
+        return None
+    early = (rows.drawn < rules.min_new_tokens) | (rows.position + 1 < rules.min_length)
+    ignored = rows.settings.ignore_eos
+    return early if ignored is None else early & ~ignored
+
+
 def allowed(rules: Rules, rows: Rows, logits: jax.Array) -> jax.Array:
     """Logits (b, v) with what the rules do not admit at -inf."""
     return restrict(
         logits,
-        drawn=rows.drawn,
+        early=_early(rules, rows),
         stop_tokens=rules.stop_tokens,
-        min_new_tokens=rules.min_new_tokens,
         bad_words=rules.bad_words,
         recent=rows.recent,
     )

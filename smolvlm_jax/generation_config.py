@@ -230,6 +230,13 @@ class GenerationConfig(Sampling):
         least = max(self.min_new_tokens, self.min_length - length)
         return dataclasses.replace(self, max_new_tokens=limit, min_new_tokens=least, min_length=0, max_length=None)
 
+    def of_a_call(self) -> dict[str, Any]:
+        """What a checkpoint asks for and `generate` does, but no request to the engine: limits and the number of answers."""
+        names = ("max_new_tokens", "max_length", "num_return_sequences")
+        default = GenerationConfig()
+        asked = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in asked.items() if value is not None and value != getattr(default, name)}
+
     @property
     def bad_words(self) -> tuple[tuple[int, ...], ...]:
         """`bad_words_ids` without stop tokens alone, which are not forbidden, as in transformers."""
@@ -340,7 +347,7 @@ class GenerationConfig(Sampling):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request to the engine is continued.
+    """How one request to the engine is continued. The checkpoint's min_new_tokens, min_length and bad_words_ids hold for all.
 
     Attributes:
         max_new_tokens: the limit on new tokens. Where the prompt leaves less room, that is the limit.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["follow", "longest_prefix", "recent_tokens", "restrict"]
+__all__ = ["follow", "longest_prefix", "packed_recent", "recent_tokens", "restrict"]
 
 Words = tuple[tuple[int, ...], ...]
 """Sequences of tokens that are not to be written."""
@@ -30,6 +30,26 @@ def recent_tokens(input_ids: np.ndarray, bad_words: Words) -> np.ndarray | None:
     return padded[:, -width:]
 
 
+def packed_recent(input_ids: jax.Array, start: jax.Array, length: jax.Array, bad_words: Words) -> jax.Array | None:
+    """`recent_tokens` of prompts that stand side by side in rows.
+
+    Args:
+        input_ids: int (d, t).
+        start: int (d, s), the first column of each prompt.
+        length: int (d, s), its number of tokens.
+        bad_words: sequences.
+
+    Returns:
+        int32 (d, s, w); None where no word needs them.
+    """
+    width = longest_prefix(bad_words)
+    if not width:
+        return None
+    columns = (start + length)[..., None] + jnp.arange(-width, 0)
+    tokens = jax.vmap(lambda row, at: row[at])(input_ids, jnp.maximum(columns, 0))
+    return jnp.where(columns < start[..., None], -1, tokens)
+
+
 def follow(recent: jax.Array | None, token: jax.Array, live: jax.Array) -> jax.Array | None:
     """`recent` (b, w) with the tokens (b,) that the rows `live`, bool (b,), have drawn."""
     if recent is None:
@@ -40,9 +60,8 @@ def follow(recent: jax.Array | None, token: jax.Array, live: jax.Array) -> jax.A
 def restrict(
     logits: jax.Array,
     *,
-    drawn: jax.Array,
+    early: jax.Array | None,
     stop_tokens: Sequence[int],
-    min_new_tokens: int,
     bad_words: Words,
     recent: jax.Array | None,
 ) -> jax.Array:
@@ -50,24 +69,22 @@ def restrict(
 
     Args:
         logits: (b, v).
-        drawn: int (b,), how many tokens each row has drawn.
-        stop_tokens: forbidden until a row has drawn `min_new_tokens`.
-        min_new_tokens: 0 for no such limit.
+        early: bool (b,), which rows are still too short to end; None if there is no such limit.
+        stop_tokens: forbidden in these.
         bad_words: sequences; the last token of one is forbidden where the tokens before it have been written.
         recent: (b, w), the last tokens of each row; None if no word has more than one token.
 
     Returns:
         (b, v) float32, or `logits` as they are if nothing is asked for.
     """
-    if not (min_new_tokens and stop_tokens) and not bad_words:
+    if early is None and not bad_words:
         return logits
     scores = logits.astype(jnp.float32)
     v = scores.shape[-1]
     single = np.isin(np.arange(v), [word[0] for word in bad_words if len(word) == 1])
     banned = jnp.broadcast_to(jnp.asarray(single), scores.shape)
-    if min_new_tokens and stop_tokens:
-        early = (drawn < min_new_tokens)[:, None]
-        banned = banned | (early & jnp.asarray(np.isin(np.arange(v), stop_tokens)))
+    if early is not None:
+        banned = banned | (early[:, None] & jnp.asarray(np.isin(np.arange(v), stop_tokens)))
     for word in bad_words:
         if len(word) > 1 and recent is not None:
             written = (recent[:, 1 - len(word) :] == jnp.asarray(word[:-1])).all(-1)

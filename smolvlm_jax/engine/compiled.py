@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..cache import CacheFormat, check_kv_cache_dtype
 from ..decoding import DecodeState, RowSettings, Rules
-from ..generation_config import Sampling, SamplingParams
+from ..generation_config import GenerationConfig, Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
 from ..sharding import activate, batch_sharding
 from . import programs
@@ -76,8 +77,8 @@ class Programs:
     def rules(self, *, greedy: bool) -> Rules:
         """What a program is compiled for: `greedy` if all rows take the best token without penalty, else rows that each have
         sampling settings of their own."""
-        config = self.model.generation_config
-        return Rules(Sampling() if greedy else None, config.stop_tokens if config else ())
+        rules = Rules.of(self.model.generation_config or GenerationConfig())
+        return replace(rules, sampling=Sampling() if greedy else None)
 
     def _array(self, shape, dtype) -> jax.ShapeDtypeStruct:
         """An abstract array with a first dimension of lanes, rows or tiles."""
@@ -139,7 +140,7 @@ class Programs:
         slots = self.config.slots[self.config.ring_lengths.index(length)]
         text, quantized = self.model.config.text_config, check_kv_cache_dtype(self.config.kv_cache_dtype)
         stored = CacheFormat.choose(text, length, self.model.dtype, quantized=quantized, mesh=self.mesh)
-        return partial(programs.empty_ring, self.model, slots, length, stored), (), ()
+        return partial(programs.empty_ring, self.model, self.rules(greedy=False), slots, length, stored), (), ()
 
     def _encode(self, tiles: int) -> _Program:
         batch, places = (

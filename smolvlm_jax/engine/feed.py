@@ -1,5 +1,6 @@
 """Requests before they are admitted: read and prepared in a thread, a bounded number ahead."""
 
+import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,8 @@ from .settings import EngineShapes
 
 __all__ = ["Feed", "Reception"]
 
+_log = logging.getLogger(__name__)
+
 
 class Reception:
     """Makes arrays of a request, and says what is wrong with it."""
@@ -27,6 +30,11 @@ class Reception:
         self._config, self._processor, self._shapes = model.config, processor, shapes
         defaults = model.generation_config or GenerationConfig()
         self._sampling, self._stop_tokens = defaults.sampling, frozenset(defaults.stop_tokens)
+        if asked := defaults.of_a_call():
+            said = ", ".join(f"{name}={value}" for name, value in asked.items())
+            _log.warning(
+                "generation_config.json: without effect here, where each request says how long its answer is: %s", said
+            )
 
     def __call__(self, request: Request) -> RequestState:
         """Whatever is wrong with the request, or with reading it, is its error."""

@@ -15,6 +15,7 @@ from ..cache import CacheFormat, HeadBuffers, KVCache
 from ..decoding import Decoded, DecodeState, Rows, RowSettings, Rules, decode, next_token, tokens_seen
 from ..generation_config import Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
+from ..restrictions import longest_prefix, packed_recent
 from ..sharding import constrain, partition_spec
 
 __all__ = ["Packed", "Prefilled", "decode_chunk", "empty_ring", "encode", "insert", "prefill", "specs"]
@@ -60,12 +61,16 @@ class Prefilled:
     start: jax.Array
 
 
-def empty_ring(model: SmolVLMForConditionalGeneration, slots: int, length: int, stored: CacheFormat) -> DecodeState:
+def empty_ring(
+    model: SmolVLMForConditionalGeneration, rules: Rules, slots: int, length: int, stored: CacheFormat
+) -> DecodeState:
     """A ring of so many slots and columns, stored in this format, every slot finished."""
     text = model.config.text_config
     settings = RowSettings.of([(SamplingParams(), Sampling())] * slots)
     seen = jnp.zeros((slots, text.vocab_size), bool)
-    rows = Rows.start(jnp.zeros((slots,), jnp.int32), jax.tree.map(jnp.asarray, settings), seen=seen)
+    width = longest_prefix(rules.bad_words)
+    recent = jnp.full((slots, width), -1, jnp.int32) if width else None
+    rows = Rows.start(jnp.zeros((slots,), jnp.int32), jax.tree.map(jnp.asarray, settings), seen=seen, recent=recent)
     rows = replace(rows, finished=jnp.ones((slots,), bool))
     return DecodeState(rows, KVCache.create(text, slots, length, model.dtype, stored=stored))
 
@@ -121,7 +126,8 @@ def prefill(model: SmolVLMForConditionalGeneration, rules: Rules, params, pool: 
     )
     logits, cache = out
     seen = tokens_seen(packed.input_ids, packed.segment_ids, segments=s, vocabulary=logits.shape[-1])
-    rows = Rows.start(packed.length - 1, packed.settings, seen=seen)
+    recent = packed_recent(packed.input_ids, packed.start, packed.length, rules.bad_words)
+    rows = Rows.start(packed.length - 1, packed.settings, seen=seen, recent=recent)
     flat = jax.tree.map(lambda x: x.reshape(d * s, *x.shape[2:]), rows)
     flat = next_token(rules, flat, logits.reshape(d * s, -1))
     rows = jax.tree.map(lambda x: x.reshape(d, s, *x.shape[1:]), flat)

@@ -22,6 +22,7 @@ from smolvlm_jax.errors import CheckpointError, InputError
 QUERY = "model.text_model.layers.0.self_attn.q_proj"
 PATCHES = "model.vision_model.embeddings.patch_embedding"
 WORDS = "model.text_model.embed_tokens"
+ROWS = "token_adapter.trainable_tokens_delta"
 SETTINGS = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "use_rslora": False, "fan_in_fan_out": False, "bias": "none"}
 
 
@@ -157,6 +158,7 @@ def test_the_result_has_the_dtype_of_the_base(tmp_path):
         {"peft_type": None},
         {"fan_in_fan_out": True},
         {"lora_bias": True},
+        {"trainable_token_indices": [1]},
         {"layer_replication": [[0, 2]]},
         {"target_parameters": ["x"]},
         {"init_lora_weights": "pissa_niter_4"},
@@ -168,6 +170,13 @@ def test_the_result_has_the_dtype_of_the_base(tmp_path):
         {"lora_alpha": math.nan},
         {"alpha_pattern": [1]},
         {"alpha_pattern": {"(a+)+": 2}},
+        {"alpha_pattern": {"(a|a)*b": 2}},
+        {"rank_pattern": {"a?" * 40 + "a" * 40: 4}},
+        {"rank_pattern": {".*.*.*.*b": 4}},
+        {"rank_pattern": {f".*{n}.*b": 4 for n in range(99)}},
+        {"alpha_pattern": {"q_proj)|(x": 2}},
+        {"alpha_pattern": {"[z-a]": 2}},
+        {"alpha_pattern": {"(?=q)q_proj": 2}},
         {"rank_pattern": {"q_proj": -1}},
         {"base_model_name_or_path": 3},
     ],
@@ -195,9 +204,26 @@ def test_tensors_without_a_place_are_listed_ten_at_most(base, tmp_path):
         ({"base_model.model.lm_head.weight": np.ones((9, 9), np.float32)}, r"the base has the shape .160, 48."),
         ({f"base_model.model.{QUERY}.lora_magnitude_vector": np.ones(9, np.float32)}, "lora_A is missing"),
         (factors(base) | {f"base_model.model.{QUERY}.lora_magnitude_vector": np.ones(48, np.float32)}, "does not say use_dora"),
+        (factors(base) | {f"base_model.model.{QUERY}.lora_B.bias": np.ones(48, np.float32)}, "does not say lora_bias"),
+        ({f"base_model.model.{WORDS}.{ROWS}": np.ones((1, 48), np.float32)}, "is no list of different rows of 160"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load(write(tmp_path / "adapter", tensors, base))
+
+
+def test_rows_and_biases_that_do_not_fit(base, tmp_path):
+    rows = lambda count: {f"base_model.model.{WORDS}.{ROWS}": np.ones((count, 48), np.float32)}
+    for indices in ([3, 3], [160], [-1], [True], "3", {"lm_head": [1]}):
+        with pytest.raises(CheckpointError, match="is no list of different rows of 160"):
+            load(write(tmp_path / "adapter", rows(1), base, trainable_token_indices=indices))
+    with pytest.raises(CheckpointError, match=r"it has the shape \(1, 48\), trainable_token_indices says \(2, 48\)"):
+        load(write(tmp_path / "adapter", rows(1), base, trainable_token_indices={"embed_tokens": [3, 7]}))
+    bias = {f"base_model.model.{QUERY}.lora_B.bias": np.ones(48, np.float32)}
+    with pytest.raises(CheckpointError, match="lora_bias: the base has no bias there"):
+        load(write(tmp_path / "adapter", factors(base, (QUERY,)) | bias, base, lora_bias=True))
+    bias = {f"base_model.model.{PATCHES}.lora_B.bias": np.ones(9, np.float32)}
+    with pytest.raises(CheckpointError, match=r"lora_B\.bias \(9,\) does not fit \(32,\)"):
+        load(write(tmp_path / "adapter", factors(base, (PATCHES,)) | bias, base, lora_bias=True))
 
 
 def test_an_adapter_in_the_wrong_company(base, tmp_path):
@@ -302,6 +328,17 @@ PEFT = [
     {"target_modules": ["patch_embedding", "q_proj"], "use_dora": True},
     {"target_modules": ["out_proj"], "bias": "lora_only"},
     {"target_modules": ["embed_tokens", "q_proj"]},
+    {"target_modules": r".*(text_model|vision_model).*\.(q|o)_proj$"},
+    {"target_modules": "all-linear", "exclude_modules": r".*connector.*"},
+    {
+        "target_modules": ["q_proj", "v_proj", "fc1"],
+        "rank_pattern": {r"text_model\.layers\.[01]\.self_attn\.q_proj": 2, r".*vision.*(q|v)_proj": 3},
+        "alpha_pattern": {r"^model\..+\.fc\d": 5, "v_proj": 9},
+    },
+    {"target_modules": r".*vision_model.*\.(q_proj|out_proj|fc2|patch_embedding)", "lora_bias": True, "use_rslora": True},
+    {"target_modules": ["fc1"], "lora_bias": True, "bias": "lora_only"},
+    {"target_modules": ["q_proj"], "trainable_token_indices": [3, 9, 159]},
+    {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5], "lm_head": [7, 3]}},
 ]
 
 

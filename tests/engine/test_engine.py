@@ -182,6 +182,27 @@ def test_the_checkpoints_defaults_count_in_generate_and_in_the_engine(tiny, tmp_
     assert answers[str(hot), 0] != greedy
 
 
+@pytest.mark.thorough
+def test_the_checkpoints_restrictions_hold_in_the_engine_too(tiny, tmp_path, caplog):
+    """Forbidden words of one token and of several, across the prompt's end too, and the least length, in packed prompts."""
+    prepared = [prepare(tiny[2], user(text=f"Which number is larger than {n}?")) for n in range(5)]
+    assert len({len(prompt.input_ids) for prompt in prepared}) == 1  # one program of `generate` serves all
+    plain = [alone(tiny, Request(0, prepared=prompt, params=SamplingParams(12))) for prompt in prepared]
+    ids = [prompt.input_ids.tolist() for prompt in prepared]
+    words = [[ids[0][-1], plain[0][0]], [*ids[1][-2:], plain[1][0]], plain[2][:2], [plain[3][1]]]
+    asked = {"bad_words_ids": words, "min_length": len(ids[0]) + 9, "max_length": 64}
+    shutil.copytree(resolve("tiny"), tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **asked}))
+    engine = Engine.from_pretrained(tmp_path / "model", ring_lengths=(128,), slots=(3,), prefill_tokens=128)
+    assert "without effect" in caplog.text and "max_length=64" in caplog.text and "min_length" not in caplog.text
+    settings = [SamplingParams(12), SamplingParams(12, do_sample=True, temperature=5.0, seed=3)]
+    requests = [Request((n, k), prepared=p, params=s) for n, p in enumerate(prepared) for k, s in enumerate(settings)]
+    found = {result.id: list(result.token_ids) for result in engine.generate(requests)}
+    assert found == {request.id: alone((engine.model, engine.params, tiny[2]), request) for request in requests}
+    assert sum(found[n, 0] != plain[n] for n in range(5)) >= 4
+
+
 def test_nothing_is_compiled_after_warm_up(tiny, engine):
     """500 random requests, of which jax itself says that it compiled nothing."""
     compiled = []
