@@ -66,6 +66,11 @@ class ChangedError(JobError):
     """A file that is no longer what it was when work on it began. Once it is back, the same command may be run again."""
 
 
+class UnreachableError(JobError):
+    """An object store that has not answered for a minute. Nothing is known to be wrong with what was asked of it, so this is no
+    OSError, which would be taken for a fault of the file."""
+
+
 class StorageError(CheckpointError, JobError):
     """A directory that cannot be written now: another process writes it, or the disk is full. It is as it was."""
 
