@@ -1,7 +1,7 @@
 """The decode core, which `generate`, `stream` and the engine's programs share: state, next token, stops, decode loop.
 
 A program is compiled for its `Rules`. What they and the state leave out is not part of the program: with greedy rules nothing
-of sampling is compiled, and without a repetition penalty there is no `seen`.
+of sampling is compiled, without a repetition penalty there is no `seen`, and without `logprobs` nothing of log-probabilities.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import numpy as np
 
 from .cache import KVCache
 from .generation_config import GenerationConfig, Sampling, SamplingParams
+from .logprobs import TokenLogprobs, token_logprobs
 from .model import SmolVLMForConditionalGeneration
 from .restrictions import follow, restrict
 from .sampling import RowSampling, choose, row_keys
@@ -27,6 +28,7 @@ __all__ = [
     "allowed",
     "decode",
     "decode_step",
+    "measured",
     "next_logits",
     "next_token",
     "tokens_seen",
@@ -43,6 +45,7 @@ class Rules:
         min_new_tokens: no stop token is drawn before so many others; 0 for no such limit.
         min_length: the same, with the prompt counted.
         bad_words: as in `restrictions.restrict`.
+        logprobs: how many alternatives to each token are named with its log-probability; None: there are none of these.
     """
 
     sampling: Sampling | None
@@ -50,11 +53,19 @@ class Rules:
     min_new_tokens: int = 0
     min_length: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "Rules":
         """The rules of rows with these settings, whose prompts are not padded: see `GenerationConfig.for_prompt`."""
-        return cls(config.sampling, config.stop_tokens, config.min_new_tokens, config.min_length, config.bad_words)
+        return cls(
+            config.sampling,
+            config.stop_tokens,
+            config.min_new_tokens,
+            config.min_length,
+            config.bad_words,
+            config.logprobs,
+        )
 
     @property
     def penalize(self) -> bool:
@@ -204,10 +215,19 @@ def next_token(rules: Rules, rows: Rows, logits: jax.Array) -> Rows:
     )
 
 
-def decode_step(model: SmolVLMForConditionalGeneration, rules: Rules, params, state: DecodeState) -> DecodeState:
-    """One token for every row that has not finished. The others write a column of the cache that is not visible."""
+def measured(rules: Rules, rows: Rows, logits: jax.Array) -> TokenLogprobs | None:
+    """Log-probabilities (b,) of the tokens that rows have just drawn from logits (b, v); None if the rules want none."""
+    return None if rules.logprobs is None else token_logprobs(logits, rows.token, rules.logprobs)
+
+
+def decode_step(
+    model: SmolVLMForConditionalGeneration, rules: Rules, params, state: DecodeState
+) -> tuple[DecodeState, TokenLogprobs | None]:
+    """One token for every row that has not finished, with its log-probability if the rules want it. The others write a column
+    of the cache that is not visible."""
     logits, cache = next_logits(model, params, state)
-    return DecodeState(next_token(rules, state.rows, logits), cache)
+    rows = next_token(rules, state.rows, logits)
+    return DecodeState(rows, cache), measured(rules, rows, logits)
 
 
 def next_logits(model: SmolVLMForConditionalGeneration, params, state: DecodeState) -> tuple[jax.Array, KVCache]:
@@ -230,11 +250,13 @@ class Decoded(NamedTuple):
         state: after the last step.
         tokens: int32 (b, n), with a column for every step. What a row has there after it has finished is of no meaning.
         columns: int32 (), how many columns are written.
+        logprobs: of the tokens, (b, n); None where the rules want none.
     """
 
     state: DecodeState
     tokens: jax.Array
     columns: jax.Array
+    logprobs: TokenLogprobs | None = None
 
 
 def decode(model: SmolVLMForConditionalGeneration, rules: Rules, params, decoded: Decoded, end: jax.Array) -> Decoded:
@@ -244,8 +266,9 @@ def decode(model: SmolVLMForConditionalGeneration, rules: Rules, params, decoded
         return (decoded.columns < end) & ~decoded.state.rows.finished.all()
 
     def body(decoded: Decoded) -> Decoded:
-        state = decode_step(model, rules, params, decoded.state)
+        state, step = decode_step(model, rules, params, decoded.state)
         tokens = jax.lax.dynamic_update_slice(decoded.tokens, state.rows.token[:, None], (0, decoded.columns))
-        return Decoded(state, tokens, decoded.columns + 1)
+        logprobs = decoded.logprobs.put(step, decoded.columns) if decoded.logprobs is not None and step is not None else None
+        return Decoded(state, tokens, decoded.columns + 1, logprobs)
 
     return jax.lax.while_loop(going, body, decoded)

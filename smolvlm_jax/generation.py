@@ -16,9 +16,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .cache import CacheFormat, KVCache, check_kv_cache_dtype
-from .decoding import Decoded, DecodeState, Rows, RowSettings, Rules, allowed, decode, next_logits, next_token, tokens_seen
+from .decoding import (
+    Decoded,
+    DecodeState,
+    Rows,
+    RowSettings,
+    Rules,
+    allowed,
+    decode,
+    measured,
+    next_logits,
+    next_token,
+    tokens_seen,
+)
 from .errors import InputError
 from .generation_config import GenerationConfig
+from .logprobs import TokenLogprobs
 from .model import SmolVLMForConditionalGeneration
 from .outputs import ModelOutput
 from .prompt_arrays import bucket, prompt_arrays
@@ -34,7 +47,7 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOutput(ModelOutput):
-    """What `generate` returns with return_dict_in_generate. Fields that were not asked for are None.
+    """What `generate` returns with return_dict_in_generate or logprobs. Fields that were not asked for are None.
 
     Attributes:
         sequences: int32 (b, t + new), what `generate` returns otherwise.
@@ -42,12 +55,14 @@ class GenerateOutput(ModelOutput):
             after it has ended is of no meaning, here and in `logits`.
         logits: for each new token (b, v): the model's.
         past_key_values: the cache, with all tokens but the last.
+        logprobs: of the new tokens, (b, new), by the model's own distribution (see `TokenLogprobs`); 0 where a row has ended.
     """
 
     sequences: np.ndarray
     scores: tuple[np.ndarray, ...] | None = None
     logits: tuple[np.ndarray, ...] | None = None
     past_key_values: KVCache | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 class _Scores(NamedTuple):
@@ -94,16 +109,24 @@ def _prefill(
     start = Rows.start(positions[:, -1], settings, seen=seen, recent=recent)
     rows = next_token(rules, start, logits)
     tokens = jnp.zeros((len(mask), cache_length - mask.shape[1]), jnp.int32).at[:, 0].set(rows.token)
+    logprobs = measured(rules, rows, logits)
+    if logprobs is not None:
+        logprobs = TokenLogprobs.zeros(tokens.shape, rules.logprobs or 0).put(logprobs, 0)
     cache = out.past_key_values.stored_as(stored, cache_length)  # whose promise prompts that are aligned keep
-    decoded = Decoded(DecodeState(rows, cache), tokens, jnp.ones((), jnp.int32))
+    decoded = Decoded(DecodeState(rows, cache), tokens, jnp.ones((), jnp.int32), logprobs)
     return decoded, _Scores.of(rules, start, logits) if scored else None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules"), donate_argnames="state")
-def _scored_step(model, rules: Rules, params, state: DecodeState) -> tuple[DecodeState, _Scores]:
-    """`decode_step`, with what the tokens are chosen by."""
+def _scored_step(
+    model, rules: Rules, params, state: DecodeState, logprobs: TokenLogprobs | None, column: jax.Array
+) -> tuple[DecodeState, _Scores, TokenLogprobs | None]:
+    """`decode_step`, with what the tokens are chosen by; their log-probabilities are put into a column of `logprobs`."""
     logits, cache = next_logits(model, params, state)
-    return DecodeState(next_token(rules, state.rows, logits), cache), _Scores.of(rules, state.rows, logits)
+    rows = next_token(rules, state.rows, logits)
+    step = measured(rules, rows, logits)
+    logprobs = None if logprobs is None or step is None else logprobs.put(step, column)
+    return DecodeState(rows, cache), _Scores.of(rules, state.rows, logits), logprobs
 
 
 _decode = jax.jit(decode, static_argnames=("model", "rules"), donate_argnames="decoded")
@@ -140,13 +163,15 @@ class _Run:
     def decode_scored(self) -> list[Any]:
         """Decode to the end, one step at a time; what every token was chosen by, on the host."""
         rules, found, state = Rules.of(self.config), [jax.device_get(self.first)], self.decoded.state
-        tokens = [np.asarray(state.rows.token)]
+        tokens, logprobs = [np.asarray(state.rows.token)], self.decoded.logprobs
         while len(found) < self.steps and not np.asarray(state.rows.finished).all():
             with activate(self.mesh):
-                state, scores = _scored_step(self.model, rules, self.params, state)
+                at = np.asarray(len(found), np.int32)
+                state, scores, logprobs = _scored_step(self.model, rules, self.params, state, logprobs, at)
             found.append(jax.device_get(scores))
             tokens.append(np.asarray(state.rows.token))
-        self.decoded = Decoded(state, np.stack(tokens, axis=1), np.asarray(len(tokens), np.int32))  # type: ignore[arg-type]
+        columns = np.asarray(len(tokens), np.int32)
+        self.decoded = Decoded(state, np.stack(tokens, axis=1), columns, logprobs)  # type: ignore[arg-type]
         return found
 
     def sequences(self) -> np.ndarray:
@@ -155,6 +180,27 @@ class _Run:
         own = np.arange(columns) < drawn[:, None]
         answers = np.where(own, tokens[:, :columns], np.int32(self.config.fill_token_id))
         return np.concatenate([self.input_ids, answers], axis=1)
+
+    def logprobs(self) -> TokenLogprobs | None:
+        """Log-probabilities (b, new) of the answers' tokens on the host, if they were asked for."""
+        found, drawn, columns = jax.device_get((self.decoded.logprobs, self.decoded.state.rows.drawn, self.decoded.columns))
+        first = jax.tree.map(lambda x: x[:, :columns], found)
+        return _where(np.arange(columns) < drawn[:, None], first, self.config.fill_token_id)
+
+    def step_logprobs(self, step: int) -> TokenLogprobs | None:
+        """Those (b,) of one step's tokens, from 1 on."""
+        column = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, step - 1, 1, keepdims=False), self.decoded.logprobs)
+        found, drawn = jax.device_get((column, self.decoded.state.rows.drawn))
+        return _where(drawn == step, found, self.config.fill_token_id)
+
+
+def _where(own: np.ndarray, found: TokenLogprobs | None, fill: int) -> TokenLogprobs | None:
+    """Log-probabilities where `own`, bool (…), is true, elsewhere 0 of the token that rows are filled with."""
+    if found is None or found.top is None:
+        return found and TokenLogprobs(np.where(own, found.chosen, np.float32(0)))
+    wide = own[..., None]
+    top, tokens = np.where(wide, found.top, np.float32(0)), np.where(wide, found.top_tokens, np.int32(fill))
+    return TokenLogprobs(np.where(own, found.chosen, np.float32(0)), top, tokens)
 
 
 def _start(
@@ -178,6 +224,8 @@ def _start(
     quantized = check_kv_cache_dtype(kv_cache_dtype)
     require_text(model)
     config = GenerationConfig.of(generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
+    if config.logprobs:  # no more alternatives than there are
+        config = config.replace(logprobs=min(config.logprobs, model.config.text_config.vocab_size))
     prompts = prompt_arrays(
         model,
         config,
@@ -245,13 +293,13 @@ def generate(run: _Run) -> Any:
     Returns:
         int32 (b, t + new): each row's prompt as given, then its new tokens; rows that stop early are filled with the pad
         token. With num_return_sequences=n there are n rows for each prompt, one after the other. With return_dict_in_generate
-        a GenerateOutput.
+        or logprobs a GenerateOutput.
 
     Raises:
         InputError: for settings out of range, pictures and image tokens that disagree in number, and prompts that leave none of
             the model's positions.
     """
-    if not run.config.return_dict_in_generate:
+    if not run.config.return_dict_in_generate and run.config.logprobs is None:
         run.decode(run.steps)
         return run.sequences()
     found = []
@@ -264,27 +312,30 @@ def generate(run: _Run) -> Any:
         scores=tuple(entry.scores for entry in found) if run.config.output_scores else None,
         logits=tuple(entry.logits for entry in found) if run.config.output_logits else None,
         past_key_values=run.decoded.state.cache,
+        logprobs=run.logprobs(),
     )
 
 
 @_takes_prompts(_start)
-def stream(run: _Run) -> Iterator[np.ndarray]:
+def stream(run: _Run) -> Iterator[Any]:
     """Yield the tokens that `generate` would return, int32 (b,) for each step, as soon as they are drawn.
 
     Arguments as in `generate`, without return_dict_in_generate. Ends after the step in which the last row stops; rows that
-    stopped before yield the pad token. Mistakes are raised by the call itself, not by the first step.
+    stopped before yield the pad token. With logprobs each step yields a pair, the tokens and their `TokenLogprobs` (b,).
+    Mistakes are raised by the call itself, not by the first step.
     """
     if run.config.return_dict_in_generate:
         raise InputError("stream yields tokens alone: return_dict_in_generate is for generate")
     return _tokens(run)
 
 
-def _tokens(run: _Run) -> Iterator[np.ndarray]:
+def _tokens(run: _Run) -> Iterator[Any]:
     for step in range(1, run.steps + 1):
         if step > 1:
             run.decode(step)
         rows = run.decoded.state.rows
         token, drawn, finished = jax.device_get((rows.token, rows.drawn, rows.finished))
-        yield np.where(drawn == step, token, np.int32(run.config.fill_token_id))
+        tokens = np.where(drawn == step, token, np.int32(run.config.fill_token_id))
+        yield tokens if run.config.logprobs is None else (tokens, run.step_logprobs(step))
         if finished.all():
             return

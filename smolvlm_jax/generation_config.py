@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _SMALLEST, _LARGEST = 1e-15, 1e15
 _INT32 = 2**31 - 1
 _MOST_STOPS = 256  # each is looked for after every token
+_MOST_LOGPROBS = 1024  # alternatives, which go to the host with every token
 
 
 def _whole(value: Any, least: int, most: float = math.inf) -> bool:
@@ -66,6 +67,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "repetition_window": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
     "eos_token_id": (lambda x: all(map(_is_id, x if isinstance(x, (list, tuple)) else [x])), "a token id or a list of them"),
     "pad_token_id": (lambda x: _is_id(x), "a token id"),
+    "logprobs": (
+        lambda x: _whole(x, 0, _MOST_LOGPROBS),
+        f"0 (of the chosen token alone) or a number of alternatives up to {_MOST_LOGPROBS:,}",
+    ),
 }
 
 
@@ -196,6 +201,8 @@ class GenerationConfig(Sampling):
         return_dict_in_generate: `generate` returns a GenerateOutput.
         output_scores: with the scores that each token was chosen by.
         output_logits: with the model's logits for each token.
+        logprobs: `generate` returns a GenerateOutput with the log-probability of each new token by the model's own
+            distribution, and of so many most probable tokens in its place; 0: of the new token alone. None: none.
     """
 
     max_new_tokens: int | None = None
@@ -209,6 +216,7 @@ class GenerationConfig(Sampling):
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -359,6 +367,8 @@ class SamplingParams:
         ignore_eos: go on to the limit.
         repetition_window: end the answer, with finish reason "repetition", once its last so many tokens repeat a pattern
             of at most a quarter of them; 0 switches this off.
+        logprobs: the result has the log-probability of each new token, and of so many most probable tokens in its place; 0: of
+            the new token alone. As in `GenerationConfig`. None: none.
 
     Raises:
         InputError: a value is out of range.
@@ -375,6 +385,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     repetition_window: int = 256
+    logprobs: int | None = None
 
     def __post_init__(self):
         stops = self.stop

@@ -19,6 +19,7 @@ from ..errors import JobError, SmolVLMError
 from ..generation_config import SamplingParams
 from ..terminal import say, show
 from .config import BatchConfig, PictureOptions
+from .logprobs import LOGPROBS
 
 __all__ = ["add_parser"]
 
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         **given(options, BatchConfig),
         **model_names(options),
         "columns": tuple((name, column) for name, _, column in (pair.partition("=") for pair in options.column)),
-        "sampling": SamplingParams(**given(options, SamplingParams)),
+        "sampling": SamplingParams(**{k: v for k, v in given(options, SamplingParams).items() if k != "logprobs"}),
         "pictures": PictureOptions(**given(options, PictureOptions)),
     }
     try:
@@ -72,6 +73,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     data.add_argument("--source", metavar="KIND", help="jsonl, parquet or media (default: by the names)")
     data.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="e.g. image=jpg; may be repeated")
     data.add_argument("--format", default=BatchConfig.format, help="jsonl or parquet")
+    probable = "columns with the log-probabilities of answers: mean and least, or those of all tokens too (default: none)"
+    data.add_argument("--logprobs", choices=tuple(LOGPROBS), help=probable)
     data.add_argument("--shard-size", type=int, default=BatchConfig.shard_size, metavar="N", help="records of a part")
     data.add_argument("--num-shards", type=int, metavar="N", help="number of hosts (default: as the launcher says, else 1)")
     data.add_argument("--shard-index", type=int, metavar="I", help="which of them this is (default: as the launcher says)")

@@ -8,6 +8,7 @@ from ..errors import InputError
 from ..field_types import check_types
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
+from .logprobs import LOGPROBS
 
 __all__ = ["BatchConfig", "PictureOptions"]
 
@@ -40,6 +41,8 @@ class BatchConfig:
         source: Kind of the input; by default told by its names.
         columns: Pairs (name of a record's key, its name in the input).
         format: "jsonl" or "parquet".
+        logprobs: Columns with the log-probabilities of answers: "mean" for the mean and the least of an answer's tokens,
+            "tokens" for those of all tokens too.
         shard_size: Records of a part of the output.
         num_shards: Number of hosts; by default as the launcher says, else 1.
         shard_index: Which of them this is, from 0.
@@ -73,6 +76,7 @@ class BatchConfig:
     source: str | None = None
     columns: tuple[tuple[str, str], ...] = ()
     format: str = "jsonl"
+    logprobs: str | None = None
     shard_size: int = 1000
     num_shards: int | None = None
     shard_index: int | None = None
@@ -99,6 +103,10 @@ class BatchConfig:
             if value is not None and not (isinstance(value, Real) and value <= most and not value < least):
                 flag = f"--{name.replace('_', '-')} ({name})"
                 raise InputError(f"{flag} must be a number from {least:g} to {most:g}, got {value!r:.80}")
+        if self.logprobs is not None and self.logprobs not in LOGPROBS:
+            raise InputError(f"--logprobs (logprobs) is one of {', '.join(LOGPROBS)}, got {self.logprobs!r:.80}")
+        if self.sampling.logprobs is not None:
+            raise InputError('sampling.logprobs is for requests to the engine; a job has logprobs="mean" or "tokens"')
         for name, column in self.columns:
             if name not in FIELDS or not column:
                 raise InputError(f"--column {name}={column} is not NAME=COLUMN with a name of {', '.join(FIELDS)}")

@@ -22,6 +22,7 @@ from ..engine.requests import Request, Result
 from ..errors import InputError, first_few
 from ..records.sources import Source, Unit
 from ..terminal import say
+from .logprobs import logprob_columns
 from .manifest import Manifest
 from .parts import Part, clean_up, part_name
 from .pool import WorkerPool
@@ -248,6 +249,7 @@ class BatchJob:
             "new_tokens": result.new_tokens,
             "tiles": result.tiles,
             "seconds": round(result.seconds, 6),
+            **logprob_columns(self._sink.logprobs, result.logprobs if error is None else None),
         }
         part = self._open[unit]
         with self._lock:  # together: the estimate of a row's share is corrected for the rows that the part has by then

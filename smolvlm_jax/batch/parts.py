@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io import errors_name, remove_dead, to_json, try_lock, unique_name
-from .sinks import COLUMNS, Sink
+from .sinks import Sink
 
 __all__ = ["Part", "clean_up", "part_name"]
 
@@ -153,7 +153,7 @@ class Part:
         with open(os.dup(self._file.fileno()), "rb") as file:  # buffered, as our own is not
             for position in sorted(self._offsets):
                 file.seek(self._offsets[position])
-                found = _row(file.readline())
+                found = self._row(file.readline())
                 if found is None or found[0] != position:
                     raise OSError(errno.EIO, "the file was changed by another program", str(self._own))
                 yield found[1]
@@ -161,18 +161,18 @@ class Part:
     def _take_over(self, path: Path) -> None:
         with suppress(FileNotFoundError), open(path, "rb") as file:  # its owner may have finished and removed it
             for line in file:
-                if (found := _row(line)) is not None and self.add(*found):
+                if (found := self._row(line)) is not None and self.add(*found):
                     self.taken_over[found[0]] = found[1]
 
-
-def _row(line: bytes) -> tuple[int, dict[str, Any]] | None:
-    """(position, row) of a line of a working file; None if it is not the whole of one."""
-    try:
-        position, row = json.loads(line)
-    except (ValueError, TypeError, RecursionError):
-        return None
-    whole = line.endswith(b"\n") and type(position) is int and isinstance(row, dict) and tuple(row) == COLUMNS
-    return (position, row) if whole else None
+    def _row(self, line: bytes) -> tuple[int, dict[str, Any]] | None:
+        """(position, row) of a line of a working file; None if it is not the whole of one."""
+        try:
+            position, row = json.loads(line)
+        except (ValueError, TypeError, RecursionError):
+            return None
+        columns = self._sink.columns
+        whole = line.endswith(b"\n") and type(position) is int and isinstance(row, dict) and tuple(row) == columns
+        return (position, row) if whole else None
 
 
 def clean_up(folder: Path, sink: Sink) -> None:

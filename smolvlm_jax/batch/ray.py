@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..child import PlainUnpickler
-from ..engine.requests import Result
+from ..engine.requests import Request, Result
 from ..errors import InputError
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 from ..records.columns import CHATS, MEDIA
 from ..records.record import Record, id_from, record_from
+from .logprobs import LOGPROBS, logprob_columns
 from .sinks import COLUMNS
 from .workers import Preparer, Setup, longest_prompt
 
@@ -54,6 +55,8 @@ class SmolVLMPreprocessor:
     ):
         from ..locate import adapted, resolve
 
+        if "logprobs" in options:
+            raise InputError("logprobs is an argument of SmolVLMPredictor, which adds the columns")
         names = [field.name for field in fields(PictureOptions) if field.name in options]
         pictures = PictureOptions(**{name: options.pop(name) for name in names})
         self._columns = tuple((columns or {}).items())
@@ -70,7 +73,7 @@ class SmolVLMPreprocessor:
         """
         mapped = {column for _, column in self._columns}
         if clash := [name for name in COLUMNS[1:] if name in batch and name not in mapped]:
-            raise InputError(f"the rows have a column {clash[0]!r}, which the answers would replace: rename it, or drop it")
+            raise _taken(clash[0])
         dropped = {*_DROPPED, *(column for name, column in self._columns if name in _DROPPED)}
         kept = {name: values for name, values in batch.items() if name not in dropped}
         prepared = [pickle.dumps(self._prepare(row), protocol=5) for row in _rows(batch)]
@@ -86,32 +89,66 @@ class SmolVLMPredictor:
     Args:
         model: Bundled name, directory or Hub id.
         adapter: A PEFT adapter that is merged into the model.
+        logprobs: "mean" adds mean_logprob and min_logprob, "tokens" token_logprobs too, as in a batch job.
         engine: Fields of EngineConfig, and dtype, mesh and keep_special_tokens of `load_engine`.
         options: Of SmolVLMPreprocessor, for rows that it has not prepared.
     """
 
-    def __init__(self, model: str = "tiny", *, adapter: str | None = None, engine: Mapping[str, Any] | None = None, **options):
+    def __init__(
+        self,
+        model: str = "tiny",
+        *,
+        adapter: str | None = None,
+        logprobs: str | None = None,
+        engine: Mapping[str, Any] | None = None,
+        **options,
+    ):
         from ..engine.loading import load_engine
         from ..locate import adapted
 
+        if logprobs is not None and logprobs not in LOGPROBS:
+            raise InputError(f"logprobs is one of {', '.join(LOGPROBS)}, got {logprobs!r:.80}")
+        self._logprobs = LOGPROBS[logprobs] if logprobs else ()
         self._model, self._options = model, {"adapter": adapter, **options}
         self._preprocess: SmolVLMPreprocessor | None = None
         source, base = adapted(model, adapter)
         self._engine = load_engine(source, base=base, **(engine or {}))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch as Ray gives it, with the answers in place of what was asked."""
+        """A batch as Ray gives it, with the answers in place of what was asked.
+
+        Raises:
+            InputError: a column has the name of one of the answers'.
+        """
+        if clash := [name for name in self._logprobs if name in batch]:
+            raise _taken(clash[0])
         if PREPARED not in batch:
             self._preprocess = self._preprocess or SmolVLMPreprocessor(self._model, **self._options)
             batch = self._preprocess(batch)
         prepared = (PlainUnpickler(io.BytesIO(data)).load() for data in batch[PREPARED])
-        requests = (replace(request, id=number) for number, request in enumerate(prepared))
+        requests = (self._asked(number, request) for number, request in enumerate(prepared))
         rows: list[Result] = sorted(self._engine.generate(requests), key=lambda result: result.id)
         out = {name: values for name, values in batch.items() if name != PREPARED}
         for name in COLUMNS[1:]:
             values = [getattr(row, name) for row in rows]
             out[name] = np.array(values, object if name in ("text", "error") else None)
-        return out
+        found = [logprob_columns(self._logprobs, row.logprobs) for row in rows]
+        return {**out, **{name: _objects([values[name] for values in found]) for name in self._logprobs}}
+
+    def _asked(self, number: int, request: Request) -> Request:
+        """The request under its row's number, asking for what the columns need."""
+        return replace(request, id=number, params=replace(request.params, logprobs=0 if self._logprobs else None))
+
+
+def _taken(column: str) -> InputError:
+    return InputError(f"the rows have a column {column!r}, which the answers would replace: rename it, or drop it")
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    """One object for each value, lists of equal length too."""
+    out = np.empty(len(values), object)
+    out[:] = values
+    return out
 
 
 @dataclass(frozen=True)

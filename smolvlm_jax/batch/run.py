@@ -4,7 +4,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     index, count = shard_of(config.shard_index, config.num_shards)
     if config.shard_index is None and count > 1:
         notify(f"this is shard {index} of {count}, as the launcher's environment says")
-    shard, sink, folder = Shard(index, count, config.shard_size), open_sink(config.format), Path(config.output)
+    shard, sink, folder = Shard(index, count, config.shard_size), open_sink(config.format, config.logprobs), Path(config.output)
     model, base = adapted(config.model, config.adapter)
     parts = stack(model, base=base)  # once: of the Hub's one commit, though a branch may move on meanwhile
     model, base = parts[0], parts[1] if len(parts) > 1 else None
@@ -65,7 +65,8 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     if source.unread:
         notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
     longest = longest_prompt(directory, config.ring_lengths)
-    setup = Setup(str(directory), source.parse, config.sampling, config.pictures, longest, config.record_memory)
+    sampling = replace(config.sampling, logprobs=0 if config.logprobs else None)
+    setup = Setup(str(directory), source.parse, sampling, config.pictures, longest, config.record_memory)
     check_options(setup.processor())
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     manifest = Manifest(folder, _facts(config, parts, directory, source, keep))
@@ -106,17 +107,19 @@ def _require_current_directory(config: BatchConfig) -> None:
 def _facts(config: BatchConfig, parts: list[Path], directory: Path, source: Source, keep: bool) -> dict[str, Any]:
     """What rows depend on. The number of shards is not among it: a restart may have more hosts or fewer."""
     sampling = config.sampling.sampling(GenerationConfig.from_pretrained(directory))
+    given = {name: value for name, value in asdict(config.sampling).items() if name != "logprobs"}
     return {
         "input": source.describe(),
         "model": "+".join(model_digest(part) for part in parts),  # of an adapter and its base
         "prompt": config.prompt,
         "columns": [f"{name}={column}" for name, column in config.columns],
-        "sampling": {**asdict(config.sampling), **asdict(sampling), "stop": list(config.sampling.stop)},
+        "sampling": {**given, **asdict(sampling), "stop": list(config.sampling.stop)},
         "pictures": config.pictures.given(),
         "keep_special_tokens": keep,
         "dtype": config.dtype,
         "shard_size": config.shard_size,
         "output_format": config.format,
+        **({"logprobs": config.logprobs} if config.logprobs else {}),
     }
 
 

@@ -10,18 +10,34 @@ from typing import IO, Any, ClassVar
 from ..errors import InputError
 from ..io import to_json, whole_file
 from ..records.arrow import import_pyarrow, open_parquet
+from .logprobs import LOGPROBS
 
 __all__ = ["COLUMNS", "SINKS", "Sink", "open_sink"]
 
-# Keys of a row. An id that is a number is a string in Parquet.
+# Keys of every row, before those of --logprobs. An id that is a number is a string in Parquet.
 COLUMNS = ("id", "text", "error", "finish_reason", "prompt_tokens", "new_tokens", "tiles", "seconds")
 _GROUP = 1000
 
 
 class Sink(ABC):
-    """Writes and reads the rows of a part. ending: of its file name."""
+    """Writes and reads the rows of a part. ending: of its file name.
+
+    Args:
+        logprobs: What the job says of log-probabilities.
+
+    Attributes:
+        columns: Keys of a row, in order.
+    """
 
     ending: ClassVar[str]
+
+    def __init__(self, logprobs: str | None = None):
+        self.columns = (*COLUMNS, *(LOGPROBS[logprobs] if logprobs else ()))
+
+    @property
+    def logprobs(self) -> tuple[str, ...]:
+        """Of the columns those with log-probabilities."""
+        return self.columns[len(COLUMNS) :]
 
     def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         """Write all rows of a part atomically."""
@@ -55,10 +71,12 @@ class ParquetSink(Sink):
 
     ending = ".parquet"
 
-    def __init__(self):
+    def __init__(self, logprobs: str | None = None):
+        super().__init__(logprobs)
         pa = import_pyarrow()
         kinds = {"prompt_tokens": pa.int32(), "new_tokens": pa.int32(), "tiles": pa.int32(), "seconds": pa.float64()}
-        self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+        kinds |= {"mean_logprob": pa.float32(), "min_logprob": pa.float32(), "token_logprobs": pa.list_(pa.float32())}
+        self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in self.columns])
 
     def _write(self, file, rows):
         pyarrow, rows = import_pyarrow(), iter(rows)
@@ -76,8 +94,8 @@ class ParquetSink(Sink):
 SINKS: dict[str, type[Sink]] = {"jsonl": JsonlSink, "parquet": ParquetSink}
 
 
-def open_sink(name: str) -> Sink:
-    """The sink of a format.
+def open_sink(name: str, logprobs: str | None = None) -> Sink:
+    """The sink of a format, for rows with the columns that `logprobs` adds.
 
     Raises:
         InputError: if there is no such format.
@@ -85,7 +103,7 @@ def open_sink(name: str) -> Sink:
     """
     if name not in SINKS:
         raise InputError(f"no output format {name!r}; it is one of {', '.join(SINKS)}")
-    return SINKS[name]()
+    return SINKS[name](logprobs)
 
 
 def _utf8(value: Any) -> str | None:

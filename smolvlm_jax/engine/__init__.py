@@ -9,7 +9,7 @@ __all__, __getattr__ = lazy_exports(
     __name__,
     {
         "engine.engine": ("Engine",),
-        "engine.requests": ("Prepared", "Request", "Result", "prepare"),
+        "engine.requests": ("Prepared", "Request", "Result", "Score", "prepare"),
         "engine.settings": ("EngineConfig",),
         "generation_config": ("SamplingParams",),
     },

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,8 @@ __all__ = ["Programs", "persistent_cache"]
 # Prompts of a packed row: one for so many tokens, up to so many.
 _SEGMENT_TOKENS = 16
 _MOST_SEGMENTS = 32
+# Alternatives to a token: a program for so many, and for each power of two beyond.
+_LEAST_ALTERNATIVES = 8
 
 
 def persistent_cache() -> None:
@@ -74,11 +76,19 @@ class Programs:
         """The abstract state of the ring of this length."""
         return self.returns("ring", length)
 
-    def rules(self, *, greedy: bool) -> Rules:
+    def rules(self, *, greedy: bool, logprobs: int | None = None) -> Rules:
         """What a program is compiled for: `greedy` if all rows take the best token without penalty, else rows that each have
-        sampling settings of their own."""
+        sampling settings of their own; `logprobs` as in `Rules`."""
         rules = Rules.of(self.model.generation_config or GenerationConfig())
-        return replace(rules, sampling=Sampling() if greedy else None)
+        return replace(rules, sampling=Sampling() if greedy else None, logprobs=logprobs)
+
+    def alternatives(self, asked: Iterable[int | None]) -> tuple[()] | tuple[int]:
+        """What the key of a program has more if its requests ask for so many alternatives each: nothing if none asks for
+        log-probabilities, else the number that the program gives to all, of which there are few."""
+        most = max((count for count in asked if count is not None), default=None)
+        if not most:
+            return () if most is None else (0,)
+        return (min(1 << max(most - 1, _LEAST_ALTERNATIVES - 1).bit_length(), self.model.config.text_config.vocab_size),)
 
     def _array(self, shape, dtype) -> jax.ShapeDtypeStruct:
         """An abstract array with a first dimension of lanes, rows or tiles."""
@@ -100,7 +110,8 @@ class Programs:
     # ---- the programs
 
     def get(self, *key):
-        """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", T, L), ("decode", L, greedy)."""
+        """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", T, L), ("decode", L, greedy),
+        ("score", T). Prefill and decode have one number more where log-probabilities are asked for, see `alternatives`."""
         program = self._done.get(key)
         if program is None:
             begin = time.perf_counter()
@@ -149,21 +160,31 @@ class Programs:
         )
         return partial(programs.encode, self.model), (self._params, self.returns("pool"), batch, places), (1,)
 
-    def _prefill(self, t: int) -> _Program:
-        d, s = self.config.lanes, self.segments[t]
-        tokens, prompts = self._array((d, t), np.int32), self._array((d, s), np.int32)
-        settings = jax.tree.map(lambda x: self._array((d, s), x.dtype), RowSettings.of([(SamplingParams(), Sampling())]))
+    def _tokens(self, t: int) -> programs.PackedTokens:
+        tokens = self._array((self.config.lanes, t), np.int32)
         places, num_tiles = self._replicated((self.places(t),), np.int32), self._replicated((), np.int32)
-        packed = programs.Packed(tokens, tokens, places, num_tiles, prompts, prompts, settings)
-        function = partial(programs.prefill, self.model, self.rules(greedy=False))
+        return programs.PackedTokens(tokens, tokens, places, num_tiles)
+
+    def _prefill(self, t: int, logprobs: int | None = None) -> _Program:
+        d, s = self.config.lanes, self.segments[t]
+        prompts = self._array((d, s), np.int32)
+        settings = jax.tree.map(lambda x: self._array((d, s), x.dtype), RowSettings.of([(SamplingParams(), Sampling())]))
+        packed = programs.Packed(self._tokens(t), prompts, prompts, settings)
+        function = partial(programs.prefill, self.model, self.rules(greedy=False, logprobs=logprobs))
         return function, (self._params, self.returns("pool"), packed), ()
+
+    def _score(self, t: int) -> _Program:
+        targets = self._array((self.config.lanes, programs.target_columns(t)), np.int32)
+        wanted = programs.Targets(targets, targets, self._replicated((), np.int32))
+        return partial(programs.score, self.model), (self._params, self.returns("pool"), self._tokens(t), wanted), ()
 
     def _insert(self, t: int, length: int) -> _Program:
         lane = self._array((self.config.lanes,), np.int32)
         return partial(programs.insert, self.mesh), (self.ring(length), self.returns("prefill", t), lane, lane), (0,)
 
-    def _decode(self, length: int, greedy: bool) -> _Program:
-        function = partial(programs.decode_chunk, self.model, self.rules(greedy=bool(greedy)), self.config.chunk)
+    def _decode(self, length: int, greedy: bool, logprobs: int | None = None) -> _Program:
+        rules = self.rules(greedy=bool(greedy), logprobs=logprobs)
+        function = partial(programs.decode_chunk, self.model, rules, self.config.chunk)
         return function, (self._params, self.ring(length), self._replicated((), np.int32)), (1,)
 
     # ---- warm-up
@@ -174,7 +195,7 @@ class Programs:
         return [self.config.lanes << k for k in range(most.bit_length() - 1, -1, -1)]
 
     def keys(self) -> list[tuple]:
-        """Every program that any request can need."""
+        """Every program that an answer without log-probabilities can need."""
         lengths, lower = self.config.ring_lengths, [0, *self.buckets]
         keys: list[tuple] = [
             ("pool",),

@@ -10,10 +10,11 @@ class Counters:
     """Sums since the engine was made.
 
     Attributes:
-        requests: answers given.
+        requests: answers and scores given.
         errors: requests that could not be answered.
         prompt_tokens: of the prompts that were run.
         new_tokens: of the answers given.
+        scored_tokens: of continuations that were given.
         tiles: of the prompts that were run.
         encoded_tiles: tiles that went through the encoder; the others were found in the pool of features.
         encoder_rows: the same with the padding of the encoder's batches.
@@ -23,7 +24,7 @@ class Counters:
         decode_live_rows: those of them that belonged to a request.
         cache_columns: columns of the caches at these steps, of all rows.
         cache_live_columns: those of them that requests used.
-        seconds: in `generate`, without compilation.
+        seconds: in `generate` and `loglikelihood`, without compilation.
         prefill_seconds, decode_seconds: that the device needed, as seen by the host.
         device_idle_seconds: that the device had nothing to do.
     """
@@ -32,6 +33,7 @@ class Counters:
     errors: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    scored_tokens: int = 0
     tiles: int = 0
     encoded_tiles: int = 0
     encoder_rows: int = 0

@@ -6,12 +6,14 @@ at once into a pool of features on the device, identical ones once. The host rea
 """
 
 import collections
+import contextlib
+import functools
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,17 +22,20 @@ from jax.sharding import Mesh
 
 from ..attention import try_kernels
 from ..errors import InputError
+from ..logprobs import TokenLogprobs
 from ..model import SmolVLMForConditionalGeneration
 from ..retrieval_model import require_text
 from ..vision import try_encoder
 from .compiled import Programs, persistent_cache
 from .counters import Counters
-from .feature_pool import FeaturePlaces
 from .feed import Feed, Reception
+from .finish import measured
 from .packing import Pack
-from .requests import Request, Result
+from .requests import Request, Result, Score
 from .rings import RequestState, Ring
+from .scoring import Scorer
 from .settings import EngineConfig
+from .tiles import TileFeatures
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -42,12 +47,14 @@ class _Event:
     Attributes:
         prefill: whether it is a prefill, or else a chunk of decode steps.
         tokens: of a prefill (D, S); the report of a chunk.
+        logprobs: of the tokens, if one of the requests asks for them.
         owners: of a prefill ((lane, segment), request); of a chunk (slot, request).
         since: when the first of its programs was dispatched.
     """
 
     prefill: bool
     tokens: jax.Array
+    logprobs: TokenLogprobs | None
     owners: Sequence[tuple[Any, RequestState]]
     since: float
 
@@ -88,6 +95,7 @@ class Engine:
         self.config = (config or EngineConfig()).resolve(model, mesh)
         self.programs = Programs(model, params, self.config, mesh)
         self.stats = Counters()
+        self._tiles = TileFeatures(self.programs, params, self.stats)
         self._arrive = Reception(model, processor, self.config)
         self._busy = threading.Lock()
         self._idle_since: float | None = None
@@ -125,7 +133,8 @@ class Engine:
         return cls(model, params, SmolVLMProcessor.from_pretrained(directory), EngineConfig(**config), mesh)
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:
-        """Compile every program that any request can need; after this nothing is compiled any more.
+        """Compile every program that an answer can need; after this nothing is compiled any more, apart from what
+        log-probabilities need, with the first requests that ask for them.
 
         Args:
             report: called with the numbers of programs done and to do.
@@ -155,18 +164,8 @@ class Engine:
             InputError: another call has not ended.
             BaseException: what the iterable raises.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InputError("this engine is already answering: one generate() at a time")
-        begin = self._clock()
-        self._idle_since = begin
-        try:
-            feed = Feed(requests, self._arrive, self.config.lookahead, self.config.lookahead_bytes // 2)
-        except BaseException:  # what cannot be iterated, say
-            self._busy.release()
-            raise
-        waiting: deque[RequestState] = deque()
-        ended = False
-        try:
+        with self._feed(requests) as feed:
+            waiting: deque[RequestState] = deque()
             while True:
                 yield from self._receive(feed, waiting)
                 dispatched = self._admit(waiting)
@@ -176,10 +175,41 @@ class Engine:
                 if not self._under_way and self._idle_since is None:
                     self._idle_since = self._clock()
                 if not (dispatched or waiting or self._under_way) and feed.exhausted:
-                    ended = True
                     return
+
+    def loglikelihood(self, requests: Iterable[Request]) -> Iterator[Score]:
+        """How probable given continuations are: of each request its `continuation`, after its prompt.
+
+        Prompts and continuations of many requests are packed into one row and run through the decoder once; identical tiles are
+        encoded once. Logits exist a block of scored columns at a time. Programs are compiled when they are first needed.
+
+        Args:
+            requests: with a `continuation` each, and without sampling parameters; read as in `generate`.
+
+        Yields:
+            Scores in the order of the requests. What is wrong with one request becomes its score's `error`.
+
+        Raises:
+            InputError: another call has not ended.
+            BaseException: what the iterable raises.
+        """
+        with self._feed(requests, continuations=True) as feed:
+            yield from Scorer(self.programs, self.params, self._tiles, self.stats, self._clock).run(feed)
+
+    @contextlib.contextmanager
+    def _feed(self, requests: Iterable[Request], continuations: bool = False) -> Iterator[Feed]:
+        """The requests of a call, whose turn it is: one at a time. A call that does not end as it should leaves nothing."""
+        if not self._busy.acquire(blocking=False):
+            raise InputError("this engine is already answering: one generate() or loglikelihood() at a time")
+        begin = self._clock()
+        self._idle_since = begin
+        ended = False
+        try:
+            arrive = functools.partial(self._arrive, continuations=continuations)
+            with contextlib.closing(Feed(requests, arrive, self.config.lookahead, self.config.lookahead_bytes // 2)) as feed:
+                yield feed
+            ended = True
         finally:
-            feed.close()
             self.stats.seconds += self._clock() - begin
             if not ended:  # also after a failure of the device, which may have taken donated arrays along
                 self._reset()
@@ -190,8 +220,7 @@ class Engine:
         c = self.config
         sizes = zip(c.ring_lengths, c.slots, strict=True)
         self._rings = [Ring(length, slots=slots, lanes=c.lanes) for length, slots in sizes]
-        self._places = FeaturePlaces(c.feature_places)
-        self._pool: jax.Array | None = None
+        self._tiles.reset()
         self._under_way: deque[_Event] = deque()
         self._idle_since = None
         self._last_read = 0.0
@@ -231,7 +260,6 @@ class Engine:
             return False
         lanes = range(self.config.lanes)
         pack = Pack(len(lanes), self.programs.segments, self.config.prefill_tokens)
-        tiles: dict[bytes, np.ndarray] = {}
         for state in list(waiting):
             ring = self._ring_for(state)
             free = [lane for lane in lanes if ring is None or ring.free(lane)]
@@ -239,7 +267,7 @@ class Engine:
                 continue  # a later request may want another ring
             lane = min(free, key=pack.fill.__getitem__)
             length = pack.length_with(lane, len(state.prepared.input_ids), ring)
-            if length is None or not self._hold(state, tiles):
+            if length is None or not self._tiles.hold(state):
                 break
             waiting.remove(state)
             state.started = time.perf_counter()
@@ -247,9 +275,9 @@ class Engine:
         if not pack.placed:
             return False
         begin = self._clock()
-        if tiles:
-            self._look_ahead(waiting, tiles)
-            self._encode(tiles)
+        if self._tiles.new:
+            self._tiles.look_ahead(waiting)
+            self._tiles.encode()
         self._prefill(pack, begin)
         return True
 
@@ -264,60 +292,17 @@ class Engine:
         waits = collections.Counter(map(self._ring_for, waiting))
         return {ring: 0 if ring is None else min(count, max(1, ring.slots // 8)) for ring, count in waits.items()}
 
-    def _hold(self, state: RequestState, tiles: dict[bytes, np.ndarray], spare: int = 0) -> bool:
-        """Hold a place for each of the request's tiles, noting in `tiles` what must be encoded; False, and nothing held, if
-        that leaves less than `spare` places."""
-        prepared = state.prepared
-        if state.held or not prepared.digests:
-            return True
-        unique = dict(zip(prepared.digests, prepared.tiles, strict=True))
-        new = self._places.hold(unique, spare=spare)
-        if new is None:
-            return False
-        state.held = list(unique)
-        tiles.update((digest, unique[digest]) for digest in new)
-        return True
-
-    def _look_ahead(self, waiting: deque[RequestState], tiles: dict[bytes, np.ndarray]) -> None:
-        """Fill the encoder's last batch with tiles of requests that wait for a slot, as long as half of the places stay free
-        for those that come first."""
-        most = self.programs.encoder_batches()[0]
-        for state in waiting:
-            if len(tiles) % most == 0 or len(tiles) + len(state.prepared.tiles) > -(-len(tiles) // most) * most:
-                return
-            if not self._hold(state, tiles, self.config.feature_places // 2):
-                return
-
     # ---- dispatch
-
-    def _encode(self, tiles: dict[bytes, np.ndarray]) -> None:
-        """Encode tiles in batches of the sizes there are programs for, the largest first: only the last may need padding."""
-        left, sizes = list(tiles), self.programs.encoder_batches()
-        while left:
-            size = next((n for n in sizes if n <= len(left)), sizes[-1])
-            now, left = left[:size], left[size:]
-            batch = np.zeros((size, *self.model.config.vision_config.tile_shape), np.uint8)
-            batch[: len(now)] = np.stack([tiles[digest] for digest in now])
-            nowhere = [self.config.feature_places] * (size - len(now))
-            places = np.asarray([self._places.place(digest) for digest in now] + nowhere, np.int32)
-            self._pool = self.programs.get("encode", size)(self.params, self._features(), batch, places)
-            self.stats.encoded_tiles += len(now)
-            self.stats.encoder_rows += size
-
-    def _features(self) -> jax.Array:
-        """The pool of features on the device."""
-        return self.programs.get("pool")() if self._pool is None else self._pool
 
     def _prefill(self, pack: Pack, begin: float) -> None:
         """Dispatch the prefill of a pack, and the insertion of its prompts into their rings."""
         t = pack.length
-        self._pool = self._features()
-        packed = pack.arrays(self._places.place, self.programs.places(t))
-        out = self.programs.get("prefill", t)(self.params, self._pool, packed)
+        wanted = self.programs.alternatives(p.state.request.params.logprobs for p in pack.placed)
+        packed = pack.arrays(self._tiles.place, self.programs.places(t))
+        out = self.programs.get("prefill", t, *wanted)(self.params, self._tiles.pool, packed)
+        logprobs, out = out.logprobs, replace(out, logprobs=None)
         for placed in pack.placed:
-            for digest in placed.state.held:
-                self._places.release(digest)
-            placed.state.held.clear()
+            self._tiles.release(placed.state)
         for ring in self._rings:
             if any(p.ring is ring for p in pack.placed):
                 if ring.state is None:
@@ -325,7 +310,7 @@ class Engine:
                 put = self.programs.get("insert", t, ring.length)
                 for arguments in pack.rounds(ring):
                     ring.state = put(ring.state, out, *arguments)
-        self._start(_Event(True, out.rows.token, [((p.lane, p.segment), p.state) for p in pack.placed], begin))
+        self._start(_Event(True, out.rows.token, logprobs, [((p.lane, p.segment), p.state) for p in pack.placed], begin))
         self.stats.prompt_tokens += sum(pack.fill)
         self.stats.prefill_columns += t * self.config.lanes
         self.stats.tiles += sum(len(p.state.prepared.tiles) for p in pack.placed)
@@ -344,9 +329,10 @@ class Engine:
             missing = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
             steps, begin = ring.steps(chunk=self.config.chunk, wanted=missing), self._clock()
             greedy = all(state.sampling.greedy for _, state in live)
-            program = self.programs.get("decode", ring.length, greedy)
-            ring.state, report = program(self.params, ring.state, np.asarray(steps, np.int32))
-            self._start(_Event(False, report, live, begin))
+            asked = self.programs.alternatives(state.request.params.logprobs for _, state in live)
+            program = self.programs.get("decode", ring.length, greedy, *asked)
+            ring.state, report, logprobs = program(self.params, ring.state, np.asarray(steps, np.int32))
+            self._start(_Event(False, report, logprobs, live, begin))
             dispatched = True
             self.stats.decode_steps += steps
             self.stats.decode_rows += steps * ring.slots
@@ -364,14 +350,15 @@ class Engine:
         if self._idle_since is not None:
             self.stats.device_idle_seconds += event.since - self._idle_since
             self._idle_since = None
-        event.tokens.copy_to_host_async()
+        for array in jax.tree.leaves((event.tokens, event.logprobs)):
+            array.copy_to_host_async()
         self._under_way.append(event)
 
     # ---- results
 
     def _read(self, event: _Event) -> Iterator[Result]:
         """Wait for tokens and hand them to their requests."""
-        tokens = np.asarray(event.tokens)
+        tokens, logprobs = jax.device_get((event.tokens, event.logprobs))
         now = self._clock()
         seconds, self._last_read = now - max(event.since, self._last_read), now
         if event.prefill:
@@ -383,11 +370,11 @@ class Engine:
             if ending.reason is not None:
                 continue  # it has ended, and these steps were dispatched before that was known
             if event.prefill:
-                new = [int(tokens[where])]
+                count, new = 1, [int(tokens[where])]
             else:
                 count = int(tokens[where, 0]) - len(ending.tokens)
                 new = tokens[where, 1 : 1 + count].tolist()
-            if ending.push(new):
+            if ending.push(new, measured(logprobs, where, count, state.request.params.logprobs)):
                 state.leave()
                 self.stats.requests += 1
                 self.stats.new_tokens += len(ending.tokens)

@@ -2,10 +2,39 @@
 them arrive at once."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from ..generation_config import SamplingParams
+from ..logprobs import TokenLogprobs
 
-__all__ = ["Ending", "repeats"]
+__all__ = ["Ending", "measured", "repeats"]
+
+# Of a token: its log-probability, and the most probable tokens with theirs.
+Measured = tuple[float, tuple[tuple[int, float], ...]]
+
+
+def measured(logprobs: TokenLogprobs | None, where: Any, count: int, alternatives: int | None) -> list[Measured]:
+    """The log-probabilities of a request's new tokens, in Python's numbers.
+
+    Args:
+        logprobs: arrays on the host: of a prefill (D, S), of a chunk (b, steps).
+        where: of a prefill (lane, segment), of a chunk the row.
+        count: how many new tokens the request has there.
+        alternatives: how many of them the request asks for; None: for no log-probabilities at all.
+
+    Returns:
+        One for each token; nothing where none are asked for.
+    """
+    if logprobs is None or alternatives is None:
+        return []
+    row = lambda x: np.atleast_1d(x[where])[:count] if x.ndim == 2 else x[where].reshape(-1, x.shape[-1])[:count, :alternatives]
+    chosen = row(logprobs.chosen).tolist()
+    if not alternatives or logprobs.top is None:
+        return [(value, ()) for value in chosen]
+    pairs = zip(row(logprobs.top_tokens).tolist(), row(logprobs.top).tolist(), strict=True)
+    return [(value, tuple(zip(*best, strict=True))) for value, best in zip(chosen, pairs, strict=True)]
 
 
 def repeats(tokens: Sequence[int], window: int) -> bool:
@@ -23,6 +52,7 @@ class Ending:
 
     Attributes:
         tokens: of the answer so far.
+        logprobs: of the tokens, as far as they are asked for.
         reason: why it has ended: "stop", "length" or "repetition"; None while it goes on.
     """
 
@@ -35,11 +65,14 @@ class Ending:
         self._params, self._stop_tokens, self._decode = params, stop_tokens, decode
         self._longest = max(map(len, params.stop), default=0)
         self.tokens: list[int] = []
+        self.logprobs: list[Measured] = []
         self.reason: str | None = None
 
-    def push(self, tokens: Iterable[int]) -> bool:
-        """Add tokens up to the one that ends the answer; returns whether it has ended."""
-        for token in tokens:
+    def push(self, tokens: Iterable[int], logprobs: Sequence[Measured] = ()) -> bool:
+        """Add tokens, and their log-probabilities if there are any, up to the one that ends the answer; returns whether it has
+        ended."""
+        for number, token in enumerate(tokens):
+            self.logprobs += logprobs[number : number + 1]
             self.tokens.append(token)
             self.reason = self._reason()
             if self.reason is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..decoding import RowSettings
 from ..generation_config import Sampling, SamplingParams
-from .programs import Packed
+from .programs import Packed, PackedTokens
 from .rings import RequestState, Ring
 
 __all__ = ["Pack", "Placed"]
@@ -88,31 +88,36 @@ class Pack:
         self._count[lane] += 1
         self.length = length
 
-    def arrays(self, place_of: Callable[[bytes], int], places: int) -> Packed:
-        """The prompts as arrays.
+    def tokens(self, place_of: Callable[[bytes], int], places: int) -> PackedTokens:
+        """The rows.
 
         Args:
             place_of: a tile's digest to its place in the pool of features.
             places: the length of the array of places.
         """
-        lanes, segments = len(self.fill), self._segments[self.length]
-        ids = np.zeros((lanes, self.length), np.int32)
+        ids = np.zeros((len(self.fill), self.length), np.int32)
         segment_ids = np.zeros_like(ids)
-        start, length = np.zeros((lanes, segments), np.int32), np.ones((lanes, segments), np.int32)
-        requests = [_NO_PROMPT] * (lanes * segments)
         wanted: list[int] = []
         for p in sorted(self.placed, key=lambda p: (p.lane, p.segment)):
             prepared = p.state.prepared
             columns = slice(p.start, p.start + p.length)
             ids[p.lane, columns] = prepared.input_ids
             segment_ids[p.lane, columns] = p.segment + 1
-            start[p.lane, p.segment], length[p.lane, p.segment] = p.start, p.length
-            requests[p.lane * segments + p.segment] = p.state.request.params, p.state.sampling
             wanted += [place_of(digest) for digest in prepared.digests]
         at = np.zeros((places,), np.int32)
         at[: len(wanted)] = wanted
+        return PackedTokens(ids, segment_ids, at, np.asarray(len(wanted), np.int32))
+
+    def arrays(self, place_of: Callable[[bytes], int], places: int) -> Packed:
+        """The rows, with what is known of each prompt; arguments as in `tokens`."""
+        lanes, segments = len(self.fill), self._segments[self.length]
+        start, length = np.zeros((lanes, segments), np.int32), np.ones((lanes, segments), np.int32)
+        requests = [_NO_PROMPT] * (lanes * segments)
+        for p in self.placed:
+            start[p.lane, p.segment], length[p.lane, p.segment] = p.start, p.length
+            requests[p.lane * segments + p.segment] = p.state.request.params, p.state.sampling
         settings = jax.tree.map(lambda x: x.reshape(lanes, segments), RowSettings.of(requests))
-        return Packed(ids, segment_ids, at, np.asarray(len(wanted), np.int32), start, length, settings)
+        return Packed(self.tokens(place_of, places), start, length, settings)
 
     def rounds(self, ring: Ring) -> list[tuple[np.ndarray, ...]]:
         """Arguments (slot, segment), each (lanes,), of `programs.insert`: one prompt per lane at a time."""

@@ -1,4 +1,5 @@
-"""The device programs of the engine: encode tiles, prefill packed prompts, insert a row into a ring, decode a chunk of steps.
+"""The device programs of the engine: encode tiles, prefill packed prompts, insert a row into a ring, decode a chunk of steps,
+score given continuations.
 
 All are pure functions over fixed shapes. Lanes are the shards of the batch axis: a mesh with D data shards prefills D packed
 rows at once and inserts one row per shard, each into slots of its own, so that no key or value ever changes its device.
@@ -12,37 +13,91 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from ..cache import CacheFormat, HeadBuffers, KVCache
-from ..decoding import Decoded, DecodeState, Rows, RowSettings, Rules, decode, next_token, tokens_seen
+from ..decoding import Decoded, DecodeState, Rows, RowSettings, Rules, decode, measured, next_token, tokens_seen
 from ..generation_config import Sampling, SamplingParams
+from ..logprobs import TokenLogprobs, token_logprobs
 from ..model import SmolVLMForConditionalGeneration
 from ..restrictions import longest_prefix, packed_recent
 from ..sharding import constrain, partition_spec
 
-__all__ = ["Packed", "Prefilled", "decode_chunk", "empty_ring", "encode", "insert", "prefill", "specs"]
+__all__ = [
+    "Packed",
+    "PackedTokens",
+    "Prefilled",
+    "Targets",
+    "decode_chunk",
+    "empty_ring",
+    "encode",
+    "insert",
+    "prefill",
+    "score",
+    "specs",
+    "target_columns",
+]
+
+# Tokens of a packed row whose logits exist at a time where continuations are scored.
+_SCORED = 128
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Packed:
-    """D rows of T tokens, in each of which up to S prompts stand side by side.
+class PackedTokens:
+    """D rows of T tokens, in each of which several prompts stand side by side.
 
     Attributes:
         input_ids: int32 (D, T).
         segment_ids: int32 (D, T), the prompt that a token belongs to, from 1 on; 0 = padding.
         places: int32 (F,), where in the pool the tiles are that the image tokens of all rows want, in order.
         num_tiles: int32 (), how many of `places` are real.
-        start: int32 (D, S), the first column of each prompt.
-        length: int32 (D, S), its number of tokens; 1 where there is none.
-        settings: (D, S) each.
     """
 
     input_ids: Any
     segment_ids: Any
     places: Any
     num_tiles: Any
+
+    def inputs(self, pool: jax.Array) -> dict[str, Any]:
+        """As arguments of the model; pool (P, tokens, d)."""
+        return {
+            "input_ids": self.input_ids,
+            "segment_ids": self.segment_ids,
+            "image_hidden_states": pool[self.places],
+            "num_tiles": self.num_tiles,
+        }
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """Packed rows of up to S prompts that are to be continued.
+
+    Attributes:
+        tokens: the rows.
+        start: int32 (D, S), the first column of each prompt.
+        length: int32 (D, S), its number of tokens; 1 where there is none.
+        settings: (D, S) each.
+    """
+
+    tokens: PackedTokens
     start: Any
     length: Any
     settings: RowSettings
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Targets:
+    """What is scored in D packed rows: tokens, and where each is predicted.
+
+    Attributes:
+        column: int32 (D, M), the columns whose logits are wanted, those of all continuations of a row first.
+        token: int32 (D, M), the token that follows each; -1 where there is nothing to score.
+        count: int32 (), how many columns of M the row with the most continuations wants.
+    """
+
+    column: Any
+    token: Any
+    count: Any
 
 
 @jax.tree_util.register_dataclass
@@ -54,11 +109,13 @@ class Prefilled:
         layers: keys and values (D, k, T, h) of each layer.
         rows: of each of the S prompts in a packed row, after its first token, (D, S, …).
         start: int32 (D, S), the first column of each prompt.
+        logprobs: of the first tokens, (D, S); None where the rules want none.
     """
 
     layers: tuple[HeadBuffers, ...]
     rows: Rows
     start: jax.Array
+    logprobs: TokenLogprobs | None = None
 
 
 def empty_ring(
@@ -106,7 +163,8 @@ def encode(model: SmolVLMForConditionalGeneration, params, pool: jax.Array, tile
 
 def prefill(model: SmolVLMForConditionalGeneration, rules: Rules, params, pool: jax.Array, packed: Packed) -> Prefilled:
     """Run packed prompts and draw the first token of each. Model and rules are static; pool (P, tokens, d)."""
-    d, t = packed.input_ids.shape
+    tokens = packed.tokens
+    d, t = tokens.input_ids.shape
     s = packed.start.shape[1]
     last = packed.start + packed.length - 1
 
@@ -115,23 +173,17 @@ def prefill(model: SmolVLMForConditionalGeneration, rules: Rules, params, pool: 
         hidden = jnp.take_along_axis(out.last_hidden_state, last[..., None], axis=1)
         return module.head(hidden), out.past_key_values
 
-    out: Any = model.apply(
-        {"params": params},
-        input_ids=packed.input_ids,
-        segment_ids=packed.segment_ids,
-        image_hidden_states=pool[packed.places],
-        num_tiles=packed.num_tiles,
-        cache_length=t,
-        method=forward,
-    )
+    out: Any = model.apply({"params": params}, **tokens.inputs(pool), cache_length=t, method=forward)
     logits, cache = out
-    seen = tokens_seen(packed.input_ids, packed.segment_ids, segments=s, vocabulary=logits.shape[-1])
-    recent = packed_recent(packed.input_ids, packed.start, packed.length, rules.bad_words)
+    seen = tokens_seen(tokens.input_ids, tokens.segment_ids, segments=s, vocabulary=logits.shape[-1])
+    recent = packed_recent(tokens.input_ids, packed.start, packed.length, rules.bad_words)
     rows = Rows.start(packed.length - 1, packed.settings, seen=seen, recent=recent)
     flat = jax.tree.map(lambda x: x.reshape(d * s, *x.shape[2:]), rows)
-    flat = next_token(rules, flat, logits.reshape(d * s, -1))
-    rows = jax.tree.map(lambda x: x.reshape(d, s, *x.shape[1:]), flat)
-    return Prefilled(cache.layers, rows, packed.start)
+    flat_logits = logits.reshape(d * s, -1)
+    flat = next_token(rules, flat, flat_logits)
+    each = (flat, measured(rules, flat, flat_logits))
+    rows, logprobs = jax.tree.map(lambda x: x.reshape(d, s, *x.shape[1:]), each)
+    return Prefilled(cache.layers, rows, packed.start, logprobs)
 
 
 def insert(mesh: Mesh | None, state: DecodeState, prompt: Prefilled, slot: jax.Array, segment: jax.Array) -> DecodeState:
@@ -169,13 +221,50 @@ def _insert_local(state: DecodeState, prompt: Prefilled, slot: jax.Array, segmen
 
 def decode_chunk(
     model: SmolVLMForConditionalGeneration, rules: Rules, chunk: int, params, state: DecodeState, steps: jax.Array
-) -> tuple[DecodeState, jax.Array]:
+) -> tuple[DecodeState, jax.Array, TokenLogprobs | None]:
     """Up to `steps` <= chunk steps, fewer if all rows finish before.
 
     Returns:
-        The state, and a report int32 (b, 1 + chunk): how many tokens the row has drawn so far, and the tokens of this chunk,
-        of which the row's own come first.
+        The state; a report int32 (b, 1 + chunk): how many tokens the row has drawn so far, and the tokens of this chunk, of
+        which the row's own come first; and the log-probabilities (b, chunk) of these tokens, None where the rules want none.
     """
     tokens = jnp.zeros((state.rows.token.shape[0], chunk), jnp.int32)
-    decoded = decode(model, rules, params, Decoded(state, tokens, jnp.zeros((), jnp.int32)), steps)
-    return decoded.state, jnp.concatenate([decoded.state.rows.drawn[:, None], decoded.tokens], axis=1)
+    logprobs = None if rules.logprobs is None else TokenLogprobs.zeros(tokens.shape, rules.logprobs)
+    decoded = decode(model, rules, params, Decoded(state, tokens, jnp.zeros((), jnp.int32), logprobs), steps)
+    report = jnp.concatenate([decoded.state.rows.drawn[:, None], decoded.tokens], axis=1)
+    return decoded.state, report, decoded.logprobs
+
+
+def target_columns(t: int) -> int:
+    """The length M of `Targets` for rows of `t` tokens: whole blocks of logits."""
+    return -(-t // _block(t)) * _block(t)
+
+
+def _block(t: int) -> int:
+    return min(_SCORED, t)
+
+
+def score(
+    model: SmolVLMForConditionalGeneration, params, pool: jax.Array, tokens: PackedTokens, targets: Targets
+) -> tuple[jax.Array, jax.Array]:
+    """The log-probabilities of given tokens in packed rows, by logits that exist a block of columns at a time.
+
+    Returns:
+        float32 (D, M), of the targets; bool (D, M), whether they are what greedy decoding would take. What stands where there
+        is no target is of no meaning.
+    """
+    hidden: Any = model.apply(
+        {"params": params}, **tokens.inputs(pool), method=lambda module, **inputs: module.model(**inputs).last_hidden_state
+    )
+    width = _block(hidden.shape[1])
+
+    def block(index, found):
+        at = index * width
+        column, token = (jax.lax.dynamic_slice_in_dim(x, at, width, axis=1) for x in (targets.column, targets.token))
+        here = jnp.take_along_axis(hidden, column[..., None], axis=1)
+        logits: Any = model.apply({"params": params}, here, method="head")
+        new = token_logprobs(logits, token).chosen, logits.argmax(-1).astype(jnp.int32) == token
+        return tuple(jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=1) for x, y in zip(found, new, strict=True))
+
+    nothing = jnp.zeros(targets.token.shape, jnp.float32), jnp.zeros(targets.token.shape, bool)
+    return jax.lax.fori_loop(0, -(-targets.count // width), block, nothing)

@@ -1,6 +1,8 @@
-"""What goes into the engine and what comes out: `Request`, `Prepared`, `Result`. No jax in here."""
+"""What goes into the engine and what comes out: `Request`, `Prepared`, `Result`, `Score`. No jax in here."""
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +12,7 @@ from ..errors import InputError
 from ..generation_config import SamplingParams
 from ..processing.bounds import check_length
 
-__all__ = ["Prepared", "Request", "Result", "prepare"]
+__all__ = ["Prepared", "Request", "Result", "Score", "continuation_ids", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Request:
         error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that whoever
             reads the results of a job sees a row for every record.
         unread: names of columns of the record that nothing was made of, for whoever reads the job's remarks.
+        continuation: for `Engine.loglikelihood`, what stands after the prompt: text as in `continuation_ids`, or token ids.
     """
 
     id: Any
@@ -64,6 +67,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     error: str | None = None
     unread: tuple[str, ...] = ()
+    continuation: str | Sequence[int] | None = None
 
     def __post_init__(self):
         if sum(given is not None for given in (self.messages, self.prepared, self.error)) != 1:
@@ -84,6 +88,9 @@ class Result:
         tiles: of the prompt's pictures.
         token_ids: the new tokens, a stop token that ended them included.
         seconds: from admission to the last token.
+        logprobs: of `token_ids`, by the model's own distribution (see `smolvlm_jax.logprobs`); None if not asked for.
+        top_logprobs: for each of `token_ids` the most probable tokens in its place, best first, as (token id, log-probability);
+            None if no alternatives were asked for.
     """
 
     id: Any
@@ -95,6 +102,33 @@ class Result:
     tiles: int
     token_ids: tuple[int, ...] = ()
     seconds: float = 0.0
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable a continuation is.
+
+    Attributes:
+        id: of the request.
+        loglikelihood: the sum of `logprobs`; None where there is an error.
+        is_greedy: whether greedy decoding would write just these tokens; None where there is an error.
+        error: why there is no score.
+        prompt_tokens: of the prompt, pictures included.
+        tiles: of the prompt's pictures.
+        token_ids: of the continuation.
+        logprobs: of each of them, after the prompt and those before it, by the model's own distribution.
+    """
+
+    id: Any
+    loglikelihood: float | None
+    is_greedy: bool | None
+    error: str | None
+    prompt_tokens: int
+    tiles: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 def tile_digests(tiles: np.ndarray) -> tuple[bytes, ...]:
@@ -125,3 +159,26 @@ def prepare(processor, messages: list[dict[str, Any]], *, longest: int | None = 
     ids = np.asarray(batch["input_ids"], np.int32)[0]
     tiles = batch.get("pixel_values")
     return Prepared.of(ids, None if tiles is None else np.asarray(tiles)[: int(batch["num_tiles"])])
+
+
+def continuation_ids(processor, text: str) -> list[int]:
+    """The tokens of an answer that is given.
+
+    Args:
+        processor: of the checkpoint.
+        text: as `Result.text` has answers: what the chat template writes between "Assistant:" and an answer, a blank, is put
+            before it unless it begins with white space. Words that are special tokens are such tokens; the token that ends a
+            turn is not added.
+    """
+    between = _before_answers(processor)
+    return processor.tokenizer.encode(text if text[:1].isspace() else between + text, add_special_tokens=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _before_answers(processor) -> str:
+    """What the chat template writes between the end of a prompt and the text of an answer."""
+    turn = lambda role, text: {"role": role, "content": [{"type": "text", "text": text}]}
+    asked, answer = turn("user", "x"), turn("assistant", "y")
+    prompt = processor.apply_chat_template([asked], add_generation_prompt=True)
+    whole = processor.apply_chat_template([asked, answer], continue_final_message=True)
+    return whole[len(prompt) : -1] if whole.startswith(prompt) and whole.endswith("y") else ""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..decoding import DecodeState
 from ..generation_config import Sampling
 from .finish import Ending
-from .requests import Prepared, Request, Result
+from .requests import Prepared, Request, Result, Score
 
 __all__ = ["RequestState", "Ring", "Slot"]
 
@@ -34,6 +36,7 @@ class RequestState:
         held: digests of the tiles whose places in the feature pool it holds.
         slot: None before it has one, and after it needs none any more.
         started: when it was admitted, by `time.perf_counter`.
+        continuation: what is to be scored; the prompt's ids are then followed by all of it but its last token.
         steps_left: decode steps that it can still take at most, those that are not under way yet.
     """
 
@@ -45,6 +48,7 @@ class RequestState:
     held: list[bytes] = field(default_factory=list)
     slot: Slot | None = None
     started: float = 0.0
+    continuation: tuple[int, ...] = ()
     steps_left: int = field(init=False)
 
     def __post_init__(self):
@@ -69,6 +73,8 @@ class RequestState:
     def result(self) -> Result:
         """The answer, or the error."""
         failed = self.error is not None
+        asked = None if failed else self.request.params.logprobs
+        measured = self.ending.logprobs
         return Result(
             id=self.request.id,
             text=None if failed else self.ending.text(),
@@ -79,6 +85,22 @@ class RequestState:
             tiles=len(self.prepared.tiles),
             token_ids=tuple(self.ending.tokens),
             seconds=0.0 if failed else time.perf_counter() - self.started,
+            logprobs=None if asked is None else tuple(value for value, _ in measured),
+            top_logprobs=tuple(best for _, best in measured) if asked else None,
+        )
+
+    def score(self, logprobs: Sequence[float] = (), *, greedy: bool = False) -> Score:
+        """How probable the continuation is, from the log-probabilities of its tokens; or the error."""
+        failed = self.error is not None
+        return Score(
+            id=self.request.id,
+            loglikelihood=None if failed else math.fsum(logprobs),
+            is_greedy=None if failed else greedy,
+            error=self.error,
+            prompt_tokens=len(self.prepared.input_ids) - max(len(self.continuation) - 1, 0),
+            tiles=len(self.prepared.tiles),
+            token_ids=self.continuation,
+            logprobs=tuple(logprobs),
         )
 
 

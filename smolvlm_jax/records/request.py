@@ -12,8 +12,8 @@ from .columns import ASKS, CHATS, MEDIA
 
 __all__ = ["BODY", "OVERRIDES", "SETTINGS", "request_of"]
 
-# The sampling arguments that a record may set for itself.
-OVERRIDES = tuple(field.name for field in fields(SamplingParams))
+# The sampling arguments that a record may set for itself. Which columns a row has is the job's.
+OVERRIDES = tuple(field.name for field in fields(SamplingParams) if field.name != "logprobs")
 # Names of sampling arguments in requests for an OpenAI endpoint, and our names for them.
 _OPENAI = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "max_output_tokens": "max_new_tokens"}
 # Every name under which a record may set such an argument.

@@ -44,7 +44,7 @@ def main(size: str, topology: str, ring: str, slots: str, program: str, *numbers
             state = programs.ring(int(ring))
             out = jax.tree.map(lambda x: x.sharding, state)
             step = jax.jit(
-                functools.partial(decode_step, model, programs.rules(greedy=True)), donate_argnums=1, out_shardings=out
+                functools.partial(decode_step, model, programs.rules(greedy=True)), donate_argnums=1, out_shardings=(out, None)
             )
             lowered = step.lower(params, state)
         else:
