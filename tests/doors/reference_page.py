@@ -34,6 +34,7 @@ WHY = {
     ("generate", "max_new_tokens"): "20 where there is no max_length, as there",
     ("generate", "max_length"): "20 there means 20 new tokens, as here",
     ("generate", "top_k"): "None as a keyword switches it off",
+    ("generate", "logprobs"): "log-softmax of what output_logits gives, of the new tokens and so many alternatives",
     ("SmolVLMProcessor.__call__", "images_kwargs"): "keywords for one part",
     ("SmolVLMConfig", "pad_token_id"): "deprecated there; the text config's counts",
     ("SmolVLMVisionTransformer", "pixel_values"): "channels last; data_format='channels_first' takes the reference's",
