@@ -101,6 +101,10 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         help="PyTorch checkpoint -> orbax, or back",
         description="Convert a checkpoint between Hugging Face safetensors and orbax, one tensor at a time. The destination "
         "appears whole or not at all; an interrupted conversion starts over.",
+        examples=(
+            "smolvlm-jax convert HuggingFaceTB/SmolVLM-256M-Instruct checkpoints/256m --dtype bfloat16",
+            "smolvlm-jax convert checkpoints/256m exported --to hf",
+        ),
     )
     convert.add_argument(
         "source", metavar="SOURCE", help="directory, Hub id (owner/name), bundled name, safetensors file, or PEFT adapter"
@@ -130,6 +134,10 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         help="compare two checkpoints",
         description="Compare two checkpoints tensor by tensor, and with --stages layer by layer. "
         "Exit code 0: the same, 1: not.",
+        examples=(
+            "smolvlm-jax verify HuggingFaceTB/SmolVLM-256M-Instruct checkpoints/256m --stages",
+            "smolvlm-jax verify a b --report difference.html",
+        ),
     )
     verify.add_argument("a", metavar="A", help="as SOURCE of convert")
     verify.add_argument("b", metavar="B", help="as SOURCE of convert")

@@ -2,7 +2,7 @@
 
     pip install 'smolvlm-jax[train]'  # brings the digits
     python examples/number_pictures.py make runs/numbers
-    smolvlm-jax batch runs/numbers runs/answers --prompt "What number is written here?" --max-new-tokens 20
+    smolvlm-jax batch runs/numbers runs/answers --model tiny --prompt "What number is written here?" --max-new-tokens 20
     python examples/number_pictures.py score runs/answers
 
 The digits are ones that occur in no training picture. The number stands in the name of its file, which is the record's id.

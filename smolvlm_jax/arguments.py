@@ -6,15 +6,19 @@ Options for the fields of a settings dataclass carry the fields' names, so that 
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import json
-from collections.abc import Callable, Collection
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NoReturn
 
 from .errors import InputError
+from .field_types import full_dtype
 from .media_options import PictureOptions, kinds
 
 __all__ = [
+    "Parser",
     "add_check",
     "add_command",
     "add_machine",
@@ -24,6 +28,7 @@ __all__ = [
     "add_sampling",
     "given",
     "model_names",
+    "nearest",
     "parse_mesh",
     "whole_numbers",
 ]
@@ -44,8 +49,39 @@ _SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
+def nearest(word: str, known: Collection[str]) -> str:
+    """The known words most like one that is not, as the end of a message: "; did you mean X?", or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=2)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are told in one line, which names what is most like a word that is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and what is wrong."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            word = unknown.split()[0].partition("=")[0]
+            message = f"there is no option {unknown}" if word.startswith("-") else f"{unknown}: one word too many"
+            message += nearest(word, flags) if word.startswith("-") else ""
+        invalid = re.match(r"(argument .*: )?invalid choice: '(.*?)' \(choose from (.*)\)$", message)
+        if invalid:
+            where, word, known = invalid.groups()
+            names = re.findall(r"[\w.-]+", known)
+            where = "" if where is None or "COMMAND" in where else where
+            message = f"{where}{word} is none of {', '.join(names)}{nearest(word, names)}"
+        self.exit(2, f"{self.prog}: {message} (help: {self.prog} --help)\n")
+
+
 class _Formatter(argparse.HelpFormatter):
-    """Help texts with the default of every option."""
+    """Help texts with the default of every option, and examples as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return text
+        return super()._fill_text(text, width, indent)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -61,7 +97,13 @@ def _shown(default: Any) -> str:
 
 
 def add_command(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], *, help: str, description: str
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    help: str,
+    description: str,
+    examples: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Register a command.
 
@@ -71,15 +113,17 @@ def add_command(
         run: From the parsed arguments to the exit code.
         help: One line for the list of commands.
         description: For the command's own help.
+        examples: Command lines, shown at its end.
     """
-    command = commands.add_parser(name, help=help, description=description, formatter_class=_Formatter)
-    command.set_defaults(run=run)
+    shown = "\n  ".join(("examples:", *examples)) if examples else None
+    command = commands.add_parser(name, help=help, description=description, epilog=shown, formatter_class=_Formatter)
+    command.set_defaults(run=run, parser=command)
     return command
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model, --adapter and --base, which `model_names` reads."""
-    model = "bundled name, directory or Hub id (default: tiny; with --adapter what its config names)"
+def add_model(parser: argparse.ArgumentParser, default: str) -> None:
+    """--model, --adapter and --base, which `model_names` reads. `default` says what is taken where none is given."""
+    model = f"bundled name, directory or Hub id (default: {default}; with --adapter what its config names)"
     parser.add_argument("--model", metavar="NAME|DIR", help=model)
     adapter = "PEFT adapter (LoRA), a directory or Hub id, that is merged into the model (default: none)"
     parser.add_argument("--adapter", metavar="DIR", help=adapter)
@@ -88,7 +132,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def model_names(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of `add_model` as the arguments `model`, None for the base that an adapter names, and `adapter`.
+    """The options of `add_model` as the arguments `model`, None where none is given or an adapter names it, and `adapter`.
 
     Raises:
         InputError: one of them is named twice.
@@ -100,7 +144,7 @@ def model_names(options: argparse.Namespace) -> dict[str, Any]:
         if adapter is None and model is None:
             raise InputError(f"--base {base} is what an adapter is merged into, and there is none: pass --adapter DIR")
         model, adapter = base, adapter or model
-    return {"model": "tiny" if model is None and adapter is None else model, "adapter": adapter}
+    return {"model": model, "adapter": adapter}
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +215,7 @@ def add_machine(
     """
     group = parser.add_argument_group("machine")
     names = "dtype of the weights" if dtypes else "float32, bfloat16 or float16"
-    group.add_argument("--dtype", choices=dtypes, help=f"{names} (default: {dtype})")
+    group.add_argument("--dtype", choices=dtypes, type=full_dtype, help=f"{names} (default: {dtype})")
     if attention:
         forms = "form of attention, such as einsum, which does without the kernels for TPUs"
         group.add_argument("--attention", default="auto", metavar="FORM", help=forms)

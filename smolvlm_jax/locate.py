@@ -4,6 +4,7 @@ A PEFT adapter is a directory of weights without the config.json of a model: all
 """
 
 import atexit
+import difflib
 import functools
 import os
 import shutil
@@ -18,10 +19,32 @@ from .families import Translation, translated
 from .habits import Neutral, unasked
 from .io import companion_files, copy_companions, read_json
 
-__all__ = ["ADAPTER", "LOADING", "adapted", "bundled_models", "find_directory", "is_hub_id", "named_base", "portable_name"]
+__all__ = [
+    "ADAPTER",
+    "HUB_IDS",
+    "LOADING",
+    "adapted",
+    "bundled_models",
+    "find_directory",
+    "is_hub_id",
+    "named_base",
+    "portable_name",
+]
 __all__ += ["resolve", "resolve_file", "small_files", "stack"]
 
 ADAPTER = "adapter_config.json"
+
+# The published checkpoints whose sizes are known here.
+HUB_IDS = (
+    "HuggingFaceTB/SmolVLM-256M-Instruct",
+    "HuggingFaceTB/SmolVLM-500M-Instruct",
+    "HuggingFaceTB/SmolVLM-Instruct",
+    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "ibm-granite/granite-docling-258M",
+    "HuggingFaceM4/Idefics3-8B-Llama3",
+)
 
 _ASSETS = resources.files("smolvlm_jax") / "assets"
 # What is downloaded: no code, and pickled weights only where there are no others.
@@ -104,8 +127,11 @@ def resolve(
         raise CheckpointError(f"{path} is a file: pass the directory that holds it together with its config.json")
     if (path / "run.json").is_file() and (path / "checkpoints").is_dir():
         model = path / "model"
-        what = f"its model is {model}" if model.is_dir() else f"{model} is its model once it has ended (export: true)"
-        raise CheckpointError(f"{path} is a training run, which has no processor: {what}")
+        if not model.is_dir():
+            raise CheckpointError(
+                f"{path} is a training run, which has no processor: {model} is its model once it has ended (export: true)"
+            )
+        path = model
     directory, found = small_files(path)
     if found is not None and found.missing:
         raise CheckpointError(found.missing)
@@ -254,7 +280,7 @@ def resolve_file(
         elif name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise MissingFileError(
                 f"no model {name!r}: not a directory, not a bundled name ({', '.join(bundled) or 'none'}), "
-                "not a Hub id (owner/name)"
+                f"not a Hub id (owner/name){_nearest_id(name)}"
             )
         else:
             patterns = _SMALL if small else _PATTERNS
@@ -262,6 +288,13 @@ def resolve_file(
     if folder and not (path / folder).is_dir():
         raise MissingFileError(f"{source} has no directory {folder!r}")
     return path / folder if folder else path
+
+
+def _nearest_id(name: str) -> str:
+    """A question at the end of a message, if a published checkpoint is called so without its owner, or nearly so."""
+    ids = {known.rpartition("/")[2].lower(): known for known in HUB_IDS}
+    found = difflib.get_close_matches(name.lower(), ids, n=1, cutoff=0.7)
+    return f"; did you mean {ids[found[0]]}?" if found else ""
 
 
 def _download(name: str, revision: str | None, patterns: list[str], cache: Mapping[str, Any]) -> Path:

@@ -6,11 +6,11 @@ that nobody can read costs no work and no exit code. Imports nothing of this pac
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["on_terminal", "say", "show", "standard_streams"]
+__all__ = ["on_terminal", "say", "show", "standard_streams", "table"]
 
 _NAMES = ("stdin", "stdout", "stderr")  # by descriptor
 _BROKEN = (OSError, ValueError)  # what a stream raises that cannot be written; ValueError: it is closed
@@ -24,6 +24,12 @@ def say(message: str) -> None:
 def show(text: str) -> None:
     """Print what a command has found that stands in its files as well."""
     _print(sys.stdout, text)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns as text: names, and what is said of each."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:{width}}  {text}".rstrip() for name, text in rows)
 
 
 def _print(stream: Any, text: str) -> None:

@@ -18,7 +18,7 @@ WRONG = {
     str: (7, b"x"),
     tuple: (5, "ab", (1.5,)),
 }
-JOB = {"input": "in", "output": "out"}
+JOB = {"input": "in", "output": "out", "model": "tiny"}
 
 
 def kinds_of(settings: type) -> dict[str, type]:

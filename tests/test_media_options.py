@@ -116,4 +116,4 @@ def test_transparent_ink_is_read_alike_in_batch_ray_and_training(tmp_path):
     assert np.array_equal(ray.prepared.tiles, want)
     learn = Prepare(TINY, DataConfig(image_options=(("background", "white"),)))
     assert np.array_equal(learn(({"messages": messages}, "", "here")).tiles, want)
-    assert BatchConfig(input="a", output="b", pictures=options).pictures.given() == {"background": "white"}
+    assert BatchConfig(input="a", output="b", model="tiny", pictures=options).pictures.given() == {"background": "white"}

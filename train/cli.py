@@ -6,6 +6,7 @@ from dataclasses import replace
 from ..arguments import add_check, add_command, add_quiet
 from ..errors import device_errors
 from ..terminal import show
+from .listing import described
 
 __all__ = ["add_parser"]
 
@@ -40,8 +41,31 @@ def run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+class _List(argparse.Action):
+    def __init__(self, **settings):
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser, *_):
+        show(described(keys=True))
+        parser.exit()
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    show(described(keys=options.keys))
+    return 0
+
+
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Register the command."""
+    """Register `train` and `recipes`."""
+    recipes = add_command(
+        commands,
+        "recipes",
+        _recipes,
+        help="list the built-in recipes of train, and their keys",
+        description="List the built-in recipes of `smolvlm-jax train`.",
+        examples=("smolvlm-jax recipes --keys", "smolvlm-jax train lora-256m --print"),
+    )
+    recipes.add_argument("--keys", action="store_true", help="list every key of a recipe too")
     command = add_command(
         commands,
         "train",
@@ -49,7 +73,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="fine-tune a checkpoint",
         description="Train as a recipe says: a YAML file, or the name of a built-in one. An interrupted run resumes from its "
         "newest checkpoint.",
+        examples=(
+            "smolvlm-jax train lora-256m data.train=conversations.jsonl steps=2000",
+            "smolvlm-jax train recipe.yaml lora.rank=16 output=runs/rank16",
+        ),
     )
+    command.add_argument("--list", action=_List, help="list the built-in recipes and every key, and stop")
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a built-in recipe such as lora-256m")
     command.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe: steps=100 data.length=1024 lora.rank=8"

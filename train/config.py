@@ -202,8 +202,8 @@ class TrainConfig:
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints.
         keep: how many of the newest checkpoints are kept, besides the best by evaluation.
-        model: what to start from: a bundled name, a directory, a Hub id, or a PEFT adapter, which is merged into the base that
-            its config names.
+        model: what to start from, which a run has to name: a bundled name, a directory, a Hub id, or a PEFT adapter, which is
+            merged into the base that its config names.
         adapter: a PEFT adapter that is merged into `model` before the training.
         weights: "checkpoint", or "random" to start from random weights of this checkpoint's shape, with its tokenizer and
             processor.
@@ -246,7 +246,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 500
     keep: int = 2
-    model: str = "tiny"
+    model: str = ""
     adapter: str | None = None
     weights: str = "checkpoint"
     output: str = "runs/train"
@@ -264,7 +264,8 @@ class TrainConfig:
     check: bool = False
 
     def __post_init__(self):
-        _named("model", self.model)
+        if self.model:
+            _named("model", self.model)
         _named("output", self.output)
         check_ranges("", self)
         check_products(self)

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ..arguments import nearest
 from ..errors import CheckpointError, ConfigError
 from .bounds import shown
 from .config import DataSource, EvaluationConfig, TrainConfig
@@ -48,7 +49,8 @@ def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     for key in data:
         if key not in known:
-            raise ConfigError(f"unknown key {where}{key!s}; known are {', '.join(known)}")
+            hint = nearest(str(key), known) or f"; known are {', '.join(known)}"
+            raise ConfigError(f"unknown key {where}{key!s}{hint}")
     values = {key: _convert(value, hints[key], f"{where}{key}") for key, value in data.items()}
     required = [n for n, e in known.items() if e.default is e.default_factory is dataclasses.MISSING]
     missing = [f"{where}{name}" for name in required if name not in values]

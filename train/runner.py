@@ -136,6 +136,8 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         ChangedError: the data, or the checkpoint that training starts from, is no longer what it was when the run began.
         Preempted: after SIGTERM, once a checkpoint is written (see `loop`).
     """
+    if not config.model:
+        raise ConfigError("model is not named: model=NAME, a directory or a name that `smolvlm-jax models` lists")
     if config.distributed:
         join_job()
     if config.model.startswith("shape:"):

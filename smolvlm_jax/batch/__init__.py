@@ -2,7 +2,7 @@
 
     from smolvlm_jax.batch import BatchConfig, run_batch
 
-    summary = run_batch(BatchConfig(input="photos", output="answers", prompt="What is this?"))
+    summary = run_batch(BatchConfig(input="photos", output="answers", model="tiny", prompt="What is this?"))
 
 config.py, run.py    the job from Python; cli.py: from the command line
 job.py               records to requests, results to rows; signals.py: stopping it; hosts.py: its share of the input

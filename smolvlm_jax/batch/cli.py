@@ -59,10 +59,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="answer a file of records",
         description="Answer every record of INPUT, in parts that appear in OUTPUT when they are whole. Run the same command "
         "again after an interruption, and it goes on. A record may set the sampling arguments for itself.",
+        examples=(
+            'smolvlm-jax batch photos answers --model HuggingFaceTB/SmolVLM-256M-Instruct --prompt "Describe this picture."',
+            "smolvlm-jax batch records.jsonl answers --model runs/mine/model --format parquet",
+        ),
     )
     command.add_argument("input", metavar="INPUT", help="JSONL, Parquet, or a directory or glob of pictures, videos and PDFs")
     command.add_argument("output", metavar="OUTPUT", help="directory for the answers")
-    add_model(command)
+    add_model(command, "none: one of both has to be named")
     add_check(command)
     command.add_argument("--prompt", help="the question for records that bring none (default: none)")
     add_quiet(command, "no progress and no remarks")

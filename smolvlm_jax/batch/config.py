@@ -31,7 +31,8 @@ class BatchConfig:
     Attributes:
         input: JSONL, Parquet, or a directory or glob of pictures, videos and PDFs.
         output: Directory for the answers.
-        model: Bundled name, directory, Hub id, or a PEFT adapter, which is merged into the base that its config names.
+        model: Bundled name, directory, Hub id, or a PEFT adapter, which is merged into the base that its config names. Either
+            this or `adapter` has to be given.
         adapter: A PEFT adapter that is merged into `model`; where that is None, into the base that its config names.
         check: Compare the arrays of the checkpoint with their checksums; see `load`.
         prompt: The question for records that bring none.
@@ -62,12 +63,12 @@ class BatchConfig:
 
     Raises:
         ConfigError: a value has the wrong type.
-        InputError: a value is out of range.
+        InputError: a value is out of range, or no model is named.
     """
 
     input: str | os.PathLike[str]
     output: str | os.PathLike[str]
-    model: str | os.PathLike[str] | None = "tiny"
+    model: str | os.PathLike[str] | None = None
     adapter: str | os.PathLike[str] | None = None
     check: bool = False
     prompt: str | None = None
@@ -98,6 +99,10 @@ class BatchConfig:
         from ..records.record import FIELDS  # late: the command line starts without numpy
 
         check_types(self)
+        if self.model is None and self.adapter is None:
+            raise InputError(
+                "no model is named: --model NAME (model=NAME), a directory or a name that `smolvlm-jax models` lists"
+            )
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and value <= most and not value < least):

@@ -46,7 +46,7 @@ class SmolVLMPreprocessor:
 
     def __init__(
         self,
-        model: str = "tiny",
+        model: str | None = None,
         *,
         adapter: str | None = None,
         prompt: str | None = None,
@@ -96,7 +96,7 @@ class SmolVLMPredictor:
 
     def __init__(
         self,
-        model: str = "tiny",
+        model: str | None = None,
         *,
         adapter: str | None = None,
         logprobs: str | None = None,

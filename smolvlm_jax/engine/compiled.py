@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from ..sharding import activate, batch_sharding
 from . import programs
 from .settings import EngineShapes
 
-__all__ = ["Programs", "persistent_cache"]
+__all__ = ["Programs"]
 
 
 # Prompts of a packed row: one for so many tokens, up to so many.
@@ -31,16 +30,6 @@ _SEGMENT_TOKENS = 16
 _MOST_SEGMENTS = 32
 # Alternatives to a token: a program for so many, and for each power of two beyond.
 _LEAST_ALTERNATIVES = 8
-
-
-def persistent_cache() -> None:
-    """Keep compiled programs on disk, unless the user has said where, or that they do not want it."""
-    if jax.config.values["jax_compilation_cache_dir"] is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-        if not home.is_absolute():
-            return  # a user without a home, as containers have them
-        jax.config.update("jax_compilation_cache_dir", str(home / "smolvlm_jax" / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 # A function, its abstract arguments, and the numbers of those that are donated.

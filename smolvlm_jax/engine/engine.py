@@ -21,12 +21,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..attention import try_kernels
+from ..compilation_cache import keep_compiled_programs
 from ..errors import InputError
 from ..logprobs import TokenLogprobs
 from ..model import SmolVLMForConditionalGeneration
 from ..retrieval_model import require_text
 from ..vision import try_encoder
-from .compiled import Programs, persistent_cache
+from .compiled import Programs
 from .counters import Counters
 from .feed import Feed, Reception
 from .finish import measured
@@ -90,7 +91,7 @@ class Engine:
         mesh: where `params` were placed.
         """
         require_text(model)
-        persistent_cache()
+        keep_compiled_programs()
         self.model, self.params, self.processor = model, params, processor
         self.config = (config or EngineConfig()).resolve(model, mesh)
         self.programs = Programs(model, params, self.config, mesh)

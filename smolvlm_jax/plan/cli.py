@@ -50,6 +50,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="what a model needs on chips that are not here",
         description="Compile the programs of the engine, or a recipe's training step, for chips that need not be there, and "
         "print what they take: memory, work, time. TPUs need pip install 'smolvlm-jax[plan]', GPUs 'smolvlm-jax[plan-cuda]'.",
+        examples=(
+            "smolvlm-jax plan --model 2.2b --on v5e:2x4 --tiles 13 --prompt 1100 --new 700",
+            "smolvlm-jax plan --recipe lora-256m --on h100 data.batch_size=8",
+        ),
     )
     command.add_argument("--model", metavar="NAME|DIR", help="256m, 500m, 2.2b, a published name, a directory or a Hub id "
                          "(default: 256m, or the recipe's)")  # fmt: skip

@@ -65,8 +65,8 @@ def _dump_directory() -> Iterator[str]:
     dump = tempfile.mkdtemp(prefix="smolvlm-plan-")
     # Again until nothing is left: a compiler that is being killed may still write.
     script = 'cat; until rm -rf -- "$1"; do sleep 1; done'
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(["sh", "-c", script, "sh", dump], stdin=subprocess.PIPE, start_new_session=True, **quiet):
+    command, nowhere = ["sh", "-c", script, "sh", dump], subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True):
         yield dump
 
 

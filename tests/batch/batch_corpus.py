@@ -167,7 +167,8 @@ parse = Parse()
 
 def start(source: Path, out: Path, *flags: str, plugins: Path | None = None, **options) -> subprocess.Popen:
     """A batch job in a process of its own."""
-    command = [sys.executable, "-m", "smolvlm_jax", "batch", str(source), str(out), *flags]
+    model = () if {"--model", "--adapter"} & set(flags) else ("--model", "tiny")
+    command = [sys.executable, "-m", "smolvlm_jax", "batch", str(source), str(out), *model, *flags]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(command, env=environment(plugins), text=True, **options)
 

@@ -12,7 +12,7 @@ pytest.importorskip("av", reason="writes its videos with PyAV: pip install 'smol
 
 import batch_corpus as corpus
 
-FLAGS = ("--shard-size", "100", "--workers", "2", "--seed", "7", "--quiet")
+FLAGS = ("--model", "tiny", "--shard-size", "100", "--workers", "2", "--seed", "7", "--quiet")
 
 
 def run_to_the_end(source: Path, out: Path, kills: int, rng: random.Random, *flags: str, plugins: Path) -> str:

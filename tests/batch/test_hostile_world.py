@@ -18,7 +18,20 @@ from smolvlm_jax.batch.manifest import MANIFEST
 pytestmark = pytest.mark.thorough
 
 RECORDS = 48
-FLAGS = ("--workers", "1", "--slots", "4", "--ring-lengths", "64", "--shard-size", "16", "--max-error-rate", "0.2")
+FLAGS = (
+    "--model",
+    "tiny",
+    "--workers",
+    "1",
+    "--slots",
+    "4",
+    "--ring-lengths",
+    "64",
+    "--shard-size",
+    "16",
+    "--max-error-rate",
+    "0.2",
+)
 COMMAND = "import sys; from smolvlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 
 

@@ -178,7 +178,7 @@ def command(monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments):
-        code = main(["batch", *map(str, arguments), "--workers", "0"])
+        code = main(["batch", *map(str, arguments), "--model", "tiny", "--workers", "0"])
         out, err = capsys.readouterr()
         return code, json.loads(out) if out else None, err
 
@@ -317,7 +317,7 @@ def test_sampling_reaches_the_requests_and_follows_the_id(command, lines, tmp_pa
 def test_mistakes_are_one_line_and_exit_code_2(flags, words, lines, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("a.png")
-    assert main(["batch", *flags]) == 2
+    assert main(["batch", *flags, "--model", "tiny"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err, err
     assert not Path("out").exists() or not list(Path("out").glob("part-*"))
@@ -332,7 +332,7 @@ def test_the_python_interface_has_every_switch_and_answers_as_the_command(comman
     own = names(BatchConfig) - {"sampling", "pictures"}
     assert switches == own | names(SamplingParams) | names(PictureOptions)
     config = BatchConfig(
-        input=lines, output=tmp_path / "a", shard_size=10, sampling=SamplingParams(seed=5), workers=0, quiet=True
+        input=lines, output=tmp_path / "a", model="tiny", shard_size=10, sampling=SamplingParams(seed=5), workers=0, quiet=True
     )
     summary = run_batch(config)
     code, again, _ = command(lines, tmp_path / "a", "--shard-size", "10", "--seed", "5", "--max-error-rate", "0.1")

@@ -15,7 +15,8 @@ from engine_requests import SMALL, mixed, pictures, user
 from tiers import fast_first
 
 from smolvlm_jax import SmolVLMProcessor, generate, load, make_mesh, resolve
-from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams, compiled, prepare
+from smolvlm_jax.compilation_cache import keep_compiled_programs
+from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams, prepare
 from smolvlm_jax.errors import InputError
 
 
@@ -418,7 +419,7 @@ def test_a_user_without_a_home_keeps_no_programs(monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     try:
-        compiled.persistent_cache()
+        keep_compiled_programs()
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -126,6 +126,10 @@ OTHERS = [
 ]
 
 
+# Each of these stops a template that does too much. Which it meets first depends on how fast the machine hands out memory.
+LIMITS = r"characters|of memory|seconds of processor time"
+
+
 def test_which_templates_run_here():
     """Work in proportion to the conversation by form: no template of the other kind may be taken for one of these."""
     assert all(map(sandbox.harmless, HONEST))
@@ -154,7 +158,7 @@ def test_harmless_templates_are_bounded_as_well():
     every = "{{ messages ~ '" + "' ~ messages ~ '" * 180 + "' }}"
     assert sandbox.harmless(words) and sandbox.harmless(every)
     for template in (words, every):
-        with pytest.raises(PromptError, match=r"characters|memory"):
+        with pytest.raises(PromptError, match=LIMITS):
             rendering.render(template, {"messages": letters})
     assert len(rendering.render(DOCLING, {"messages": letters})) > 1_000_000
 
@@ -166,7 +170,7 @@ def test_pictures_as_text_are_not_handed_to_templates():
 
 
 def test_the_child_is_replaced_and_serves_on():
-    with pytest.raises(PromptError, match="memory"):
+    with pytest.raises(PromptError, match=LIMITS):
         render(HOSTILE["doubling with ~"], [CHAT], strings=[set()])
     assert render(OTHERS[0], [CHAT], strings=[set()]) == ["user"]
     rendering.end_children()

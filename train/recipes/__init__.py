@@ -1,14 +1,16 @@
 """Recipes: whole training runs as YAML files, some of them built in."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...arguments import nearest
 from ...errors import ConfigError, import_extra
 from ..config import TrainConfig
 from ..plain import from_dict
 
-__all__ = ["load_recipe", "recipe_names"]
+__all__ = ["load_recipe", "recipe_names", "recipe_purpose"]
 
 _HERE = Path(__file__).parent
 
@@ -16,6 +18,13 @@ _HERE = Path(__file__).parent
 def recipe_names() -> list[str]:
     """The built-in recipes."""
     return sorted(path.stem for path in _HERE.glob("*.yaml"))
+
+
+def recipe_purpose(name: str) -> str:
+    """What a built-in recipe is for: the first sentence of the comment at its head."""
+    lines = (_HERE / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    return " ".join(line.removeprefix("# ") for line in head if not line.startswith("#  ")).partition(". ")[0].rstrip(".")
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -32,7 +41,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     yaml = import_extra("yaml", "reading a recipe", "train")
     path = next((path for path in (Path(name), _HERE / f"{name}.yaml") if path.is_file()), None)
     if path is None:
-        raise ConfigError(f"no recipe {name!r}: not a file, and not one of the built-in {', '.join(recipe_names())}")
+        names = recipe_names()
+        raise ConfigError(
+            f"no recipe {name!r}: not a file, and not one of the built-in {', '.join(names)}{nearest(name, names)}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

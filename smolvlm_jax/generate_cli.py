@@ -1,0 +1,179 @@
+"""`smolvlm-jax generate`: one answer, or a conversation. Importing this module imports nothing heavy."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .arguments import add_check, add_command, add_machine, add_model, add_pictures, add_sampling, given, model_names
+from .errors import InputError, MediaError, PromptError, device_errors
+from .generation_config import SamplingParams
+from .media_options import PictureOptions
+from .terminal import on_terminal, say
+
+__all__ = ["add_parser"]
+
+_MEDIA = ("image", "video")
+_BUNDLED = "tiny"
+
+
+class _Append(argparse.Action):
+    """Pictures and videos in the order in which they are named, as parts of a message."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        part = {"type": (option_string or "").lstrip("-"), "path": value}
+        namespace.media = [*namespace.media, part]
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    command = add_command(
+        commands,
+        "generate",
+        run,
+        help="answer a question about pictures and videos",
+        description="Stream an answer, or with --chat hold a conversation.",
+        examples=(
+            'smolvlm-jax generate --image examples/number.png "What number is written here?"',
+            'smolvlm-jax generate --model HuggingFaceTB/SmolVLM2-2.2B-Instruct --video clip.mp4 "What happens?"',
+        ),
+    )
+    command.add_argument("prompt", metavar="PROMPT", nargs="?", help="the question, or - to read it from standard input")
+    for kind in _MEDIA:
+        command.add_argument(
+            f"--{kind}",
+            dest="media",
+            action=_Append,
+            default=[],
+            metavar="FILE",
+            help=f"a {'picture' if kind == 'image' else 'video'}; may be repeated",
+        )
+    command.add_argument(
+        "--chat",
+        action="store_true",
+        help="go on asking: each line of standard input is a question; /image FILE and /video FILE belong to the next one, "
+        "/clear starts anew, the end of the input ends it",
+    )
+    add_model(command, "tiny, the bundled reader of digits")
+    add_check(command)
+    add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
+    add_pictures(command)
+    add_machine(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.prompt is None and not options.chat:
+        raise InputError('there is no question: pass PROMPT, such as "What is in this picture?", - to read one, or --chat')
+    if options.prompt == "-" and options.chat:
+        raise InputError("with --chat standard input holds the conversation: pass the first question as PROMPT")
+    conversation = _Conversation(options)
+    media = list(options.media)
+    if options.prompt is not None:
+        conversation.ask(_standard_input() if options.prompt == "-" else options.prompt, media)
+        media = []
+    if options.chat:
+        conversation.go_on(media)
+    return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not valid {error.encoding}: {error.reason} at byte {error.start}") from error
+
+
+class _Conversation:
+    """The turns so far, and the model that answers the next one. Weights are read when the first prompt has been checked."""
+
+    def __init__(self, options: argparse.Namespace):
+        from .checkpoint import resolve
+        from .config import SmolVLMConfig
+        from .locate import adapted
+        from .processing.options import call_options, open_processor
+
+        names = model_names(options)
+        self._unnamed = names == {"model": None, "adapter": None}
+        if self._unnamed:
+            names["model"] = _BUNDLED
+        self._source, self._base = adapted(**names)
+        directory, pictures = resolve(self._source, base=self._base), PictureOptions(**given(options, PictureOptions))
+        self._options = options
+        self._processor = open_processor(directory, pictures)
+        self._call = call_options(pictures)
+        self._longest = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings - 1
+        self._sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
+        self._loaded: Any = None
+        self.turns: list[dict[str, Any]] = []
+
+    def ask(self, question: str, media: list[dict[str, str]]) -> None:
+        """Print the answer to a question as it is drawn, and keep both."""
+        from .processing.bounds import check_length
+
+        turns = [*self.turns, {"role": "user", "content": [*media, {"type": "text", "text": question}]}]
+        check_length(self._processor, turns, self._longest)
+        inputs = self._processor.encode_chat(turns, **self._call)
+        with device_errors("--max-new-tokens, or take --dtype bfloat16"):
+            answer = ""
+            for piece in _text_pieces(self._processor, self._tokens(inputs)):
+                print(piece, end="", flush=True)
+                answer += piece
+        print(flush=True)
+        self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+    def go_on(self, media: list[dict[str, str]]) -> None:
+        """Answer the lines of standard input. What is wrong with a question is said, and the conversation goes on."""
+        while (line := self._line()) is not None:
+            word, _, rest = line.partition(" ")
+            if word == "/clear":
+                self.turns, media = [], []
+            elif word.lstrip("/") in _MEDIA and word.startswith("/"):
+                media.append({"type": word[1:], "path": rest.strip()})
+            elif line.startswith("/"):
+                say(f"{word} is none of /image FILE, /video FILE, /clear")
+            elif line:
+                try:
+                    self.ask(line, media)
+                except (MediaError, PromptError) as error:
+                    say(str(error))
+                media = []
+
+    def _line(self) -> str | None:
+        if on_terminal() and sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input is not valid {error.encoding}: {error.reason} at byte {error.start}") from error
+        return line.strip() if line else None
+
+    def _tokens(self, inputs: dict[str, Any]) -> Iterator[int]:
+        from .checkpoint import load
+        from .compilation_cache import keep_compiled_programs
+        from .generation import stream
+
+        if self._loaded is None:
+            options = self._options
+            keep_compiled_programs()
+            self._loaded = load(
+                self._source, base=self._base, dtype=options.dtype, attention=options.attention, check=options.check
+            )
+        model, params = self._loaded
+        steps = stream(model, params, **inputs, **self._sampling)  # which checks its arguments
+        if self._unnamed and not self.turns:
+            say(f"no --model is given: this is {_BUNDLED}, which reads handwritten numbers and little else")
+        return (int(step[0]) for step in steps)
+
+
+def _text_pieces(processor, tokens: Iterator[int]) -> Iterator[str]:
+    """Decoded text as it grows, without the space that separates it from "Assistant:". A character of several tokens appears
+    once all of them are here."""
+    ids: list[int] = []
+    shown = ""
+    for token in tokens:
+        ids.append(token)
+        text = processor.decode(ids, skip_special_tokens=True).lstrip()
+        if text.endswith("\ufffd"):
+            continue
+        yield text[len(shown) :]
+        shown = text

@@ -1,0 +1,155 @@
+"""`models`, `recipes`, `doctor`, `completion`, and what the command line says of words it does not know."""
+
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import pytest
+
+from smolvlm_jax import doctor
+from smolvlm_jax.cli import main
+from smolvlm_jax.doctor import examine
+from smolvlm_jax.field_types import full_dtype
+from smolvlm_jax.listings import list_models
+from smolvlm_jax.locate import HUB_IDS
+from smolvlm_jax.sizes import PUBLISHED
+from smolvlm_jax.train.config import TrainConfig
+from smolvlm_jax.train.listing import recipe_keys
+from smolvlm_jax.train.plain import from_dict
+from smolvlm_jax.train.recipes import load_recipe, recipe_names
+
+
+def usage_error(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["genrate", "What?"], "did you mean generate?"),
+        (["batch", "in", "out", "--max-tilez", "3"], "did you mean --max-tiles"),
+        (["batch", "in", "out", "--max-tilez=3"], "did you mean --max-tiles"),
+        (["generate", "What?", "--dtype", "float8"], "float8 is none of float32, bfloat16"),
+        (["generate", "What is", "this?"], "this?: one word too many"),
+        (["batch", "in"], "OUTPUT"),
+    ],
+)
+def test_words_that_are_not_known(arguments, words, capsys):
+    assert words in usage_error(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "--model", "SmolVLM-256M-Instruct", "What?"], "did you mean HuggingFaceTB/SmolVLM-256M-Instruct?"),
+        (["generate", "--model", "smolvlm2-2.2b-instruct", "What?"], "did you mean HuggingFaceTB/SmolVLM2-2.2B-Instruct?"),
+        (["train", "lora-265m"], "did you mean lora-256m?"),
+        (["train", "lora-256m", "learning_rte=1e-4"], "did you mean learning_rate"),
+        (["train", "lora-256m", "lora.rnak=8"], "unknown key lora.rnak; did you mean rank?"),
+        (["batch", "in.jsonl", "out"], "no model is named"),
+        (["generate"], "there is no question"),
+        (["generate", "-", "--chat"], "standard input holds the conversation"),
+    ],
+)
+def test_mistakes_name_what_was_meant(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_has_to_name_a_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("steps: 3\n")
+    assert main(["train", "recipe.yaml"]) == 2
+    assert "model is not named" in capsys.readouterr().err
+
+
+def test_every_published_size_has_an_id():
+    assert {name.rpartition("/")[2] for name in HUB_IDS} == set(PUBLISHED)
+    rows = dict(list_models())
+    assert set(rows) == {"tiny", *HUB_IDS}
+    assert "256.5 M" in rows[HUB_IDS[0]] and "64 tokens" in rows[HUB_IDS[0]] and "bundled" in rows["tiny"]
+
+
+def test_every_key_of_a_recipe_is_listed_with_a_meaning(capsys):
+    keys = {key: (default, text) for key, default, text in recipe_keys()}
+    assert all(text and default for default, text in keys.values())
+    tops = {key.partition(".")[0].partition("[")[0] for key in keys}
+    assert tops == {field.name for field in dataclasses.fields(TrainConfig)}
+    for key, (default, _) in keys.items():
+        if "." not in key and default not in ("…", "[]", ""):
+            import yaml
+
+            from_dict({"steps": 1, key: yaml.safe_load(default)} if key != "steps" else {"steps": 1})
+    for arguments in (["recipes", "--keys"], ["train", "--list"]):
+        try:
+            assert main(arguments) == 0
+        except SystemExit as stop:
+            assert stop.code == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in [*recipe_names(), *keys])
+    assert all(load_recipe(name).model for name in recipe_names())
+
+
+def test_the_doctor_says_what_is_missing(monkeypatch, capsys):
+    version = importlib.metadata.version
+    absent = {"pyarrow", "av", "decord"}
+
+    def found(name):
+        if name in absent:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(doctor, "_devices", lambda problems: [("cpu", "cpu", None)])
+    monkeypatch.setattr(doctor, "_HARDWARE", {"an accelerator": (("/dev/null",), "tpu", "pip install it")})
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    report = examine()
+    assert "pyarrow" in report.extras["parquet"] and not report.extras["tensorboard"]
+    assert not {"test", "dev"} & set(report.extras)
+    problems = "\n".join(report.problems)
+    for words in ("no library reads videos", "HF_HUB_OFFLINE", "pip install it", "av is not installed"):
+        assert words in problems
+    text = report.to_text()
+    assert "pip install 'smolvlm-jax[parquet]'" in text and version("jax") in text
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["extras"]["parquet"] == ["pyarrow"]
+
+
+def test_the_doctor_asks_jax_in_a_process_of_its_own(monkeypatch):
+    problems: list[str] = []
+    assert doctor._devices(problems)[0][0] == "cpu" and not problems
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    assert doctor._devices(problems) == [] and "jax cannot start" in problems[0] and "\n" not in problems[0]
+
+
+def test_completion_is_a_script_of_the_shell(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 0 and "--max-new-tokens" in script and "doctor" in script, done.stderr
+
+
+def test_usual_names_of_dtypes():
+    short = ("bf16", "torch.bfloat16", "fp32", "float", "half", "bfloat16")
+    assert [full_dtype(name) for name in short] == ["bfloat16", "bfloat16", "float32", "float32", "float16", "bfloat16"]
+
+
+def test_a_conversation_line_by_line():
+    """The second question is about the picture named before it, and a mistake in between ends nothing."""
+    lines = "What number is written here?\n/picture x\n/image nowhere.png\nWhat?\n/clear\n"
+    lines += "/image examples/number.png\nWhat number is written here?\n"
+    command = [sys.executable, "-m", "smolvlm_jax", "generate", "--model", "tiny", "--chat", "--image", "examples/number.png"]
+    done = subprocess.run(command, input=lines, text=True, capture_output=True, check=False)
+    assert done.stdout == "4207\n4207\n" and done.returncode == 0, done.stderr
+    assert "/picture is none of" in done.stderr and "nowhere.png" in done.stderr
