@@ -14,6 +14,7 @@ from typing import Any
 from ..arguments import add_check, add_command, add_machine, add_quiet, given, parse_mesh
 from ..errors import CheckpointError, InputError, SmolVLMError, device_errors
 from ..io import whole_file
+from ..storage import AnyPath, StorePath, place
 from ..terminal import say, show
 
 __all__ = ["add_parsers"]
@@ -72,7 +73,7 @@ def run_verify(args: argparse.Namespace) -> int:
         raise CheckpointError(f"out of memory: {error}" if isinstance(error, MemoryError) else str(error)) from error
     for path, text in ((args.report, to_html), (args.json, lambda report: json.dumps(report.to_dict(), indent=2) + "\n")):
         if path is not None and str(path) != "-":
-            _write(Path(path), text(report))
+            _write(place(path), text(report))
     if args.json == "-":
         print(json.dumps(report.to_dict(), indent=2), flush=True)
     elif not args.quiet:
@@ -80,9 +81,12 @@ def run_verify(args: argparse.Namespace) -> int:
     return 0 if report.same else 1
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a report, whole or not at all if it is a regular file; links are followed. Raises InputError."""
+def _write(path: AnyPath, text: str) -> None:
+    """Write a report, whole or not at all if it is a regular file or an object; links are followed. Raises InputError."""
     try:
+        if isinstance(path, StorePath):
+            path.write_bytes(text.encode(errors="backslashreplace"))
+            return
         if path.exists() and not path.is_file():  # such as /dev/stderr
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
             return
@@ -107,9 +111,11 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         ),
     )
     convert.add_argument(
-        "source", metavar="SOURCE", help="directory, Hub id (owner/name), bundled name, safetensors file, or PEFT adapter"
+        "source",
+        metavar="SOURCE",
+        help="directory, URL (s3://, gs://), Hub id (owner/name), bundled name, …",
     )
-    convert.add_argument("destination", metavar="DEST", help="directory to write")
+    convert.add_argument("destination", metavar="DEST", help="directory to write, or URL")
     convert.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
     convert.add_argument("--max-shard-size", default="4GB", metavar="SIZE", help="of the safetensors files")
     convert.add_argument("--config", metavar="FILE", help="config.json (default: the one beside the weights)")

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..directories import check_free_space, temporary_directory, whole_directory
+from ..directories import temporary_directory
 from ..errors import InputError
 from ..locate import adapted, resolve_file
 from ..parameters import flatten_params, logical_axes
 from ..retrieval_model import model_of
+from ..staging import check_room, new_directory
+from ..storage import AnyPath, StorePath, place
 from ..terminal import say
 from .arrays import checksum
 from .chunks import abstract_mesh
@@ -37,14 +39,14 @@ class Conversion:
     """What was done.
 
     Attributes:
-        destination: the directory that was written.
+        destination: the directory that was written, or the place in a store.
         kind: "orbax" or "hf".
         tensors: their number.
         nbytes: of the weights.
         warnings: what the user should know, such as weights that are not finite.
     """
 
-    destination: Path
+    destination: AnyPath
     kind: str
     tensors: int
     nbytes: int
@@ -87,9 +89,10 @@ def convert(
     In a job of several jax processes all call this with the same Mesh, and each writes what its own devices hold.
 
     Args:
-        source: a Hugging Face directory, a bundled name, a Hub id, a safetensors file, an orbax directory of ours, of a model
-            or of a training run, or the directory of a PEFT adapter, which is merged into its base.
-        destination: the directory to write.
+        source: a Hugging Face directory, a bundled name, a Hub id, a URL of an object store, a safetensors file, an orbax
+            directory of ours, of a model or of a training run, or the directory of a PEFT adapter, which is merged
+            into its base.
+        destination: the directory to write, also a URL of an object store.
         to: "orbax" or "hf"; default: what the source is not.
         dtype: of the result; default: each tensor keeps its own.
         mesh: a jax Mesh, or a mapping {"data": …, "fsdp": …, "tensor": …}, whose shards the chunks of an orbax checkpoint
@@ -118,18 +121,19 @@ def convert(
         if kind == "hf" and mesh is not None:
             raise InputError("a mesh says how an orbax checkpoint is cut; safetensors shards are cut by max_shard_size")
         wanted, limit = parse_dtype(dtype), parse_size(max_shard_size)
-        for root in (opened.root, opened.path):
-            if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(destination)):  # resolve() raises for a loop
-                raise InputError(f"{destination} is or contains the source {root}: choose another destination")
+        final = place(destination)
+        _check_apart(opened, final)
         if kind == "hf" and process_count() > 1:
             raise InputError("safetensors files are written by one process: run the export outside the distributed job")
         size = total_bytes(opened.leaves, wanted)
-        check_free_space(Path(destination), size + _MARGIN)
+        check_room(final, size + _MARGIN)
         first = process_index() == 0
         for line in opened.notes if first else ():
             notify(line)
-        final = Path(destination)
-        claimed = whole_directory(final, force, notify) if first else nullcontext(temporary_directory(final))
+        if isinstance(final, Path) and not first:
+            claimed: Any = nullcontext(temporary_directory(final))
+        else:
+            claimed = new_directory(final, force, notify)
         label = "exporting" if kind == "hf" else "converting"
         with byte_bar(label, size, quiet=quiet or not first) as bar, claimed as target, opened.unchanged():
             if first:
@@ -148,7 +152,24 @@ def convert(
     )
     for line in warnings:
         notify(f"warning: {line}")
-    return Conversion(Path(destination), kind, len(opened.leaves), size, warnings)
+    return Conversion(final, kind, len(opened.leaves), size, warnings)
+
+
+def _check_apart(source: Checkpoint, destination: AnyPath) -> None:
+    """Raise InputError if a destination cannot be written, because it holds the source or not all processes would see it."""
+    if isinstance(destination, StorePath):
+        if process_count() > 1:
+            raise InputError(
+                f"{destination} is in an object store, where only one process can write a checkpoint: in a job of several name "
+                "a directory that all of them see, such as a mounted bucket"
+            )
+        origin = place(source.name)
+        if isinstance(origin, StorePath) and (origin == destination or origin.below(destination)):
+            raise InputError(f"{destination} is or contains the source {source.name}: choose another destination")
+        return
+    for root in (source.root, source.path):
+        if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(destination)):  # resolve() raises for a loop
+            raise InputError(f"{destination} is or contains the source {root}: choose another destination")
 
 
 def _write_orbax(

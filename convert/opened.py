@@ -17,6 +17,8 @@ from ..config import SmolVLMConfig
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError, MissingFileError, SmolVLMError, first_few
 from ..io import COMPANIONS, Identity, companion_files
 from ..locate import is_hub_id, resolve_file, small_files
+from ..storage import StorePath, place
+from ..stored_models import stored_file
 from .adapters import Adapter, is_part, open_adapter
 from .arrays import Digests, mismatches
 from .family_names import check_frequencies, from_unit_pixels, left_out, names_of
@@ -169,8 +171,10 @@ def open_checkpoint(
         CheckpointError, ConfigError: one message for everything that does not fit.
     """
     path = resolve_file(source, revision)
+    config = None if config_file is None else place(config_file)
+    config = stored_file(config) if isinstance(config, StorePath) else config
     try:
-        opened = _open(path, None if config_file is None else Path(config_file), base)
+        opened = _open(path, config, base)
     except SmolVLMError:
         raise
     except OSError as error:

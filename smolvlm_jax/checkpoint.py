@@ -22,7 +22,7 @@ from .convert.opened import open_checkpoint
 from .convert.orbax_errors import reason, tell_once
 from .convert.place import place
 from .convert.to_hf import parse_size, write_hf
-from .directories import disk_full, whole_directory
+from .directories import disk_full
 from .errors import StorageError
 from .generation_config import GenerationConfig
 from .habits import unasked
@@ -33,6 +33,8 @@ from .model import SmolVLMForConditionalGeneration
 from .parameters import flatten_params
 from .precision import default_dtype
 from .retrieval_model import model_of
+from .staging import new_directory
+from .storage import place as place_of
 from .vision import try_encoder
 
 __all__ = ["COMPANIONS", "bundled_models", "default_dtype", "load", "resolve", "resolve_file", "save", "save_hf"]
@@ -54,8 +56,9 @@ def load(
     """Read a checkpoint.
 
     Args:
-        source: a bundled name ("tiny"), a Hugging Face directory, a Hub id, a safetensors file, an orbax directory of ours, a
-            training run, of which the parameters of the last step are read, or a PEFT adapter, which is merged into its base.
+        source: a bundled name ("tiny"), a Hugging Face directory, a Hub id, a URL of an object store, a safetensors file, an
+            orbax directory of ours, a training run, of which the parameters of the last step are read, or a PEFT adapter,
+            which is merged into its base.
         dtype: what to compute in and store the parameters as. Default: parameters keep the dtype of the file, and computation
             is in `default_dtype()`.
         mesh: place each parameter on this mesh as its logical axes say; every host reads only what its devices hold.
@@ -124,7 +127,7 @@ def save(
     """Write an orbax directory that `load` reads. The parameters are in memory already, so orbax's own writer serves.
 
     Args:
-        directory: where to; it is written atomically.
+        directory: where to, also a URL of an object store; it is written atomically.
         model: whose config is written.
         params: the parameters, a nested dict.
         companions: a checkpoint directory whose tokenizer, processor and generation files are copied.
@@ -140,7 +143,7 @@ def save(
     # of several processes none has all values of an array, and then there are no checksums
     whole = all(getattr(array, "is_fully_addressable", True) for array in flat.values())
     arrays = {path: checksum(array) for path, array in sorted(flat.items())} if whole else None
-    with whole_directory(Path(directory), force) as target:
+    with new_directory(place_of(directory), force) as target:
         describe(target, model.config, dtype=dtype, companions=_companions(companions))
         try:
             tell_once()
@@ -174,6 +177,6 @@ def save_hf(
         InputError: `max_shard_size` is no size.
     """
     limit, leaves = parse_size(max_shard_size), _leaves(params)
-    with whole_directory(Path(directory), force) as target:
+    with new_directory(place_of(directory), force) as target:
         describe(target, model.config, dtype=widest(leaves.values()), companions=_companions(companions))
         write_hf(target, leaves, max_shard_bytes=limit)

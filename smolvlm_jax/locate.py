@@ -18,6 +18,8 @@ from .errors import CheckpointError, DownloadError, InputError, MissingFileError
 from .families import Translation, translated
 from .habits import Neutral, unasked
 from .io import companion_files, copy_companions, read_json
+from .storage import StorePath, is_store, place
+from .stored_models import stored_model
 
 __all__ = [
     "ADAPTER",
@@ -108,10 +110,11 @@ def resolve(
     """The local directory that the name of a model stands for.
 
     Args:
-        source: an existing directory, the name of a bundled checkpoint, or a Hub id `owner/name`, which is downloaded unless
-            the local cache has it. For a PEFT adapter the directory is that of its base. If the adapter brings tokenizer or
-            processor files, or a checkpoint spells its files otherwise than we do (see `families`), it is a temporary one
-            without weights, removed when this process ends.
+        source: an existing directory, the name of a bundled checkpoint, a Hub id `owner/name`, which is downloaded unless
+            the local cache has it, or a URL of an object store, which is copied for as long as this process lives. For a PEFT
+            adapter the directory is that of its base. If the adapter brings tokenizer or processor files, or a
+            checkpoint spells its files otherwise than we do (see `families`), it is a temporary one without weights,
+            removed when this process ends.
         revision: branch, tag or commit of a Hub id.
         base: the model that an adapter belongs to; default: the one its config names.
         **place: as in `resolve_file`.
@@ -232,8 +235,8 @@ def adapted(
 
 
 def portable_name(source: str | os.PathLike) -> str:
-    """A name by which other programs find a model: a Hub id as it is, and of everything else the absolute path."""
-    return str(source) if is_hub_id(source) else str(resolve_file(source).absolute())
+    """A name by which other programs find a model: a Hub id or a URL as it is, and of everything else the absolute path."""
+    return str(source) if is_hub_id(source) or is_store(source) else str(resolve_file(source).absolute())
 
 
 def _temporary() -> Path:
@@ -245,7 +248,7 @@ def _temporary() -> Path:
 
 def is_hub_id(source: str | os.PathLike) -> bool:
     """Whether a name is neither that of something local nor of a bundled checkpoint, which have no revisions."""
-    return not Path(source).exists() and str(source) not in bundled_models()
+    return not is_store(source) and not Path(source).exists() and str(source) not in bundled_models()
 
 
 def resolve_file(
@@ -268,11 +271,13 @@ def resolve_file(
     folder = os.fspath(subfolder or "")
     if os.path.isabs(folder) or ".." in Path(folder).parts:
         raise CheckpointError(f"subfolder is {folder!r}; it is a path inside of {source}")
-    path = Path(source)
     if revision not in (None, "main") and not is_hub_id(source):  # "main" is what transformers' code writes for none
         raise InputError(
             f"{source} has no revision {revision!r}: only models of the Hub have revisions (--revision, revision=…)"
         )
+    path = place(source)
+    if isinstance(path, StorePath):
+        return stored_model(path / folder, small=small)
     if not path.exists():
         name, bundled = str(source), bundled_models()
         if name in bundled:
@@ -280,7 +285,7 @@ def resolve_file(
         elif name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise MissingFileError(
                 f"no model {name!r}: not a directory, not a bundled name ({', '.join(bundled) or 'none'}), "
-                f"not a Hub id (owner/name){_nearest_id(name)}"
+                f"not a Hub id (owner/name), not a URL of an object store (s3://…, gs://…){_nearest_id(name)}"
             )
         else:
             patterns = _SMALL if small else _PATTERNS

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,11 +9,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ..convert.rules import factor_patterns, restore, torch_name
-from ..directories import whole_directory
 from ..errors import InputError
 from ..io import write_json
 from ..locate import ADAPTER, portable_name
 from ..parameters import flatten_params
+from ..staging import new_directory
+from ..storage import AnyPath
 from .config import LoraConfig
 
 __all__ = ["ADAPTER_MODEL", "adapter_tensors", "export_adapter"]
@@ -55,13 +55,13 @@ def adapter_tensors(trained: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], 
     return tensors, sorted(targets), sorted(whole)
 
 
-def export_adapter(base: str | os.PathLike, trained: Mapping[str, Any], destination: Path, config: LoraConfig) -> None:
+def export_adapter(base: str | os.PathLike, trained: Mapping[str, Any], destination: AnyPath, config: LoraConfig) -> None:
     """Write `destination` as PEFT's `save_pretrained` does; an adapter that is there is replaced.
 
     Args:
         base: the name of the checkpoint that training started from.
         trained: as in `adapter_tensors`.
-        destination: the directory to write.
+        destination: the directory to write, or the place in a store.
         config: of the adapters.
 
     Raises:
@@ -84,6 +84,6 @@ def export_adapter(base: str | os.PathLike, trained: Mapping[str, Any], destinat
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    with whole_directory(destination, force=True) as target:
+    with new_directory(destination, force=True) as target:
         write_json(target / ADAPTER, settings, sort_keys=True)
         save_file(tensors, target / ADAPTER_MODEL)

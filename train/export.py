@@ -1,7 +1,6 @@
 """Export of a trained model as a Hugging Face directory; adapters are merged tensor by tensor."""
 
 import os
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,10 +9,11 @@ from ..convert.leaves import ArrayLeaf, Leaf, widest
 from ..convert.manifest import describe
 from ..convert.opened import open_checkpoint
 from ..convert.to_hf import write_hf
-from ..directories import whole_directory
 from ..errors import CheckpointError
 from ..locate import adapted
 from ..parameters import flatten_params
+from ..staging import new_directory
+from ..storage import AnyPath
 from .lora import product
 
 __all__ = ["MergedLeaf", "export"]
@@ -35,17 +35,17 @@ class MergedLeaf(Leaf):
 def export(
     base: str | os.PathLike,
     trained: dict,
-    destination: str | os.PathLike,
+    destination: AnyPath,
     *,
     scale: float = 1.0,
     adapter: str | os.PathLike | None = None,
-) -> Path:
+) -> AnyPath:
     """Write `destination` as a Hugging Face directory; an export that is there is replaced.
 
     Args:
         base: the checkpoint that training started from; its config, tokenizer and processor files are copied.
         trained: the run's parameters: the whole model's, or under LoRA the adapters and the parts that were trained whole.
-        destination: the directory to write.
+        destination: the directory to write, or the place in a store.
         scale: factor of every `lora_b`.
         adapter: a PEFT adapter that was merged into `base` before the training.
 
@@ -56,7 +56,6 @@ def export(
         CheckpointError: a trained parameter is not one of the base's.
         ChangedError: the base changed while it was read; `destination` is then as it was.
     """
-    destination = Path(destination)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(jax.device_get(trained)).items()}
     origin, under = adapted(base, adapter)
     with open_checkpoint(origin, base=under) as source:
@@ -74,7 +73,7 @@ def export(
         unknown = sorted(set(flat) - used)
         if unknown:
             raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(unknown[:5])}")
-        with whole_directory(destination, force=True) as target, source.unchanged():
+        with new_directory(destination, force=True) as target, source.unchanged():
             describe(target, source.config, dtype=widest(leaves.values()), companions=source.companions)
             write_hf(target, leaves, base=source.layout == "base")
     return destination

@@ -187,7 +187,7 @@ def test_a_disk_that_fills_up(original, tmp_path, to, monkeypatch):
     """On a real file system of 300 KB, if the process may mount one."""
     import smolvlm_jax.convert.conversion as conversion
 
-    monkeypatch.setattr(conversion, "check_free_space", lambda directory, needed: None)
+    monkeypatch.setattr(conversion, "check_room", lambda directory, needed: None)
     disk = tmp_path / "disk"
     disk.mkdir()
     if (
