@@ -8,6 +8,7 @@ config.py, run.py    the job from Python; cli.py: from the command line
 job.py               records to requests, results to rows; signals.py: stopping it; hosts.py: its share of the input
 pool.py, workers.py  processes that prepare records
 parts.py, sinks.py   rows on disk; manifest.py: what they depend on; progress.py: figures of a running job
+documents.py         documents made of the rows of pages
 ray.py               the same under Ray Data
 
 Importing this package imports no jax.

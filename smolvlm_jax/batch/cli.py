@@ -91,6 +91,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=None,
         help="leave special tokens in the text (default: for docling checkpoints, whose doctags are such)",
     )
+    document = "make a document of the DocTags of each file's pages, in OUTPUT/documents: markdown, html, json or doctags"
+    data.add_argument("--document", metavar="FORM", help=f"{document} (default: none)")
 
     machine = add_machine(command, mesh="of this host's devices, e.g. data=2,fsdp=1,tensor=2 (default: all to data)")
     machine.add_argument("--workers", type=int, metavar="N", help="processes that prepare records (default: cores - 1)")

@@ -51,6 +51,8 @@ class BatchConfig:
         force: Move the output of another job aside and start afresh.
         quiet: Show no progress and no remarks.
         keep_special_tokens: Whether special tokens stay in the text; by default for checkpoints that write doctags.
+        document: Form of the documents that are made of DocTags, one for each file of pages or pictures: "markdown", "html",
+            "json" or "doctags"; None: none are made.
         workers: Processes that prepare records, by default one per core, less one; 0 prepares in the calling process.
         record_timeout: Seconds to prepare one record.
         record_memory: Bytes that a worker process may take to prepare one record, beside what it has anyway. On Linux only.
@@ -85,6 +87,7 @@ class BatchConfig:
     force: bool = False
     quiet: bool = False
     keep_special_tokens: bool | None = None
+    document: str | None = None
     workers: int | None = None
     record_timeout: float = 120.0
     record_memory: int = 4 * 2**30
@@ -96,6 +99,7 @@ class BatchConfig:
     kv_cache_dtype: str | None = None
 
     def __post_init__(self):
+        from ..documents import FORMS
         from ..records.record import FIELDS  # late: the command line starts without numpy
 
         check_types(self)
@@ -112,6 +116,8 @@ class BatchConfig:
             raise InputError(f"--logprobs (logprobs) is one of {', '.join(LOGPROBS)}, got {self.logprobs!r:.80}")
         if self.sampling.logprobs is not None:
             raise InputError('sampling.logprobs is for requests to the engine; a job has logprobs="mean" or "tokens"')
+        if self.document is not None and self.document not in FORMS:
+            raise InputError(f"--document {self.document!r:.80} is none of {', '.join(FORMS)}")
         for name, column in self.columns:
             if name not in FIELDS or not column:
                 raise InputError(f"--column {name}={column} is not NAME=COLUMN with a name of {', '.join(FIELDS)}")

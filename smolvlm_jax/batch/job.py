@@ -150,6 +150,10 @@ class BatchJob:
             "engine": {} if self._engine is None else self._engine.summary(),
         }
 
+    def part_paths(self) -> list[Path]:
+        """Where the parts of the whole input are, or will be, once the input has been read."""
+        return [Part.path_of(self._folder, number, self._sink) for number in range(self._units if self._all_read else 0)]
+
     def missing_parts(self) -> list[int]:
         """The parts of the whole input that no host has finished, once the input has been read."""
         there = {path.name for path in self._folder.glob("part-*")} if self._all_read else set()

@@ -11,9 +11,10 @@ from .. import __version__
 from ..errors import InputError, JobError
 from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
 
-__all__ = ["MANIFEST", "Manifest", "differences", "model_digest"]
+__all__ = ["DOCUMENTS", "MANIFEST", "Manifest", "differences", "model_digest"]
 
 MANIFEST = "_manifest.json"
+DOCUMENTS = "documents"  # the folder of what documents.py makes of rows
 FORMAT = 1
 _SMALL = 64 * 2**20
 _OWNER = "_rows-of-"  # with a manifest's key, the name of an empty file beside rows that were made under it
@@ -162,7 +163,7 @@ class Manifest:
 
 def _outputs(folder: Path) -> list[Path]:
     """All files that a job writes, apart from the manifest."""
-    return sorted(p for pattern in ("part-*", ".part-*", "_summary-*", f"{_OWNER}*") for p in folder.glob(pattern))
+    return sorted(p for pattern in ("part-*", ".part-*", "_summary-*", f"{_OWNER}*", DOCUMENTS) for p in folder.glob(pattern))
 
 
 def _set_aside(folder: Path) -> Path:

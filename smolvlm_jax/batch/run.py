@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..documents.forms import require_docling
 from ..engine.loading import is_docling, load_engine
 from ..errors import InputError, device_errors
 from ..generation_config import GenerationConfig
@@ -17,13 +18,14 @@ from ..processing.options import check_options
 from ..records.sources import Source, counted, open_source, takes_in
 from ..terminal import say
 from .config import BatchConfig
+from .documents import write_documents
 from .hosts import shard_of
 from .job import BatchJob, Shard
 from .manifest import Manifest, model_digest
 from .parts import part_name
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
-from .sinks import open_sink
+from .sinks import Sink, open_sink
 from .workers import Setup, longest_prompt
 
 __all__ = ["run_batch"]
@@ -69,6 +71,8 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     setup = Setup(str(directory), source.parse, sampling, config.pictures, longest, config.record_memory)
     check_options(setup.processor())
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
+    if config.document is not None:
+        _require_documents(config, directory, keep)
     manifest = Manifest(folder, _facts(config, parts, directory, source, keep))
     manifest.agree(config.force, notify)
     engine = functools.partial(_engine, config, model, base=base, keep_special_tokens=keep)
@@ -80,6 +84,8 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     if not summary["complete"] and signals:
         notify(f"stopped after {summary['records']} records; run the same command again to go on")
         return {**summary, "signal": signals[0]}
+    if config.document is not None:
+        summary = {**summary, "documents": _documents(config.document, job, folder, sink, notify)}
     with manifest.held():
         write_json(folder / f"_summary-{index}-of-{count}.json", summary)
     others = {int(path.stem.rpartition("-")[2]) for path in folder.glob("_summary-*-of-[0-9]*.json")} - {count}
@@ -102,6 +108,27 @@ def _require_current_directory(config: BatchConfig) -> None:
                 f"{os.fspath(relative[0])!r} is a relative path, and the current directory does not exist any more: change to "
                 "another one, or pass absolute paths"
             ) from error
+
+
+def _require_documents(config: BatchConfig, directory: Path, keep: bool) -> None:
+    """Raises InputError where there will be no DocTags, and MissingExtraError."""
+    if not is_docling(directory):
+        raise InputError(f"--document {config.document} is made of DocTags, and {config.model} writes none: it has no <doctag>")
+    if not keep:
+        raise InputError(f"--document {config.document} is made of DocTags, which --no-keep-special-tokens leaves out")
+    require_docling()
+
+
+def _documents(form: str, job: BatchJob, folder: Path, sink: Sink, notify: Callable[[str], None]) -> dict[str, Any] | None:
+    """The documents of a job whose last part is there; None if it is not."""
+    parts, missing = job.part_paths(), len(job.missing_parts())
+    if missing or not parts:
+        notify(f"documents are made by the host that finishes last, once all parts are there: {missing} are not")
+        return None
+    made = write_documents(folder, sink, parts, form)
+    for remark in made["remarks"]:
+        notify(remark)
+    return made
 
 
 def _facts(config: BatchConfig, parts: list[Path], directory: Path, source: Source, keep: bool) -> dict[str, Any]:

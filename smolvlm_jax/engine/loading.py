@@ -10,8 +10,8 @@ __all__ = ["is_docling", "load_engine"]
 
 def is_docling(directory: str | os.PathLike) -> bool:
     """Whether the checkpoint writes doctags: special tokens that belong to the answer's text."""
-    tokenizer = Path(directory) / "tokenizer.json"
-    return tokenizer.is_file() and b'"<doctag>"' in tokenizer.read_bytes()
+    files = (Path(directory) / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"))
+    return any(b'"<doctag>"' in file.read_bytes() for file in files if file.is_file())
 
 
 def load_engine(

@@ -8,7 +8,6 @@ import io
 import math
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO, Any
 
 from PIL import Image
@@ -26,17 +25,21 @@ _PASSWORD = 4  # PDFium's code for a file that needs one
 _lock = threading.Lock()  # PDFium works in one thread at a time
 
 
-@dataclass(frozen=True)
 class PdfPage:
-    """One page of a PDF file, which is a picture.
+    """One page of a PDF file, which is a picture. No dataclass: in messages those are mappings.
 
-    Attributes:
+    Args:
         source: path of the file.
         number: of the page, counted from 1; 0 for a file whose pages cannot be counted, which is an error wherever it is read.
     """
 
-    source: Any
-    number: int
+    __slots__ = ("number", "source")
+
+    def __init__(self, source: Any, number: int):
+        self.source, self.number = source, number
+
+    def __str__(self) -> str:
+        return f"page {self.number} of {describe_source(self.source)}"
 
 
 def require_pdfium() -> Any:
@@ -80,7 +83,7 @@ def render(file: IO[bytes], page: PdfPage, limits: MediaLimits) -> Image.Image:
         loaded = _loaded(document, page)
         _size(loaded, page, limits)
         if damage := damage_of(_alone(pdfium, document, page)):
-            raise MediaError(f"{_name(page)} is damaged: {damage}")
+            raise MediaError(f"{page} is damaged: {damage}")
         # An array of Python's own: PDFium's is freed with the page.
         return loaded.render(scale=limits.pdf_dpi / _POINTS, rev_byteorder=True, limit_image_cache=True).to_pil().copy()
 
@@ -108,14 +111,14 @@ def _loaded(document: Any, page: PdfPage) -> Any:
     try:
         return document[page.number - 1]
     except RuntimeError as error:  # PDFium says no more
-        raise MediaError(f"{_name(page)} is damaged: it cannot be loaded") from error
+        raise MediaError(f"{page} is damaged: it cannot be loaded") from error
 
 
 def _size(loaded: Any, page: PdfPage, limits: MediaLimits) -> tuple[int, int]:
     width, height = (math.ceil(side * limits.pdf_dpi / _POINTS) for side in loaded.get_size())
     if not 0 < width * height <= limits.max_pixels:
         raise MediaError(
-            f"{_name(page)} has {width}×{height} pixels at {limits.pdf_dpi:g} dpi, and the limit is {limits.max_pixels}: lower "
+            f"{page} has {width}×{height} pixels at {limits.pdf_dpi:g} dpi, and the limit is {limits.max_pixels}: lower "
             "pdf_dpi, or raise max_pixels if that is meant"
         )
     return height, width
@@ -130,7 +133,3 @@ def _alone(pdfium: Any, document: Any, page: PdfPage) -> bytes:
         copy.save(out)
         return out.getvalue()
     return b""
-
-
-def _name(page: PdfPage) -> str:
-    return f"page {page.number} of {describe_source(page.source)}"
