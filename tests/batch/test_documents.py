@@ -86,7 +86,7 @@ def test_any_ids_are_names_of_files_of_their_own(tmp_path):
 
 def test_mistakes_are_named(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.pdf").write_bytes(pdf([lines("a")]))
-    flags = ["batch", str(tmp_path / "a.pdf"), str(tmp_path / "out"), "--prompt", ASK]
+    flags = ["batch", str(tmp_path / "a.pdf"), str(tmp_path / "out"), "--model", "tiny", "--prompt", ASK]
     assert main([*flags, "--document", "markdown"]) == 2
     assert "tiny writes none: it has no <doctag>" in capsys.readouterr().err
     assert main([*flags, "--document", "pdf"]) == 2
