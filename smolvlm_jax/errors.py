@@ -80,8 +80,9 @@ class StorageError(CheckpointError, JobError):
 class MissingExtraError(SmolVLMError, ImportError):
     """An optional dependency is not installed; the message names the `pip install` that brings it."""
 
-    def __init__(self, what: str, extra: str):
-        super().__init__(f"{what} needs an optional dependency. Install it with: pip install 'smolvlm-jax[{extra}]'")
+    def __init__(self, what: str, extra: str | None, then: str = ""):
+        command = " && ".join(filter(None, (extra and f"pip install 'smolvlm-jax[{extra}]'", then)))
+        super().__init__(f"{what} needs an optional dependency. Install it with: {command}")
 
 
 def describe(error: BaseException) -> str:
@@ -90,13 +91,14 @@ def describe(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def import_extra(module: str, what: str, extra: str) -> Any:
+def import_extra(module: str, what: str, extra: str | None, then: str = "") -> Any:
     """An optional module.
 
     Args:
         module: its name.
         what: what needs it, for the message.
-        extra: the extra of this package that brings it.
+        extra: the extra of this package that brings it; None where no extra does.
+        then: a command after that, for what no extra can bring.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -104,7 +106,7 @@ def import_extra(module: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(what, extra) from error
+        raise MissingExtraError(what, extra, then) from error
 
 
 def first_few(items: Iterable[str], limit: int = 10) -> list[str]:

@@ -144,7 +144,8 @@ def prepare(processor, messages: list[dict[str, Any]], *, longest: int | None = 
 
     Args:
         processor: of the checkpoint.
-        messages: chat format, ending with a user's turn.
+        messages: chat format, ending with a user's turn, or with the beginning of the assistant's, after which the answer goes
+            on.
         longest: tokens of a prompt, at most: one that is longer is refused before it is made, where that can be told.
         **kwargs: go to `SmolVLMProcessor.encode_chat`.
 
@@ -153,7 +154,9 @@ def prepare(processor, messages: list[dict[str, Any]], *, longest: int | None = 
     """
     if longest is not None:
         check_length(processor, messages, longest)
-    batch = processor.encode_chat(messages, **{"special_tokens_in_text": "escape", **kwargs})
+    begun = messages[-1].get("role") == "assistant" if messages else False
+    turn = {"add_generation_prompt": not begun, "continue_final_message": begun}
+    batch = processor.encode_chat(messages, **{"special_tokens_in_text": "escape", **turn, **kwargs})
     if len(batch["input_ids"]) != 1:
         raise InputError(f"{len(batch['input_ids'])} conversations for one request; make a request of each")
     ids = np.asarray(batch["input_ids"], np.int32)[0]
