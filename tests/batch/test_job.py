@@ -317,7 +317,7 @@ def test_sampling_reaches_the_requests_and_follows_the_id(command, lines, tmp_pa
 def test_mistakes_are_one_line_and_exit_code_2(flags, words, lines, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("a.png")
-    assert main(["batch", *flags, "--model", "tiny"]) == 2
+    assert main(["batch", "--model", "tiny", *flags]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err, err
     assert not Path("out").exists() or not list(Path("out").glob("part-*"))
