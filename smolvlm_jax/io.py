@@ -2,6 +2,7 @@
 with a size limit and errors that name the file; the small files that accompany a checkpoint."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -10,10 +11,12 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from .errors import CheckpointError, MissingFileError, SmolVLMError
+from .storage import AnyPath, Entry, StorePath, is_store, place, remove
 
 try:
     import fcntl
@@ -54,10 +57,17 @@ class Identity(NamedTuple):
     modified: int
 
     @classmethod
-    def of(cls, file: str | os.PathLike | int) -> "Identity":
-        """Of a path, links followed, or of a descriptor. Raises OSError."""
+    def of(cls, file: str | os.PathLike | StorePath | int) -> "Identity":
+        """Of a path, links followed, of a descriptor, or of an object in a store. Raises OSError."""
+        if isinstance(file, StorePath) or (isinstance(file, str) and is_store(file)):
+            return cls.of_object(StorePath.of(str(file)).info())
         info = os.stat(file)
         return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+
+    @classmethod
+    def of_object(cls, entry: Entry) -> "Identity":
+        """Of an object, whose tag changes whenever it is written."""
+        return cls(0, int.from_bytes(hashlib.blake2b(entry.tag.encode(), digest_size=7).digest(), "big"), entry.size, 0)
 
 
 def unique_name() -> str:
@@ -66,12 +76,17 @@ def unique_name() -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: AnyPath) -> Iterator[IO[bytes]]:
     """Write a file atomically.
 
     Yields a binary file with a temporary name in the directory of `path`. It is flushed to the disk and renamed to `path`
-    when the block ends, and removed if the block raises.
+    when the block ends, and removed if the block raises. What becomes an object in a store is in memory until then.
     """
+    if isinstance(path, StorePath):
+        buffer = BytesIO()
+        yield buffer
+        path.write_bytes(buffer.getvalue())
+        return
     temporary = path.with_name(f".{path.name}.{unique_name()}.tmp")
     try:
         with errors_name(path), open(temporary, "wb") as file:
@@ -137,14 +152,20 @@ def try_lock(file: IO) -> bool:
         return False
 
 
-def remove_dead(paths: Iterable[Path], foreign: bool = False) -> None:
+def remove_dead(paths: Iterable[AnyPath], foreign: bool = False) -> None:
     """Remove files, named as `unique_name` says, whose writers have ended.
 
     Args:
         paths: files that their writers keep locked.
-        foreign: also remove files of other hosts, whose locks cannot be seen here. Only for files that are no longer needed.
+        foreign: also remove files of other hosts, and objects in a store, whose locks cannot be seen here. Only for files that
+            are no longer needed.
     """
+    paths = list(paths)
+    if foreign:
+        remove(path for path in paths if isinstance(path, StorePath))
     for path in paths:
+        if isinstance(path, StorePath):
+            continue
         ours = f".{HOST}." in path.name
         if ours or foreign:
             with suppress(OSError), open(path, "rb") as file:
@@ -152,8 +173,10 @@ def remove_dead(paths: Iterable[Path], foreign: bool = False) -> None:
                     path.unlink(missing_ok=True)
 
 
-def sync_directory(directory: Path) -> None:
+def sync_directory(directory: AnyPath) -> None:
     """Make renames in a directory survive a power cut, on file systems that support it."""
+    if isinstance(directory, StorePath):
+        return
     with suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:
@@ -263,7 +286,7 @@ def _check_extent(value: Any) -> None:
     raise ValueError("it is nested too deeply")
 
 
-def write_text(path: str | os.PathLike, text: str | bytes) -> str:
+def write_text(path: str | os.PathLike | StorePath, text: str | bytes) -> str:
     """Write a file atomically, in UTF-8 and with the line ends of `text`; make its directory if there is none.
 
     Returns:
@@ -272,13 +295,14 @@ def write_text(path: str | os.PathLike, text: str | bytes) -> str:
     Raises:
         CheckpointError: what should be the directory is a file.
     """
-    target = Path(path)
-    if target.parent.is_file():
-        raise CheckpointError(f"{str(target.parent)!r} is a file; pass a directory to save to")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = place(path)
+    if isinstance(target, Path):
+        if target.parent.is_file():
+            raise CheckpointError(f"{str(target.parent)!r} is a file; pass a directory to save to")
+        target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as file:
         file.write(text.encode("utf-8") if isinstance(text, str) else text)
-    return os.fspath(path)
+    return str(path)
 
 
 def to_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> bytes:
@@ -290,7 +314,7 @@ def to_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> b
     return text + b"\n"
 
 
-def write_json(path: str | os.PathLike, value: Any, sort_keys: bool = False) -> str:
+def write_json(path: str | os.PathLike | StorePath, value: Any, sort_keys: bool = False) -> str:
     """Write a value as indented JSON. Returns and raises as `write_text`."""
     return write_text(path, to_json(value, indent=2, sort_keys=sort_keys))
 
@@ -308,12 +332,14 @@ def render_page(template: Path, **values: Any) -> str:
     return environment.from_string(read_text(template)).render(values)
 
 
-def create_json(path: Path, value: Any) -> bool:
+def create_json(path: AnyPath, value: Any) -> bool:
     """Write a value as indented JSON unless the file exists; of several processes one succeeds.
 
     Returns:
         False if the file exists.
     """
+    if isinstance(path, StorePath):
+        return path.create(to_json(value, indent=2))
     draft = path.with_name(f".{path.name}.{unique_name()}.tmp")
     try:
         with errors_name(path), open(draft, "wb") as file:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from ..documents import FORMS, Page, write_document
 from ..errors import first_few
 from ..io import remove_dead, whole_file
+from ..storage import AnyPath
 from .manifest import DOCUMENTS
 from .sinks import Sink
 
@@ -31,7 +32,7 @@ class _Row(NamedTuple):
     page: Page
 
 
-def write_documents(folder: Path, sink: Sink, parts: Iterable[Path], form: str) -> dict[str, Any]:
+def write_documents(folder: AnyPath, sink: Sink, parts: Iterable[AnyPath], form: str) -> dict[str, Any]:
     """Make the documents that are not there yet.
 
     Args:
@@ -47,7 +48,7 @@ def write_documents(folder: Path, sink: Sink, parts: Iterable[Path], form: str) 
     place, names = folder / DOCUMENTS, _Names()
     counts = dict.fromkeys(("documents", "written", "pages", "missing_pages"), 0)
     remarks: list[str] = []
-    if place.is_dir():
+    if isinstance(place, Path) and place.is_dir():
         remove_dead(list(place.rglob(".*.tmp")))
     for name, rows in itertools.groupby(_rows(sink, parts), key=lambda row: row.name):
         pages = _counted((row.page for row in rows), counts)
@@ -68,7 +69,7 @@ def write_documents(folder: Path, sink: Sink, parts: Iterable[Path], form: str) 
     return {"form": form, **counts, "remarks": first_few(remarks)}
 
 
-def _rows(sink: Sink, parts: Iterable[Path]) -> Iterator[_Row]:
+def _rows(sink: Sink, parts: Iterable[AnyPath]) -> Iterator[_Row]:
     for part in parts:
         for row in sink.read(part):
             name, number = str(row["id"]), 0

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from ..engine.counters import Counters
 from ..engine.requests import Request, Result
 from ..errors import InputError, first_few
 from ..records.sources import Source, Unit
+from ..storage import AnyPath, StorePath
 from ..terminal import say
 from .logprobs import logprob_columns
 from .manifest import Manifest
@@ -31,7 +31,7 @@ from .sinks import Sink
 
 __all__ = ["BatchJob", "Shard"]
 
-_CHECK_SECONDS = 1.0
+_CHECK_SECONDS, _CHECK_STORE_SECONDS = 1.0, 10.0  # a request each, where the output is in an object store
 _SHOWN_COLUMNS = 100
 EMPTY = "the answer is empty, and no stop token ended it"
 
@@ -73,7 +73,7 @@ class BatchJob:
     def __init__(
         self,
         source: Source,
-        folder: Path,
+        folder: AnyPath,
         sink: Sink,
         shard: Shard,
         pool: WorkerPool,
@@ -81,7 +81,7 @@ class BatchJob:
         quiet: bool = False,
         manifest: Manifest | None = None,
     ):
-        self._source, self._folder, self._sink, self._shard = source, Path(folder), sink, shard
+        self._source, self._folder, self._sink, self._shard = source, folder, sink, shard
         self._pool, self._make_engine, self._manifest = pool, make_engine, manifest
         self._engine: Any = None
         self._open: dict[int, Part] = {}
@@ -89,6 +89,7 @@ class BatchJob:
         self._lock = threading.Lock()  # guards _open, which a unit that is read, a part that is whole and park() change or read
         self._stopping, self._all_read = threading.Event(), False
         self._checked = time.monotonic()
+        self._check_seconds = _CHECK_STORE_SECONDS if isinstance(folder, StorePath) else _CHECK_SECONDS
         self._began = 0.0
         self._found, self._finished = 0, 0  # parts that earlier runs and this one finished
         self._units = 0  # of the whole input, as far as it has been read
@@ -150,7 +151,7 @@ class BatchJob:
             "engine": {} if self._engine is None else self._engine.summary(),
         }
 
-    def part_paths(self) -> list[Path]:
+    def part_paths(self) -> list[AnyPath]:
         """Where the parts of the whole input are, or will be, once the input has been read."""
         return [Part.path_of(self._folder, number, self._sink) for number in range(self._units if self._all_read else 0)]
 
@@ -260,7 +261,7 @@ class BatchJob:
             added, share = part.add(position, row), part.row_share
         if added:
             self.tally.add(row, share)
-        if time.monotonic() - self._checked > _CHECK_SECONDS:
+        if time.monotonic() - self._checked > self._check_seconds:
             self._check()
             self._checked = time.monotonic()
 
@@ -274,6 +275,6 @@ class BatchJob:
             if part.expected is not None and len(part.done) >= part.expected:
                 with self._lock:  # park() leaves a part alone that is being finished
                     del self._open[part.index]
-                with contextlib.nullcontext() if self._manifest is None else self._manifest.held():
+                with contextlib.nullcontext() if self._manifest is None else self._manifest.held(part.path):
                     part.finish()
                 self._finished += 1

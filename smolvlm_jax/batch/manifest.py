@@ -10,6 +10,8 @@ from typing import Any
 from .. import __version__
 from ..errors import InputError, JobError
 from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
+from ..storage import AnyPath, StorePath
+from .bucket import claimed, withdraw
 
 __all__ = ["DOCUMENTS", "MANIFEST", "Manifest", "differences", "model_digest"]
 
@@ -65,10 +67,11 @@ class Manifest:
         key: A digest of the facts, by which a job knows its own working files.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any]):
+    def __init__(self, folder: AnyPath, facts: dict[str, Any]):
         self.path = folder / MANIFEST
         self.facts = {"format": FORMAT, "smolvlm_jax": __version__, **facts}
         self.key = hashlib.blake2b(to_json(self.facts, sort_keys=True), digest_size=6).hexdigest()
+        self._marked = False  # whether the file that says so is there, as far as this process knows
         self._ours: bytes | None = None  # content that was found to say the same
 
     def agree(self, force: bool, notify: Callable[[str], None]) -> None:
@@ -86,6 +89,14 @@ class Manifest:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"OUTPUT is a directory, and {folder} cannot be one: {error.strerror}") from error
+        try:
+            self._agree(folder, force, notify)
+        except (FileNotFoundError, PermissionError) as error:
+            if isinstance(folder, StorePath):
+                raise InputError(f"OUTPUT ({folder}) cannot be used: {error.strerror}") from error
+            raise
+
+    def _agree(self, folder: AnyPath, force: bool, notify: Callable[[str], None]) -> None:
         while True:
             data, strangers = self._read(), _outputs(folder)
             if data is None and not strangers:
@@ -119,9 +130,27 @@ class Manifest:
         )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within the block no other job takes the directory over. Raises JobError if one has."""
+    def held(self, made: AnyPath | None = None) -> Iterator[None]:
+        """Within the block no other job takes the directory over. Raises JobError if one has.
+
+        Args:
+            made: What the block writes. In an object store, where nothing can be locked, it is removed again if another job has
+                taken over meanwhile; a process that is killed before leaves it to that job, which knows it by its mark.
+        """
         self.check()
+        if isinstance(self.path, StorePath):
+            mark = self.path.parent / f"{_OWNER}{self.key}"
+            if not self._marked:
+                mark.touch()
+                self._marked = True
+            yield
+            try:
+                self.check()
+            except JobError:
+                if isinstance(made, StorePath):
+                    withdraw(made, self.key)
+                raise
+            return
         with open(self.path, "rb") as file:
             wait_for_lock(file, shared=True)
             self.check()
@@ -146,13 +175,19 @@ class Manifest:
             self._ours = data
         return changes
 
-    def _foreign(self, outputs: list[Path]) -> list[str]:
+    def _foreign(self, outputs: list[AnyPath]) -> list[str]:
         """What says that rows are of other facts, though the manifest says ours: somebody has put another manifest there."""
         owners = [path.name for path in outputs if path.name.startswith(_OWNER) and path.name != f"{_OWNER}{self.key}"]
         return [f"{name} says that it has rows of another manifest" for name in owners[:1]]
 
     def _replace(self, old: bytes, notify: Callable[[str], None]) -> None:
         """Move the other job's output aside, unless another process does so."""
+        if isinstance(self.path, StorePath):
+            with claimed(self.path.parent, old) as ours:
+                if ours and self._read() == old:
+                    notify(f"moved the other job's output to {_set_aside(self.path.parent)}")
+                    create_json(self.path, self.facts)
+            return
         with suppress(FileNotFoundError), open(self.path, "r+b") as file:
             # A job that is giving a part its name holds the lock. It ends with its process, whatever ends that.
             wait_for_lock(file, shared=False)
@@ -161,12 +196,16 @@ class Manifest:
                 create_json(self.path, self.facts)
 
 
-def _outputs(folder: Path) -> list[Path]:
-    """All files that a job writes, apart from the manifest."""
-    return sorted(p for pattern in ("part-*", ".part-*", "_summary-*", f"{_OWNER}*", DOCUMENTS) for p in folder.glob(pattern))
+def _outputs(folder: AnyPath) -> list[AnyPath]:
+    """All files that a job writes, apart from the manifest. Of documents on a file system it is their directory."""
+    patterns = ("part-*", ".part-*", "_summary-*", f"{_OWNER}*", DOCUMENTS)
+    if isinstance(folder, StorePath):
+        documents = (folder / DOCUMENTS / entry.name for entry in (folder / DOCUMENTS).entries())
+        return sorted((*(path for pattern in patterns for path in folder.glob(pattern)), *documents))
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
-def _set_aside(folder: Path) -> Path:
+def _set_aside(folder: AnyPath) -> AnyPath:
     """Move a job's files into a directory of their own, the manifest last: a process that is killed before leaves the directory
     to the old job, and the next one goes on with it."""
     number = 1
@@ -176,7 +215,8 @@ def _set_aside(folder: Path) -> Path:
     aside.mkdir(exist_ok=True)
     for path in [*_outputs(folder), folder / MANIFEST]:
         with suppress(FileNotFoundError):  # its owner may have finished and removed it
-            path.rename(aside / path.name)
+            name = path.below(folder) if isinstance(folder, StorePath) and isinstance(path, StorePath) else path.name
+            path.rename(aside / (name or path.name))  # type: ignore[arg-type]  # both are of one kind
     sync_directory(folder)
     return aside
 

@@ -1,4 +1,4 @@
-"""The rows of a part in progress, in a working file that belongs to this process alone.
+"""The rows of a part in progress, in a working file that belongs to this process alone (journal.py).
 
 Rows are appended in the order in which they finish, and a row counts once the operating system has all of its bytes. A process
 that begins a part first copies the finished rows from working files that earlier runs of the same job left; what is not a whole
@@ -15,7 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..io import errors_name, remove_dead, to_json, try_lock, unique_name
+from ..errors import UnreachableError
+from ..io import errors_name, remove_dead, to_json
+from ..storage import AnyPath, StorePath
+from .bucket import is_ours
+from .journal import open_journal
 from .sinks import Sink
 
 __all__ = ["Part", "clean_up", "part_name"]
@@ -42,17 +46,19 @@ class Part:
     """
 
     @staticmethod
-    def path_of(folder: Path, index: int, sink: Sink) -> Path:
+    def path_of(folder: AnyPath, index: int, sink: Sink) -> AnyPath:
         """Where the complete part is written."""
         return folder / f"{part_name(index)}{sink.ending}"
 
     @classmethod
-    def open(cls, folder: Path, index: int, sink: Sink, key: str = "") -> "Part | None":
+    def open(cls, folder: AnyPath, index: int, sink: Sink, key: str = "") -> "Part | None":
         """The part, to be worked on; None if it is complete already."""
-        return None if cls.path_of(folder, index, sink).exists() else cls(folder, index, sink, key)
+        path = cls.path_of(folder, index, sink)
+        there = is_ours(path, key) if isinstance(path, StorePath) else path.exists()
+        return None if there else cls(folder, index, sink, key)
 
-    def __init__(self, folder: Path, index: int, sink: Sink, key: str = ""):
-        self.index, self._folder, self._sink = index, folder, sink
+    def __init__(self, folder: AnyPath, index: int, sink: Sink, key: str = ""):
+        self.index, self._folder, self._sink, self._key = index, folder, sink, key
         self.path = self.path_of(folder, index, sink)
         self.row_share = 0.0
         self.expected: int | None = None
@@ -60,21 +66,19 @@ class Part:
         self._end = 0
         self._lock = threading.Lock()
         prefix = f".{part_name(index)}.{key}." if key else f".{part_name(index)}."
-        self._own = folder / f"{prefix}{unique_name()}.rows"
-        others = [path for path in folder.glob(f"{prefix}*.rows") if path != self._own]
-        self._file = open(self._own, "w+b", buffering=0)  # noqa: SIM115 (open as long as the part is)
-        try_lock(self._file)
-        remove_dead(folder.glob(f".{self.path.name}.*.tmp"))
+        self._journal = open_journal(folder, prefix)
+        self._file = self._journal.file
+        if isinstance(folder, Path):
+            remove_dead(folder.glob(f".{self.path.name}.*.tmp"))
         self.taken_over: dict[int, dict[str, Any]] = {}
         try:
-            for other in others:
-                self._take_over(other)
-            if others:
-                self.flush()
+            for line in self._journal.lines():
+                if (found := self._row(line)) is not None and self._append(*found):
+                    self.taken_over[found[0]] = found[1]
+            self._journal.taken_over(self._end)
         except BaseException:
             self.discard()
             raise
-        remove_dead(others)
 
     @property
     def done(self) -> KeysView[int]:
@@ -86,7 +90,15 @@ class Part:
 
         Raises:
             OSError: the row could not be written, and does not count.
+            UnreachableError: rows before it could not be put into the store.
         """
+        added = self._append(position, row)
+        with self._lock:
+            if not self._file.closed:
+                self._journal.appended(self._end)
+        return added
+
+    def _append(self, position: int, row: dict[str, Any]) -> bool:
         line = to_json([position, row])
         with self._lock:
             if position in self._offsets or self._file.closed:
@@ -100,7 +112,7 @@ class Part:
         """Have the disk keep the rows, through a power cut too."""
         with self._lock:
             if not self._file.closed:
-                os.fsync(self._file.fileno())
+                self._journal.flush(self._end)
 
     def forget(self, positions: Iterable[int]) -> None:
         """Drop rows: of positions that the unit does not have."""
@@ -112,19 +124,18 @@ class Part:
         """Write the part, whose rows are all here, in the order of its input, and remove the working files."""
         with self._lock:
             try:
-                self._sink.write(self.path, self._rows())
+                self._sink.write(self.path, self._rows(), self._key)
             except OSError:
                 # Another process may have finished the part and removed our working file.
                 if not self.path.exists():
                     raise
             finally:
-                self._file.close()
-        self._own.unlink(missing_ok=True)
+                self._journal.remove()
         remove_dead(list(self._folder.glob(f".{part_name(self.index)}.*.*")), foreign=True)
 
     def close(self) -> None:
         """Write finished rows to the disk and stop, for another run to continue. What the disk refuses is computed again."""
-        with suppress(OSError):
+        with suppress(OSError, UnreachableError):
             self.flush()
         with self._lock:
             self._file.close()
@@ -132,13 +143,12 @@ class Part:
     def discard(self) -> None:
         """Stop, and leave nothing behind."""
         with self._lock:
-            self._file.close()
-        self._own.unlink(missing_ok=True)
+            self._journal.remove()
 
     def _write(self, line: bytes) -> None:
         """Write behind the last row, all or nothing: a disk that fills up takes a part of what it is given."""
         try:
-            with errors_name(self._own):
+            with errors_name(Path(self._journal.name)):
                 self._file.seek(self._end)
                 left = memoryview(line)
                 while left:
@@ -155,14 +165,8 @@ class Part:
                 file.seek(self._offsets[position])
                 found = self._row(file.readline())
                 if found is None or found[0] != position:
-                    raise OSError(errno.EIO, "the file was changed by another program", str(self._own))
+                    raise OSError(errno.EIO, "the file was changed by another program", self._journal.name)
                 yield found[1]
-
-    def _take_over(self, path: Path) -> None:
-        with suppress(FileNotFoundError), open(path, "rb") as file:  # its owner may have finished and removed it
-            for line in file:
-                if (found := self._row(line)) is not None and self.add(*found):
-                    self.taken_over[found[0]] = found[1]
 
     def _row(self, line: bytes) -> tuple[int, dict[str, Any]] | None:
         """(position, row) of a line of a working file; None if it is not the whole of one."""
@@ -175,8 +179,9 @@ class Part:
         return (position, row) if whole else None
 
 
-def clean_up(folder: Path, sink: Sink) -> None:
+def clean_up(folder: AnyPath, sink: Sink) -> None:
     """Remove working files that ended processes left of parts that are complete by now, and drafts of small files."""
-    names = (path for path in folder.iterdir() if path.name.startswith(".part-"))
-    remove_dead([path for path in names if (folder / f"{path.name.split('.')[1]}{sink.ending}").exists()], foreign=True)
+    complete = {path.name for path in folder.glob("part-*")}
+    working = folder.glob(".part-*")
+    remove_dead([path for path in working if f"{path.name.split('.')[1]}{sink.ending}" in complete], foreign=True)
     remove_dead(folder.glob("._*.tmp"))

@@ -15,7 +15,7 @@ from ..child import AVAILABLE, Child
 from ..engine.requests import Request
 from ..engine.room import Room
 from ..errors import InputError, JobError
-from .workers import NO_MEMORY, OUT_OF_MEMORY, Preparer, Setup
+from .workers import LOST, NO_MEMORY, OUT_OF_MEMORY, Preparer, Setup
 
 __all__ = ["WorkerPool", "default_workers"]
 
@@ -76,7 +76,7 @@ class WorkerPool:
             for key, payload in tasks:
                 if stop.is_set():
                     return
-                request = preparer(payload)
+                request = _checked(preparer(payload))
                 yield key, request if request.id is not None else self._named(payload, request.error)
             return
         ended = threading.Event()
@@ -143,7 +143,7 @@ class WorkerPool:
             request, died = _ask(child, payload, self._timeout)
             if request is not None:
                 self._idle.put(child)
-                return key, request
+                return key, _checked(request)
             self._end(child)
             if self._closed.is_set():
                 raise InputError("the pool is closed")  # nobody reads it
@@ -184,6 +184,13 @@ class WorkerPool:
     def _end(self, child: Child) -> None:
         child.end()
         self._children.discard(child)
+
+
+def _checked(request: Request) -> Request:
+    """The request. Raises JobError for what is not the record's own fault."""
+    if request.error is not None and request.error.startswith(LOST):
+        raise JobError(f"{request.error.removeprefix(LOST)}; what is finished is kept")
+    return request
 
 
 def _payload_size(payload: Any) -> int:

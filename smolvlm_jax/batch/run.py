@@ -16,6 +16,7 @@ from ..io import write_json
 from ..locate import adapted, resolve, stack
 from ..processing.options import check_options
 from ..records.sources import Source, counted, open_source, takes_in
+from ..storage import AnyPath, is_store, place
 from ..terminal import say
 from .config import BatchConfig
 from .documents import write_documents
@@ -56,13 +57,17 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     index, count = shard_of(config.shard_index, config.num_shards)
     if config.shard_index is None and count > 1:
         notify(f"this is shard {index} of {count}, as the launcher's environment says")
-    shard, sink, folder = Shard(index, count, config.shard_size), open_sink(config.format, config.logprobs), Path(config.output)
+    shard, sink, folder = (
+        Shard(index, count, config.shard_size),
+        open_sink(config.format, config.logprobs),
+        place(config.output),
+    )
     model, base = adapted(config.model, config.adapter)
     parts = stack(model, base=base)  # once: of the Hub's one commit, though a branch may move on meanwhile
     model, base = parts[0], parts[1] if len(parts) > 1 else None
     directory = resolve(model, base=base)
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
-    if takes_in(os.fspath(config.input), os.path.join(folder, f"{part_name(0)}{sink.ending}")):
+    if takes_in(os.fspath(config.input), str(folder / f"{part_name(0)}{sink.ending}")):
         raise InputError(f"OUTPUT ({folder}) is where INPUT is read from, so answers would be input: choose another directory")
     if source.unread:
         notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
@@ -99,7 +104,7 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
 
 def _require_current_directory(config: BatchConfig) -> None:
     """Relative paths need one: what the system says where it was removed names no file."""
-    relative = [path for path in (config.input, config.output) if not os.path.isabs(path)]
+    relative = [path for path in (config.input, config.output) if not (os.path.isabs(path) or is_store(path))]
     try:
         os.getcwd()
     except OSError as error:
@@ -119,7 +124,7 @@ def _require_documents(config: BatchConfig, directory: Path, keep: bool) -> None
     require_docling()
 
 
-def _documents(form: str, job: BatchJob, folder: Path, sink: Sink, notify: Callable[[str], None]) -> dict[str, Any] | None:
+def _documents(form: str, job: BatchJob, folder: AnyPath, sink: Sink, notify: Callable[[str], None]) -> dict[str, Any] | None:
     """The documents of a job whose last part is there; None if it is not."""
     parts, missing = job.part_paths(), len(job.missing_parts())
     if missing or not parts:

@@ -1,15 +1,17 @@
 """The formats of the output: one row per record, as JSONL or Parquet."""
 
+import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from ..errors import InputError
 from ..io import to_json, whole_file
 from ..records.arrow import import_pyarrow, open_parquet
+from ..storage import AnyPath, StorePath
+from .bucket import publish
 from .logprobs import LOGPROBS
 
 __all__ = ["COLUMNS", "SINKS", "Sink", "open_sink"]
@@ -39,8 +41,13 @@ class Sink(ABC):
         """Of the columns those with log-probabilities."""
         return self.columns[len(COLUMNS) :]
 
-    def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
-        """Write all rows of a part atomically."""
+    def write(self, path: AnyPath, rows: Iterable[dict[str, Any]], key: str = "") -> None:
+        """Write all rows of a part atomically. key: of the job's manifest, which a part in an object store is marked with."""
+        if isinstance(path, StorePath):
+            buffer = io.BytesIO()
+            self._write(buffer, rows)
+            publish(path, buffer.getvalue(), key)
+            return
         with whole_file(path) as file:
             self._write(file, rows)
 
@@ -48,7 +55,7 @@ class Sink(ABC):
     def _write(self, file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None: ...
 
     @abstractmethod
-    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+    def read(self, path: AnyPath) -> Iterator[dict[str, Any]]:
         """The rows of a complete part."""
 
 
@@ -62,7 +69,7 @@ class JsonlSink(Sink):
             file.write(to_json(row))
 
     def read(self, path):
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             yield from map(json.loads, file)
 
 
@@ -86,7 +93,7 @@ class ParquetSink(Sink):
                 writer.write_table(pyarrow.Table.from_pylist(group, self._schema))
 
     def read(self, path):
-        with open_parquet(path) as file:
+        with path.open("rb") as opened, open_parquet(opened) as file:
             for batch in file.iter_batches(_GROUP):
                 yield from batch.to_pylist()
 

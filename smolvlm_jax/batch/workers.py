@@ -9,7 +9,7 @@ from typing import Any
 from ..child import parent
 from ..config import SmolVLMConfig
 from ..engine.requests import Request, prepare
-from ..errors import SmolVLMError, describe
+from ..errors import JobError, SmolVLMError, describe
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 from ..processing import SmolVLMProcessor
@@ -17,10 +17,12 @@ from ..processing.options import call_options, open_processor
 from ..records.record import with_overrides
 from ..records.sources.base import Parser
 
-__all__ = ["NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "longest_prompt", "serve"]
+__all__ = ["LOST", "NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "longest_prompt", "serve"]
 
 # The exit code of a worker that a record took beyond its limit, and the error of the record.
 OUT_OF_MEMORY = 77
+# With it begins the error of a record that is no fault of the record's: the job ends.
+LOST = "the job cannot go on: "
 NO_MEMORY = "takes more memory than a record may (--record-memory)"
 
 
@@ -78,6 +80,8 @@ class Preparer:
             return Request(record.id, prepared=prepared, params=params, unread=record.unread)
         except MemoryError:
             return Request(record.id, error=NO_MEMORY)
+        except JobError as error:
+            return Request(record.id, error=LOST + describe(error))
         except Exception as error:  # an unforeseen failure of one record must not end the job
             return Request(record.id, error=describe(error))
 

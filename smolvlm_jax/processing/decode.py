@@ -9,10 +9,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..errors import InputError, MediaError, MissingExtraError
+from ..errors import InputError, JobError, MediaError, MissingExtraError
+from ..storage import download, is_store
 from . import http, isolation
 from .containers import HEAD, recognise
-from .fetch import encoded_bytes, is_url, open_regular
+from .fetch import encoded_bytes, is_url, open_object, open_regular, unread_object
 from .limits import MediaLimits, describe_source
 from .metadata import VideoMetadata
 from .parts import local_path
@@ -79,7 +80,7 @@ def decode_video(
         if describe_source(source) in str(error):
             raise
         raise MediaError(f"{describe_source(source)}: {error}") from error
-    except InputError:
+    except (InputError, JobError):
         raise
     except Exception as error:  # the libraries raise what they like on a damaged file
         raise MediaError(f"cannot decode the video {describe_source(source)}: {error or type(error).__name__}") from error
@@ -114,6 +115,15 @@ def _local_file(source: Any, limits: MediaLimits) -> Iterator[str]:
     if is_url(source):
         with _temporary_file() as (file, path):
             http.download(source, limits, limits.max_video_bytes, file)
+            file.flush()
+            yield path
+    elif isinstance(source, str) and is_store(source):
+        found = open_object(source, limits, limits.max_video_bytes, "video")
+        with _temporary_file() as (file, path):
+            try:
+                download(found.path, file, found.entry)
+            except OSError as error:
+                raise unread_object(source, error, "video") from error
             file.flush()
             yield path
     elif (content := encoded_bytes(source, limits.max_video_bytes, "video")) is not None:

@@ -19,7 +19,9 @@ from urllib.parse import unquote
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ..errors import InputError, MediaError
+from ..errors import InputError, JobError, MediaError
+from ..storage import RangedFile, StorePath, is_store
+from ..storage.paths import AHEAD
 from . import http, notices
 from .effort import EffortError, Metered, check_pieces
 from .limits import MediaLimits, describe_source
@@ -116,8 +118,12 @@ def encoded_bytes(source: Any, limit: int, kind: str) -> bytes | None:
     if not os.path.exists(text):
         if isinstance(text, str) and len(text) >= 64 and not isinstance(source, os.PathLike):
             return _decode_base64(text, limit, kind, whole=text)
-        raise MediaError(f"no {kind} at {describe_source(text)}; pass a path, an http(s) or data: URL, or base64 text")
+        raise MediaError(_absent(text, kind))
     return None
+
+
+def _absent(source: Any, kind: str) -> str:
+    return f"no {kind} at {describe_source(source)}; pass a path, a URL (http, https, data, s3, gs), or base64 text"
 
 
 def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
@@ -133,6 +139,8 @@ def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     source = local_path(source)
     if is_url(source):
         return io.BytesIO(http.fetch_url(source, limits, limits.max_bytes))
+    if isinstance(source, str) and is_store(source):
+        return io.BytesIO(read_object(source, limits, limits.max_bytes, "picture"))
     content = encoded_bytes(source, limits.max_bytes, "picture")
     if content is not None:
         return io.BytesIO(content)
@@ -141,10 +149,53 @@ def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:
     return open_regular(source, limits.max_bytes, "picture")
 
 
+def read_object(url: str, limits: MediaLimits, most: int, kind: str) -> bytes:
+    """What an object in a store holds, in one request. It is read with the rights of this process, as a local file is.
+
+    Args:
+        url: of the object.
+        limits: what may be read.
+        most: its largest size in bytes.
+        kind: what a message calls it.
+
+    Raises:
+        MediaError: it cannot be read, is too large, or the limits forbid it.
+    """
+    if not limits.files:
+        raise MediaError(f"local files and object stores are switched off, so {describe_source(url)} is not read")
+    try:
+        content = StorePath.of(url).read_bytes(0, most + 1)
+    except OSError as error:
+        raise unread_object(url, error, kind) from error
+    return _bounded(content, most, f"{kind} {describe_source(url)}")
+
+
+def unread_object(url: str, error: OSError, kind: str) -> MediaError:
+    """What to raise for an object that cannot be read; in the words of a file that is not there, where that is so."""
+    if isinstance(error, FileNotFoundError):
+        return MediaError(_absent(url, kind))
+    return MediaError(f"cannot open the {kind} {describe_source(url)}: {error.strerror or error}")
+
+
+def open_object(url: str, limits: MediaLimits, most: int, kind: str) -> RangedFile:
+    """An object in a store, to be read by ranges. Arguments and errors are those of `read_object`."""
+    if not limits.files:
+        raise MediaError(f"local files and object stores are switched off, so {describe_source(url)} is not read")
+    try:
+        file = RangedFile(StorePath.of(url))
+    except OSError as error:
+        raise unread_object(url, error, kind) from error
+    if file.entry.size > most:
+        raise MediaError(f"the {kind} {describe_source(url)} has {file.entry.size} bytes, above the limit of {most}")
+    return file
+
+
 def open_pdf(path: Any, limits: MediaLimits) -> IO[bytes]:
     """A PDF file, which may be as large as a video, since only what a page needs of it is read. Raises MediaError."""
     if not limits.files:
         raise MediaError(f"local files are switched off, so {describe_source(path)} is not opened")
+    if isinstance(path, str) and is_store(path):
+        return io.BufferedReader(open_object(path, limits, limits.max_video_bytes, "PDF"), AHEAD)
     return open_regular(path, limits.max_video_bytes, "PDF")
 
 
@@ -318,7 +369,7 @@ def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
                 yield image
     except EffortError as error:
         raise MediaError(f"the picture {describe_source(whole)} {error}") from error
-    except (MediaError, MemoryError):
+    except (MediaError, JobError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         why = f"more pixels than Pillow opens ({error}); set PIL.Image.MAX_IMAGE_PIXELS too if that is meant"

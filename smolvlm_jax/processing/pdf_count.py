@@ -5,6 +5,7 @@ import os
 
 from ..child import AVAILABLE, Child, parent
 from ..errors import MediaError
+from ..storage import is_store
 from .fetch import open_pdf
 from .limits import MediaLimits
 from .pdf import page_count, require_pdfium
@@ -56,6 +57,7 @@ def serve() -> None:
 
 
 def _count(path: str) -> int:
-    with contextlib.suppress(MediaError), open_pdf(path, MediaLimits(max_video_bytes=os.path.getsize(path))) as file:
+    size = 2**63 if is_store(path) else os.path.getsize(path)
+    with contextlib.suppress(MediaError), open_pdf(path, MediaLimits(max_video_bytes=size)) as file:
         return page_count(file, path)
     return 0

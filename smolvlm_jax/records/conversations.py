@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import InputError
 from ..processing.parts import SOURCES, source_of
 from ..processing.pixels import is_array
+from ..storage import StorePath, is_store
 from .columns import ANSWERS, ASKS, CHATS, MEDIA, left_over, renamed
 from .kinds import VIDEOS
 from .layouts import answer_of, asked_of, text_of
@@ -143,7 +144,8 @@ def _media(message: Mapping) -> list[dict[str, Any]]:
 
 
 def _source(value: Any, folder: str, *, name: str, kind: str) -> Any:
-    """A relative path joined to `folder`; URLs, bytes and base64 text as they are, and a list of frames likewise."""
+    """A relative path joined to `folder`, which may be in an object store; URLs, bytes and base64 text as they are, and a list
+    of frames likewise."""
     value = source_of(name, value)
     if kind == "video" and isinstance(value, list):
         if not value:
@@ -156,6 +158,10 @@ def _source(value: Any, folder: str, *, name: str, kind: str) -> Any:
     start = value[:8].lower()
     if not folder or start.startswith(("http://", "https://", "data:")) or os.path.isabs(value) or name == "base64":
         return value
+    if is_store(value):
+        return value
+    if is_store(folder):  # whether there is such an object would take a request: base64 has no dot in it
+        return value if name != "path" and len(value) >= 64 and "." not in value else str(StorePath.of(folder).joined(value))
     joined = os.path.join(folder, value)
     if name != "path" and len(value) >= 64 and not os.path.exists(joined):
         return value  # most likely base64; if it is not, decoding it reports so

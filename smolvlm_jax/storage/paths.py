@@ -113,9 +113,11 @@ class StorePath:
     def is_symlink(self) -> bool:
         return False
 
-    def entries(self, start: str = "") -> Iterator[Entry]:
-        """Every object below this place whose name begins with `start`, by name; a page of them at a time is in memory."""
-        return (entry for entry in self._listed(start, "") if not entry.name.endswith("/"))
+    def entries(self, start: str = "", deep: bool = True) -> Iterator[Entry]:
+        """Every object below this place whose name begins with `start`, by name; a page of them at a time is in memory.
+        deep: also those below places that are below it."""
+        found = self._listed(start, "" if deep else "/")
+        return (entry for entry in found if entry.tag and not entry.name.endswith("/"))
 
     def iterdir(self) -> Iterator["StorePath"]:
         """The objects right below this place, and the places that have objects below them."""

@@ -16,6 +16,10 @@ import numpy as np
 from PIL import Image
 
 from smolvlm_jax.records.record import Record, record_from
+from smolvlm_jax.storage import AnyPath
+
+# Of the jobs that are killed.
+FLAGS = ("--shard-size", "100", "--workers", "2", "--seed", "7", "--quiet")
 
 ABORTING = b"ABORT! says the decoder of this picture"
 
@@ -165,15 +169,37 @@ parse = Parse()
 # ---- running jobs
 
 
-def start(source: Path, out: Path, *flags: str, plugins: Path | None = None, **options) -> subprocess.Popen:
-    """A batch job in a process of its own."""
+def start(source: Path | str, out: AnyPath, *flags: str, plugins: Path | None = None, more=(), **options) -> subprocess.Popen:
+    """A batch job in a process of its own. more: variables of its environment."""
     model = () if {"--model", "--adapter"} & set(flags) else ("--model", "tiny")
     command = [sys.executable, "-m", "smolvlm_jax", "batch", str(source), str(out), *model, *flags]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(command, env=environment(plugins), text=True, **options)
+    return subprocess.Popen(command, env={**environment(plugins), **dict(more)}, text=True, **options)
 
 
-def finished_rows(out: Path) -> int:
+def run_to_the_end(
+    source: Path | str, out: AnyPath, kills: int, rng: random.Random, *flags: str, plugins: Path, **options
+) -> str:
+    """Start a job, kill -9 it `kills` times after a random number of rows, then let it finish. Returns its output."""
+    import psutil
+
+    for _ in range(kills):
+        process = start(source, out, *FLAGS, *flags, plugins=plugins, **options)
+        time.sleep(rng.random())
+        family = []
+        if kill_after(process, out, rng.randint(1, 250), signal.SIGSTOP):
+            family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive, "workers outlive their job"
+    process = start(source, out, *FLAGS, *flags, plugins=plugins, **options)
+    printed, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return printed
+
+
+def finished_rows(out: AnyPath) -> int:
     """Rows on the disk, in parts and in working files."""
     total = 0
     for path in [*out.glob("part-*"), *out.glob(".part-*.rows")]:
@@ -184,22 +210,23 @@ def finished_rows(out: Path) -> int:
     return total
 
 
-def kill_after(process: subprocess.Popen, out: Path, rows: int, number: int = signal.SIGKILL, timeout: float = 120) -> bool:
+def kill_after(process: subprocess.Popen, out: AnyPath, rows: int, number: int = signal.SIGKILL, timeout: float = 120) -> bool:
     """Send a signal once so many more rows are there; False if the job ended before."""
     goal, deadline = finished_rows(out) + rows, time.monotonic() + timeout
     while finished_rows(out) < goal and process.poll() is None:
         assert time.monotonic() < deadline, "the job makes no progress"
-        time.sleep(0.02)
+        time.sleep(0.02 if isinstance(out, Path) else 0.3)
     if process.poll() is not None:
         return False
     process.send_signal(number)
     return True
 
 
-def rows_of(out: Path) -> list[dict]:
-    return [json.loads(line) for path in sorted(out.glob("part-*.jsonl")) for line in path.read_text().splitlines()]
+def rows_of(out: AnyPath) -> list[dict]:
+    return [json.loads(line) for path in sorted(out.glob("part-*.jsonl")) for line in path.read_bytes().splitlines()]
 
 
-def multiset(rows: list[dict]) -> Counter:
-    """Rows apart from their timing."""
-    return Counter(json.dumps({name: value for name, value in row.items() if name != "seconds"}) for row in rows)
+def multiset(rows: list[dict], folder: AnyPath | str = "") -> Counter:
+    """Rows apart from their timing, and from the folder of the input that errors name."""
+    plain = lambda value: value.replace(str(folder), "FOLDER") if folder and isinstance(value, str) else value
+    return Counter(json.dumps({name: plain(value) for name, value in row.items() if name != "seconds"}) for row in rows)

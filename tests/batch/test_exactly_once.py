@@ -1,8 +1,6 @@
 """Every record has one row, whatever dies: jobs with the real engine, killed at random moments and started again."""
 
 import random
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -11,26 +9,6 @@ psutil = pytest.importorskip("psutil", reason="watches processes with psutil: pi
 pytest.importorskip("av", reason="writes its videos with PyAV: pip install 'smolvlm-jax[pyav]'")
 
 import batch_corpus as corpus
-
-FLAGS = ("--model", "tiny", "--shard-size", "100", "--workers", "2", "--seed", "7", "--quiet")
-
-
-def run_to_the_end(source: Path, out: Path, kills: int, rng: random.Random, *flags: str, plugins: Path) -> str:
-    """Start a job, kill -9 it `kills` times after a random number of rows, then let it finish. Returns its output."""
-    for _ in range(kills):
-        process = corpus.start(source, out, *FLAGS, *flags, plugins=plugins)
-        time.sleep(rng.random())
-        family = []
-        if corpus.kill_after(process, out, rng.randint(1, 250), signal.SIGSTOP):
-            family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.communicate()
-        _, alive = psutil.wait_procs(family, timeout=20)
-        assert not alive, "workers outlive their job"
-    process = corpus.start(source, out, *FLAGS, *flags, plugins=plugins)
-    printed, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said
-    return printed
 
 
 def check(records: int, tmp_path: Path, seed: int) -> None:
@@ -42,7 +20,7 @@ def check(records: int, tmp_path: Path, seed: int) -> None:
     shared = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else set()
 
     one = tmp_path / "one"
-    run_to_the_end(source, one, 4, rng, plugins=plugins)
+    corpus.run_to_the_end(source, one, 4, rng, plugins=plugins)
     rows = corpus.rows_of(one)
     ids = [row["id"] for row in rows]
     assert len(ids) == len(set(ids)) == records
@@ -65,8 +43,8 @@ def check(records: int, tmp_path: Path, seed: int) -> None:
     three = tmp_path / "three"
     for index in rng.sample(range(3), 3):
         shard = ("--num-shards", "3", "--shard-index", str(index))
-        twin = corpus.start(source, three, *FLAGS, *shard, plugins=plugins) if index == 1 else None
-        run_to_the_end(source, three, 1, rng, *shard, plugins=plugins)
+        twin = corpus.start(source, three, *corpus.FLAGS, *shard, plugins=plugins) if index == 1 else None
+        corpus.run_to_the_end(source, three, 1, rng, *shard, plugins=plugins)
         if twin is not None:  # two runners on one shard do no harm
             assert twin.communicate(timeout=600) and twin.returncode == 0
     assert corpus.multiset(corpus.rows_of(three)) == corpus.multiset(rows)

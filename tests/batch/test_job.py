@@ -346,7 +346,7 @@ def test_the_python_interface_has_every_switch_and_answers_as_the_command(comman
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(command, lines, tmp_path, monkeypatch):
-    def full(self, path, rows):
+    def full(self, path, rows, key):
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smolvlm_jax import io
-from smolvlm_jax.batch import parts
+from smolvlm_jax.batch import journal
 from smolvlm_jax.batch.hosts import shard_of
 from smolvlm_jax.batch.job import Shard
 from smolvlm_jax.batch.parts import Part, clean_up
@@ -118,7 +118,7 @@ time.sleep(1000)
     first.close()
     other.kill()
     other.communicate()
-    monkeypatch.setattr(parts, "unique_name", lambda: f"{io.HOST}.1-second")
+    monkeypatch.setattr(journal, "unique_name", lambda: f"{io.HOST}.1-second")
     second = Part(tmp_path, 0, JSONL)
     assert list(second.done) == [0] and hidden(tmp_path) == [f".part-000000.{io.HOST}.1-second.rows"]
     second.finish()
@@ -161,7 +161,7 @@ def test_a_row_counts_once_it_is_written(tmp_path_factory, fates):
     folder = tmp_path_factory.mktemp("failing")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            parts, "open", lambda path, mode, **_: (Failing if mode == "w+b" else open)(path, mode[:2]), raising=False
+            journal, "open", lambda path, mode, **_: (Failing if mode == "w+b" else open)(path, mode[:2]), raising=False
         )
         patched.setattr(Failing, "pattern", list(fates))
         part = Part(folder, 0, JSONL)

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
-__all__ = ["Front", "serve"]
+__all__ = ["Front", "running", "serve"]
 
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
 _ENVIRONMENT = {
@@ -74,6 +74,10 @@ class Front(ThreadingHTTPServer):
     @property
     def is_down(self) -> bool:
         return time.monotonic() < self._down_until
+
+    def beside(self) -> "Front":
+        """Another one in front of the same store, for requests that are not to be counted."""
+        return Front(self.kind, self._backend)
 
     def forget(self) -> None:
         """Count from here."""
@@ -242,7 +246,15 @@ def serve(kind: str) -> Iterator[Front]:
         while backend._api._httpd is None:
             time.sleep(0.01)
         port = backend._api._httpd.server_port
-    front = Front(kind, port)
+    try:
+        with running(Front(kind, port)) as front:
+            yield front
+    finally:
+        backend.stop()
+
+
+@contextlib.contextmanager
+def running(front: Front) -> Iterator[Front]:
     thread = threading.Thread(target=front.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -250,4 +262,3 @@ def serve(kind: str) -> Iterator[Front]:
     finally:
         front.shutdown()
         front.server_close()
-        backend.stop()

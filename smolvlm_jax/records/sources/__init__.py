@@ -11,11 +11,13 @@ of JSON is a subclass of LineSource, which training reads too.
 import os
 
 from ...errors import InputError
+from ...storage import place
 from ..kinds import PDFS, PICTURES, VIDEOS, is_media
 from .base import Row, Source, Unit
+from .finding import kinds_in, require_input, takes_in
 from .json_files import JsonSource
 from .jsonl import JsonlSource, LineSource
-from .media import MediaSource, counted, takes_in
+from .media import MediaSource, counted
 from .parquet import ParquetSource
 from .plain import COMPRESSED
 from .tables import TableSource
@@ -53,13 +55,11 @@ def open_source(
     if name is not None and name not in SOURCES:
         raise InputError(f"no source {name!r}; it is one of {', '.join(SOURCES)}")
     path = os.fspath(path)
-    if not os.path.exists(path) and not any(c in path for c in "*?["):
-        raise InputError(f"no input {path!r}: no such file or directory; a glob has one of * ? [ in it")
-    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise InputError(f"{path!r} is no file and no directory: a pipe or a device cannot be read again after an interruption")
-    kind = SOURCES[name] if name else next(kind for kind in SOURCES.values() if kind.claims(path))
+    require_input(path)
+    names = None if name else kinds_in(path)
+    kind = SOURCES[name] if name else next(kind for kind in SOURCES.values() if kind.claims(path, names))
     guessed = name is None and kind is MediaSource
-    if guessed and os.path.isfile(path) and not is_media(path):
+    if guessed and names is None and place(path).is_file() and not is_media(path):
         raise InputError(f"{path!r} is of a kind that is not read. These are: {_kinds()}")
     source = kind(path, prompt, columns)
     if guessed and isinstance(source, MediaSource) and not source.plausible:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -66,8 +66,9 @@ class Source(ABC):
 
     @classmethod
     @abstractmethod
-    def claims(cls, path: str) -> bool:
-        """Whether a file, directory or glob is of this kind, by its name or the names of its files."""
+    def claims(cls, path: str, names: Collection[str] | None) -> bool:
+        """Whether a file or glob is of this kind, by its name; or a directory, by names of its files that show every kind that
+        there is."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

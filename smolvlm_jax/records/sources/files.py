@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import glob
-import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,6 +12,7 @@ from ...errors import InputError, JobError
 from ..kinds import PDFS, PICTURES, VIDEOS
 from ..record import IDS, Record, id_from, record_from
 from .base import Row, Source, Unit
+from .finding import files_in, folder_of
 from .identity import Inputs
 from .plain import COMPRESSED, ending_of
 
@@ -80,7 +79,7 @@ class FileSource(Source):
         self._path = path
         self.inputs = Inputs([place for _, place in found])
         self._names = [name for name, _ in found]
-        files = tuple((name, os.path.dirname(os.path.abspath(place))) for name, place in found)
+        files = tuple((name, folder_of(place)) for name, place in found)
         self.parse = FileParser(files, prompt, columns, type(self).decode, type(self).glance)
 
     @staticmethod
@@ -111,11 +110,9 @@ class FileSource(Source):
         return []
 
     @classmethod
-    def claims(cls, path: str) -> bool:
-        if not os.path.isdir(path):
+    def claims(cls, path: str, names: Collection[str] | None) -> bool:
+        if names is None:
             return cls._fits(path)
-        with os.scandir(path) as entries:
-            names = [entry.name for entry in entries]
         if not cls.beside_pictures and any(ending_of(name) in (*PICTURES, *VIDEOS, *PDFS) for name in names):
             return False
         return any(map(cls._wanted, names))
@@ -151,19 +148,13 @@ def _data_files(path: str, wanted: Callable[[str], bool]) -> tuple[list[tuple[st
     """(name, path) of the files at a file, directory or glob, sorted by name, those of a directory by their ending; and how
     many files of a directory are neither read nor pictures or videos, which records may name."""
     unread: Counter[str] = Counter()
-    if os.path.isfile(path):
-        return [(os.path.basename(path), path)], unread
-    if not os.path.isdir(path):
-        paths = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
-        base = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ""
-        return [(os.path.relpath(p, base or "."), p) for p in paths], unread
+    files, whole = files_in(path)
+    if not whole:
+        return files, unread
     found = []
-    for name in sorted(os.listdir(path)):
-        place = os.path.join(path, name)
-        if name.startswith((".", "_")) or not os.path.isfile(place):
-            continue
+    for name, place in files:
         if wanted(name):
             found.append((name, place))
-        elif ending_of(name) not in (*PICTURES, *VIDEOS):
+        elif not name.startswith((".", "_")) and ending_of(name) not in (*PICTURES, *VIDEOS):
             unread[ending_of(name) or "no ending"] += 1
     return found, unread

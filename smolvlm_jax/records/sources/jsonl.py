@@ -58,7 +58,7 @@ def open_lines(
         InputError: if it cannot be unpacked or converted.
         ChangedError: if it is no longer what it was.
     """
-    path, file = inputs.paths[number], inputs.open(number)
+    path, (file, copied) = inputs.paths[number], inputs.open_local(number)
     try:
         whole = plain(file, path, text=kind.text)
         lines = kind.converted(whole, path, columns)
@@ -68,7 +68,7 @@ def open_lines(
         raise
     if whole is not file:
         file.close()
-    return Opened(whole, whole if lines is None else lines, file if whole is file else None)
+    return Opened(whole, whole if lines is None else lines, file if whole is file and not copied else None)
 
 
 class LineSource(FileSource):

@@ -5,15 +5,13 @@ A million names need not fit in memory: they are sorted in a temporary database 
 """
 
 import contextlib
-import fnmatch
 import functools
-import glob
 import hashlib
 import math
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +19,15 @@ from ...errors import InputError, JobError
 from ...io import Identity
 from ...processing.pdf import PdfPage
 from ...processing.pdf_count import PageCounter
+from ...storage import is_store
 from ..kinds import HEIF, PDFS, PICTURES, VIDEOS, is_media
 from ..record import Record
 from .base import Row, Source, Unit
+from .finding import absolute, matches, objects_in, split
 from .identity import check
 from .plain import ending_of
 
-__all__ = ["MediaSource", "counted", "takes_in"]
+__all__ = ["MediaSource", "counted"]
 
 _FIELDS = ", ".join(Identity._fields)
 
@@ -79,8 +79,8 @@ class MediaSource(Source):
             raise InputError(f"{path!r} holds pictures, videos or PDFs, so the job needs a question for them: --prompt")
         if columns:
             raise InputError(f"{path!r} holds pictures, videos or PDFs, which have no columns to rename")
-        self._folder, pattern = _split(path)
-        self.parse = _Parse(os.path.abspath(self._folder), prompt)
+        self._folder, pattern = split(path)
+        self.parse = _Parse(absolute(self._folder), prompt)
         self.unread = Counter()
         self.plausible = False
         self._pattern = pattern
@@ -122,7 +122,7 @@ class MediaSource(Source):
         return range(1, count + 1) if count else range(1)
 
     @classmethod
-    def claims(cls, path: str) -> bool:
+    def claims(cls, path: str, names: Collection[str] | None) -> bool:
         return True
 
     def describe(self) -> dict[str, Any]:
@@ -164,25 +164,18 @@ def counted(endings: Counter[str]) -> str:
     return words + (" (HEIF pictures are read with pip install 'smolvlm-jax[heif]')" if set(HEIF) & set(endings) else "")
 
 
-def _split(path: str) -> tuple[str, tuple[str, ...] | None]:
-    """(folder, the glob's parts below it; None for a whole directory)."""
-    if os.path.isdir(path):
-        return path, None
-    if os.path.isfile(path):
-        return os.path.dirname(path) or ".", (glob.escape(os.path.basename(path)),)
-    parts = path.split("/")
-    first = next(number for number, part in enumerate(parts) if any(c in part for c in "*?["))
-    folder = "/".join(parts[:first]) or ("/" if path.startswith("/") else ".")
-    if not os.path.isdir(folder):
-        raise InputError(f"no directory {folder!r}, so nothing matches {path!r}")
-    return folder, tuple(parts[first:])
-
-
 def _walk(folder: str, pattern: tuple[str, ...] | None, unread: Counter[str]) -> Iterator[tuple[bytes, Identity]]:
     """(name below `folder`, what the file is) of what matches, in no order; one directory entry at a time.
 
     `unread` counts what a whole directory holds besides.
     """
+    if is_store(folder):
+        for found in objects_in(folder, pattern):
+            if _wanted(tuple(found.name.split("/")), pattern):
+                yield os.fsencode(found.name), Identity.of_object(found)
+            elif pattern is None:
+                unread[ending_of(found.name) or "without an ending"] += 1
+        return
     waiting: list[tuple[str, ...]] = [()]
     deepest = math.inf if pattern is None or "**" in pattern else len(pattern)
     while waiting:
@@ -218,22 +211,4 @@ def _kind(entry: os.DirEntry) -> str:
 def _wanted(parts: tuple[str, ...], pattern: tuple[str, ...] | None) -> bool:
     if pattern is None:
         return parts[-1].lower().endswith((*PICTURES, *VIDEOS, *PDFS))
-    return _matches(parts, pattern)
-
-
-def takes_in(path: str, file: str) -> bool:
-    """Whether a file, which need not exist, would be one of those at a directory or glob, as far as its place tells."""
-    if os.path.isfile(path):
-        return False
-    folder, pattern = _split(path)
-    parts = tuple(os.path.relpath(os.path.realpath(file), os.path.realpath(folder)).split(os.sep))
-    return len(parts) == 1 if pattern is None else _matches(parts, pattern)
-
-
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """As glob matches, part by part; ** is any number of directories."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[skip:], pattern[1:] or ("*",)) for skip in range(len(parts)))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+    return matches(parts, pattern)

@@ -3,7 +3,7 @@
 import functools
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from ...errors import InputError
 from ..arrow import import_pyarrow, open_parquet
@@ -88,7 +88,7 @@ class ParquetSource(FileSource):
         for missing in range(place, stop):
             yield Row(missing - start, (number, missing + 1, problem))
 
-    def _rows_of_group(self, file, raw: IO[bytes], number: int, group: int, *, low: int, high: int) -> Iterator[dict | str]:
+    def _rows_of_group(self, file, raw: io.RawIOBase, number: int, group: int, *, low: int, high: int) -> Iterator[dict | str]:
         """Rows low to high of a row group, a few decoded at a time; what is wrong with it for each that cannot be read."""
         here, done, problem = 0, low, "it ends before this row"
         try:
