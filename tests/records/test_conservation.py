@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import forms
 from batch_corpus import rows_of
 from batch_double import Double
+from pdf_files import lines, pdf
 
 from smolvlm_jax.batch.config import PictureOptions
 from smolvlm_jax.batch.job import BatchJob, Shard
@@ -187,3 +188,24 @@ def test_columns_of_the_users_own_are_named(folder):
     assert read.unread == ("score", "file")
     with pytest.raises(InputError, match="column image=mask: another column has this name"):
         read_conversation({**record, "mask": "p1.png"}, columns=(("image", "mask"),))
+
+
+@pytest.mark.parametrize("beside", [None, "a.jsonl", "a.csv", "a.json", "a.tar.gz"])
+def test_every_file_of_a_folder_is_records_or_named(beside, tmp_path):
+    """A page of a PDF is a record, once; a file that is none is counted by its ending; pictures may belong to records."""
+    pytest.importorskip("pypdfium2", reason="needs pypdfium2: pip install 'smolvlm-jax[documents]'")
+    (tmp_path / "a.pdf").write_bytes(pdf([lines(str(number)) for number in range(5)], damaged=2))
+    (tmp_path / "b.PDF").write_bytes(b"torn")
+    for name in ("c.png", "notes.txt", "d.docx"):
+        (tmp_path / name).write_bytes(b"torn")
+    pages = [*(f"a.pdf#{number}" for number in range(1, 6)), "b.PDF", "c.png"]
+    if beside is not None:
+        (tmp_path / beside).write_text('{"id": "a line", "prompt": "?"}\n')
+    source = open_source(tmp_path, prompt="?")
+    ids = [source.parse(row.payload).id for unit in source.units(2) for row in unit.rows()]
+    others = {".txt": 1, ".docx": 1}
+    if beside == "a.jsonl":
+        assert ids == ["a line"] and source.unread == {**others, ".pdf": 2}
+    else:
+        assert sorted(ids) == pages
+        assert source.unread == others | ({f".{beside.split('.', 1)[1].removesuffix('.gz')}": 1} if beside else {})

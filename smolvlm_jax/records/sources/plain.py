@@ -31,6 +31,8 @@ _MARKS = (
 )
 # What unpacks one stream of a file that may hold several.
 _STREAMS: dict[str, Callable[[], Any]] = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}
+# What a packed file may unpack to: as a copy on the disk, which a few megabytes of zeros would fill otherwise.
+_ANY_BYTES, _MOST_TIMES = 2**30, 250
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -104,9 +106,14 @@ def _unpacked(file: IO[bytes], path: str) -> Iterator[bytes]:
         reader = gzip.GzipFile(fileobj=file)
         blocks = iter(lambda: reader.read(_BLOCK), b"")
     try:
-        if not os.fstat(file.fileno()).st_size:
+        size, total = os.fstat(file.fileno()).st_size, 0
+        if not size:
             raise ValueError("it is empty")
-        yield from blocks
+        for block in blocks:
+            total += len(block)
+            if total > max(_ANY_BYTES, _MOST_TIMES * size):
+                raise ValueError(f"it holds more than {_MOST_TIMES} times its {size:,} bytes, which no records do")
+            yield block
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} cannot be unpacked: {error}") from error
 
