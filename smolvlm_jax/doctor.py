@@ -18,8 +18,10 @@ from pathlib import Path
 
 from . import __version__
 from .arguments import add_command
-from .compilation_cache import cache_directory
+from .compilation_cache import cache_directory, check_cache
+from .errors import SmolVLMError
 from .locate import bundled_models
+from .storage import StorePath
 from .terminal import show, table
 
 __all__ = ["Report", "add_parser", "examine"]
@@ -153,6 +155,12 @@ def _cache(problems: list[str]) -> tuple[str, int]:
     if place is None:
         problems.append("there is no home directory, so programs are compiled at every start: set XDG_CACHE_HOME")
         return "none", 0
+    if isinstance(place, StorePath):
+        try:
+            check_cache()
+        except SmolVLMError as error:
+            problems.append(str(error))
+        return str(place), 0
     nearest = next(parent for parent in (place, *place.parents) if parent.exists())
     if not os.access(nearest, os.W_OK):
         problems.append(f"{place} cannot be written, so programs are compiled at every start: set XDG_CACHE_HOME")

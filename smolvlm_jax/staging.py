@@ -25,7 +25,8 @@ from .io import HOST, lock, unique_name
 from .storage import AnyPath, Entry, StorePath, download, remove, upload, upload_tree
 from .terminal import say
 
-__all__ = ["INCOMPLETE", "MARKERS", "check_new", "check_room", "local_copy", "new_directory", "reading", "temporary_folder"]
+__all__ = ["INCOMPLETE", "MARKERS", "check_new", "check_room", "folder_of_copies", "local_copy", "local_files", "new_directory"]
+__all__ += ["reading", "temporary_folder", "writing"]
 
 INCOMPLETE = ".incomplete"
 MARKERS = ("config.json", "adapter_config.json")
@@ -113,9 +114,15 @@ def local_copy(path: StorePath, wanted: Callable[[Sequence[Entry]], Sequence[Ent
         if key not in _copies:
             folder = _process_folder() / f"{len(_copies)}" / (path.name or path.bucket)
             check_room(path, sum(entry.size for entry in entries))
-            _download(path, folder, entries)
+            local_files(path, folder, entries)
             _copies[key] = folder
         return _copies[key]
+
+
+def folder_of_copies(path: str | os.PathLike) -> Path | None:
+    """Where what is made of a local copy belongs, so that it is removed with it; None for a path that is none."""
+    folder = _owner[0][2] if _owner else None
+    return folder if folder is not None and Path(path).is_relative_to(folder) else None
 
 
 def _process_folder() -> Path:
@@ -132,7 +139,8 @@ def _forget() -> None:
         _owner.pop()[1].close()
 
 
-def _download(path: StorePath, folder: Path, entries: Sequence[Entry]) -> None:
+def local_files(path: StorePath, folder: Path, entries: Sequence[Entry]) -> None:
+    """Copy objects below a place, by their names there, into a directory. Raises OSError, UnreachableError."""
     from multiprocessing.pool import ThreadPool
 
     root = os.path.realpath(folder)
@@ -140,7 +148,7 @@ def _download(path: StorePath, folder: Path, entries: Sequence[Entry]) -> None:
         if not os.path.realpath(folder / entry.name).startswith(root + os.sep):
             raise OSError(errno.EINVAL, "its name leads out of the directory that it is copied to", str(path / entry.name))
         (folder / entry.name).parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPool(min(_TOGETHER, len(entries))) as pool:
+    with ThreadPool(min(_TOGETHER, max(len(entries), 1))) as pool:
         for _ in pool.imap_unordered(lambda entry: download(path / entry.name, folder / entry.name, entry), entries):
             pass
 
@@ -159,7 +167,7 @@ def check_new(destination: AnyPath, force: bool) -> None:
         return check_destination(destination, force)
     if not destination.key:
         raise InputError(f"{destination} is a whole bucket: name a directory in it")
-    with _writing(destination):
+    with writing(destination):
         names = [name for name in (*_OURS, INCOMPLETE) if (destination / name).is_file()]
         if not names and not destination.exists():
             return None
@@ -193,7 +201,7 @@ def new_directory(destination: AnyPath, force: bool = False, notify: Callable[[s
             yield target
         return
     check_new(destination, force)
-    with temporary_folder() as folder, _writing(destination):
+    with temporary_folder() as folder, writing(destination):
         target = folder / "directory"
         target.mkdir()
         yield target
@@ -202,7 +210,8 @@ def new_directory(destination: AnyPath, force: bool = False, notify: Callable[[s
 
 
 @contextmanager
-def _writing(destination: StorePath) -> Iterator[None]:
+def writing(destination: StorePath) -> Iterator[None]:
+    """Within the block, what a store answers to a writer is an error of this library, in one line."""
     try:
         yield
     except SmolVLMError:

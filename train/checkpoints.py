@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import jax
 from ..convert.file_sums import damaged_files, write_sums
 from ..convert.orbax_errors import reason, tell_once
 from ..directories import disk_full
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError, SmolVLMError, StorageError
+from ..storage import AnyPath
+from .mirror import Mirror
 from .processes import everyones
 from .state import TrainState
 from .steps import rename_aside, set_aside
@@ -29,12 +32,13 @@ class Checkpoints:
         directory: of the run.
         keep: how many of the newest are kept.
         better: the metric by which the best one is kept as well.
+        mirror: where in a store the directory is sent to whenever a checkpoint is complete.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole, or none can be kept there.
     """
 
-    def __init__(self, directory: Path, keep: int, better: str = "exact_match"):
+    def __init__(self, directory: Path, keep: int, better: str = "exact_match", mirror: Mirror | None = None):
         import orbax.checkpoint as ocp
 
         policies = ocp.checkpoint_managers
@@ -48,8 +52,11 @@ class Checkpoints:
         )
         self._ocp, self._better = ocp, better
         self.directory = Path(directory).absolute() / "checkpoints"
+        self._mirror, self._sending = mirror, ThreadPoolExecutor(1)
+        self._sent: Future | None = None
+        self._shown: AnyPath = self.directory if mirror is None else mirror.path / "checkpoints"
         if jax.process_index() == 0:
-            set_aside(self.directory)
+            set_aside(self.directory, self._shown)
         everyones(None)  # the others wait for the first
         tell_once()
         try:
@@ -57,7 +64,7 @@ class Checkpoints:
         except OSError:
             raise
         except Exception as error:  # what orbax raises where it does not understand what it finds
-            raise CheckpointError(f"{self.directory} cannot be opened: {reason(error)}") from error
+            raise CheckpointError(f"{self._shown} cannot be opened: {reason(error)}") from error
 
     def _figure(self, metrics: Any) -> float:
         """By which the best is kept; whatever stands in its place is the worst."""
@@ -68,18 +75,35 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error):
-        with self._writing():
-            self._manager.close()
+        with self._writing(), self._sending:
+            try:
+                self._wait_until_sent()
+            finally:
+                self._manager.close()
+            if self._mirror is not None:
+                self._mirror.send()
+
+    def _wait_until_sent(self) -> None:
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            sent.result()
+
+    def _send(self, mirror: Mirror) -> None:
+        """In a thread: wait until a checkpoint is complete, and send it."""
+        self._manager.wait_until_finished()
+        mirror.send()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """What goes wrong in writing, also before the block in orbax's threads, is one error."""
         try:
             yield
+        except SmolVLMError:
+            raise
         except (OSError, ValueError) as error:
             why = "the disk is full" if disk_full(error) else reason(error)
             raise StorageError(
-                f"a checkpoint under {self.directory} cannot be written: {why}. Those before it are whole, and the run goes "
+                f"a checkpoint under {self._shown} cannot be written: {why}. Those before it are whole, and the run goes "
                 "on from there when it is started again"
             ) from error
 
@@ -109,7 +133,10 @@ class Checkpoints:
             state=self._ocp.args.StandardSave(state), data=self._ocp.args.JsonSave({"positions": positions})
         )
         with self._writing():
+            self._wait_until_sent()
             self._manager.save(step, args=args, metrics=dict(metrics or {}), force=True)
+        if self._mirror is not None:
+            self._sent = self._sending.submit(self._send, self._mirror)
 
     def restore(self, like: TrainState, check: Callable[[Any], None] = lambda position: None) -> tuple[TrainState, list] | None:
         """Read the newest checkpoint; the one before it, if what this one holds cannot be what was saved.
@@ -138,13 +165,13 @@ class Checkpoints:
                 # Several processes restore together: one of them alone cannot go on to another step.
                 if damaged_files(self.directory / str(step), 0) is not None or jax.process_count() > 1:
                     raise CheckpointError(
-                        f"the checkpoint of step {step} under {self.directory} belongs to another model or optimiser: continue "
+                        f"the checkpoint of step {step} under {self._shown} belongs to another model or optimiser: continue "
                         f"with the configuration it was made with, or start in another directory ({reason(error)})"
                     ) from error
                 faults[str(step)] = reason(error)
                 continue
             if jax.process_index() == 0:
-                rename_aside(self.directory, faults, step)
+                rename_aside(self.directory, faults, step, self._shown)
             everyones(None)
             self._manager.reload()
             return found
@@ -152,7 +179,7 @@ class Checkpoints:
             return None
         newest, fault = next(iter(faults.items()))
         raise CheckpointError(
-            f"no checkpoint under {self.directory} can be restored (step {newest}: {fault}): they are damaged, or belong to "
+            f"no checkpoint under {self._shown} can be restored (step {newest}: {fault}): they are damaged, or belong to "
             "another model or optimiser"
         )
 

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..model import SmolVLMForConditionalGeneration
 from .checkpoints import Checkpoints
 from .metrics import Log
+from .mirror import Mirror
 from .partition import Partition
 from .pipeline import TrainingData, check_position
 from .prefetch import prefetch
@@ -41,6 +42,7 @@ def fit(
     mesh: Mesh,
     directory: Path,
     *,
+    mirror: Mirror | None = None,
     base: dict | None = None,
     evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
     progress: bool | None = None,
@@ -56,6 +58,7 @@ def fit(
         partition: what is trained.
         mesh: where.
         directory: of the run.
+        mirror: where in a store the directory is sent to.
         base: the frozen parameters, under LoRA.
         evaluate: (state, step) -> figures for the log, called every `evaluation.every` steps and at the end; the checkpoint of
             that step is kept or not by these figures.
@@ -71,7 +74,7 @@ def fit(
         model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it continues
     with contextlib.ExitStack() as stack:
         stack.callback(data.close)
-        checkpoints = stack.enter_context(Checkpoints(directory, config.keep))
+        checkpoints = stack.enter_context(Checkpoints(directory, config.keep, mirror=mirror))
         restored = checkpoints.restore(abstract_state(partition, mesh), check_position)
         if restored is None:
             create = jax.jit(lambda p: create_state(p, partition), out_shardings=state_shardings(partition, mesh))
@@ -83,8 +86,8 @@ def fit(
         first = int(state.step)
         if first > config.steps:
             raise ConfigError(
-                f"steps is {config.steps}, and the run in {directory} is at step {first}: choose at least as many, or another "
-                "output"
+                f"steps is {config.steps}, and the run in {mirror.path if mirror else directory} is at step {first}: choose at "
+                "least as many, or another output"
             )
         step = make_step(model, partition, mesh)
         log = Log(directory, steps=config.steps, first=first, progress=progress, loggers=config.loggers, main=main)

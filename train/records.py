@@ -25,10 +25,13 @@ from ..errors import InputError, import_extra
 from ..records.arrow import checked_pages, damage_of
 from ..records.columns import renamed
 from ..records.conversations import Conversation, read_conversation
+from ..records.kinds import is_media
 from ..records.sources import LINES
 from ..records.sources.identity import Inputs
 from ..records.sources.jsonl import JsonlSource, Opened, from_offset, open_lines
 from ..records.sources.plain import ending_of
+from ..staging import folder_of_copies, local_copy, reading
+from ..storage import StorePath, place
 from ..terminal import say
 from .config import DataSource
 from .splits import choose_files
@@ -71,9 +74,11 @@ class Records(ABC):
 
     Attributes:
         columns: pairs (our name of a column, its name in the data).
+        origin: (a local directory, the URL that it is a copy of), if the records are in a store.
     """
 
     columns: tuple[tuple[str, str], ...] = ()
+    origin: tuple[str, str] | None = None
 
     def __init__(self, rows: int, limit: int | None, path: str | os.PathLike):
         self._length = rows if limit is None else min(limit, rows)
@@ -87,13 +92,15 @@ class Records(ABC):
         index = int(index)
         if not 0 <= index < self._length:
             raise IndexError(index)
-        record, folder, place = self._row(index)
+        record, folder, where = self._row(index)
         if self.columns and isinstance(record, Mapping):
             try:
                 record = renamed(record, self.columns)
             except InputError as error:
                 record = error
-        return record, folder, place
+        if self.origin is not None:
+            folder = self.origin[1] + folder.removeprefix(self.origin[0])
+        return record, folder, where
 
     @abstractmethod
     def _row(self, index: int) -> Element: ...
@@ -210,8 +217,25 @@ def open_records(source: DataSource | str, splits: Sequence[str] = ()) -> Record
         ChangedError: a file changes while it is opened.
     """
     source = DataSource(source) if isinstance(source, str) else source
-    records = _open(source, splits or (source.split,))
+    path = place(source.path)
+    if isinstance(path, StorePath):
+        records = _open_stored(path, source, splits or (source.split,))
+    else:
+        records = _open(source, splits or (source.split,))
     records.columns = source.columns
+    return records
+
+
+def _open_stored(path: StorePath, source: DataSource, splits: Sequence[str]) -> Records:
+    """A file or directory in a store: a local copy of its records, whose pictures and videos stay where they are."""
+    with reading(path):
+        single, several = bool(path.key) and path.is_file(), path.is_dir()
+    folder = path.parent if single else path
+    if not single and not several:
+        raise InputError(f"no training data at {path}: no such object, and nothing below it")
+    local = local_copy(folder, lambda found: [e for e in found if (e.name == path.name if single else not is_media(e.name))])
+    records = _open(dataclasses.replace(source, path=str(local / path.name if single else local)), splits)
+    records.origin = (str(local), str(folder))
     return records
 
 
@@ -318,7 +342,9 @@ def _load(datasets, reader: str, files: list[str]):
         except (OSError, ValueError):
             pass  # not local, or not a stream
     options = {"fragment_scan_options": checked_pages()} if reader == "parquet" else {}
-    return datasets.load_dataset(reader, data_files=files, split="train", **options)
+    made = folder_of_copies(files[0])
+    cache = {} if made is None else {"cache_dir": str(made / "datasets")}
+    return datasets.load_dataset(reader, data_files=files, split="train", **options, **cache)
 
 
 @contextmanager

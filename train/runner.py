@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
+from ..compilation_cache import check_cache
 from ..config import SmolVLMConfig, SmolVLMTextConfig
 from ..convert.hosts import join_job
 from ..convert.opened import open_checkpoint
-from ..directories import check_destination
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..io import read_json, write_json
 from ..locate import adapted, stack
@@ -23,6 +23,8 @@ from ..parameters import flatten_params, init_params, unflatten_params
 from ..processing import SmolVLMTokenizer
 from ..retrieval_model import require_text
 from ..sharding import make_mesh
+from ..staging import check_new
+from ..storage import AnyPath, StorePath, place
 from ..terminal import say
 from .adapter import export_adapter
 from .claim import only_run
@@ -33,6 +35,7 @@ from .export import export
 from .loop import fit
 from .lora import init_adapters
 from .metrics import read_metrics
+from .mirror import Mirror, mirrored
 from .partition import Partition, join
 from .pipeline import TrainingData
 from .plain import require_same, to_dict
@@ -47,14 +50,14 @@ class TrainResult:
     """What a run returns.
 
     Attributes:
-        directory: of the run.
+        directory: of the run, or its place in a store.
         model: the exported Hugging Face directory, or None.
         metrics: the last line of the log.
         state: the last state, whose `params` are the model's or the adapters.
     """
 
-    directory: Path
-    model: Path | None
+    directory: AnyPath
+    model: AnyPath | None
     metrics: dict[str, Any]
     state: TrainState
 
@@ -142,25 +145,39 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         join_job()
     if config.model.startswith("shape:"):
         raise ConfigError(f"model {config.model!r} is a shape without tokenizer: name a checkpoint to train")
+    check_cache()
     main = jax.process_index() == 0
-    directory = Path(config.output).absolute()
     model, base = adapted(config.model, config.adapter)
     parts = stack(model, base=base)
     files = resolve(model, base=base)
+    output = place(config.output)
+    if isinstance(output, StorePath):
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"output {output} is in an object store, where only one process can write checkpoints: in a job of several "
+                "name a directory that all of them see, such as a mounted bucket"
+            )
+        with mirrored(output) as mirror:
+            return _train(config, mirror.directory, files, progress, mirror, named=len(parts) == 1)
+    directory = output.absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"output is a directory, and {directory} cannot be one: {error.strerror}") from error
     with only_run(directory) if main else nullcontext():
-        return _train(config, directory, files, progress, named=len(parts) == 1)
+        return _train(config, directory, files, progress, None, named=len(parts) == 1)
 
 
-def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | None, *, named: bool) -> TrainResult:
-    """The run, in a directory that no other run is in. named: whether what it starts from is a model by itself."""
+def _train(
+    config: TrainConfig, directory: Path, files: Path, progress: bool | None, mirror: Mirror | None, *, named: bool
+) -> TrainResult:
+    """The run, in a directory that no other run is in, and that may be sent to a store. named: whether what it starts from is a
+    model by itself."""
     main = jax.process_index() == 0
-    _record(config, directory, main)
+    output = directory if mirror is None else mirror.path
+    _record(config, directory, main, output)
     if config.export and main:
-        check_destination(directory / "model", force=True)
+        check_new(output / "model", force=True)
     mesh = open_mesh(config.mesh)
     tasks = held_out(config.evaluation) if config.evaluation else []
     data = TrainingData(
@@ -189,7 +206,9 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
         evaluate = Evaluator(model, partition, base=base, processor=data.processor, tasks=tasks, directory=directory, mesh=mesh)
     weights = [params]  # emptied by the call, so that the loop can free the parameters that its state replaces
     del params
-    state = fit(model, weights.pop(), data, partition, mesh, directory, base=base, evaluate=evaluate, progress=progress)
+    state = fit(
+        model, weights.pop(), data, partition, mesh, directory, mirror=mirror, base=base, evaluate=evaluate, progress=progress
+    )
     metrics = read_metrics(directory)
     if main:
         draw_curves(metrics, directory / "curves.png")
@@ -198,7 +217,7 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
     exported = None
     if config.export:
         trained = on_host(state.params)
-        exported = directory / "model"
+        exported = output / "model"
         if main:
             try:
                 with started.unchanged():
@@ -210,11 +229,11 @@ def _train(config: TrainConfig, directory: Path, files: Path, progress: bool | N
                 ) from error
             export(config.model, trained, exported, scale=partition.scale, adapter=config.adapter)
             if config.lora is not None:
-                _export_adapter(config, trained, directory / "adapter", named)
-    return TrainResult(directory, exported, metrics[-1] if metrics else {}, state)
+                _export_adapter(config, trained, output / "adapter", named)
+    return TrainResult(output, exported, metrics[-1] if metrics else {}, state)
 
 
-def _export_adapter(config: TrainConfig, trained: dict, destination: Path, named: bool) -> None:
+def _export_adapter(config: TrainConfig, trained: dict, destination: AnyPath, named: bool) -> None:
     """Write the adapters alone, or say why they cannot be."""
     assert config.lora is not None
     try:
@@ -241,13 +260,16 @@ def _room(config: TrainConfig, directory: Path) -> int:
 _FIXED = ("model", "adapter", "lora", "learning_rates", "param_dtype", "seed")
 
 
-def _record(config: TrainConfig, directory: Path, main: bool) -> None:
+def _record(config: TrainConfig, directory: Path, main: bool, shown: AnyPath) -> None:
     """Write run.json; refuse to continue a run of another model or other trained parts."""
     path, now = directory / "run.json", to_dict(config)
     steps = directory / "checkpoints"
     if steps.is_dir() and any(step.name.isdecimal() for step in steps.iterdir()):
         if not path.exists():
-            raise CheckpointError(f"{path} is gone, which says what {steps} belong to: put it back, or choose another output")
-        require_same(f"the run in {directory}", read_json(path), now, *_FIXED)
+            raise CheckpointError(
+                f"{shown / path.name} is gone, which says what {shown / steps.name} belong to: put it back, or choose "
+                "another output"
+            )
+        require_same(f"the run in {shown}", read_json(path), now, *_FIXED)
     if main:
         write_json(path, now)

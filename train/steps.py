@@ -6,6 +6,7 @@ from pathlib import Path
 from ..convert.file_sums import damaged_files
 from ..errors import CheckpointError
 from ..io import read_json
+from ..storage import AnyPath
 from ..terminal import say
 from .bounds import STEP
 
@@ -42,8 +43,8 @@ def _fault(step: Path, largest: int | None) -> str | None:
     return None if not problems else problems[0] + (f", and {len(problems) - 1} more" if problems[1:] else "")
 
 
-def set_aside(directory: Path) -> None:
-    """Rename the steps that are damaged, so that the newest whole one is the newest, and say so.
+def set_aside(directory: Path, shown: AnyPath) -> None:
+    """Rename the steps that are damaged, so that the newest whole one is the newest, and say so. shown: the directory's name.
 
     Everything of the steps is read, from the newest back to one that is whole; of older ones what is small.
 
@@ -63,14 +64,14 @@ def set_aside(directory: Path) -> None:
     if faults and whole is None:
         newest, fault = next(iter(faults.items()))
         raise CheckpointError(
-            f"no checkpoint under {directory} is whole (step {newest}: {fault}): remove the directory to start anew"
+            f"no checkpoint under {shown} is whole (step {newest}: {fault}): remove the directory to start anew"
         )
     if whole is not None:
-        rename_aside(directory, faults, whole)
+        rename_aside(directory, faults, whole, shown)
 
 
-def rename_aside(directory: Path, faults: Mapping[str, str], whole: int) -> None:
-    """Rename damaged steps, and say what is wrong with each and which is the newest whole one."""
+def rename_aside(directory: Path, faults: Mapping[str, str], whole: int, shown: AnyPath) -> None:
+    """Rename damaged steps, and say what is wrong with each and which is the newest whole one. shown: the directory's name."""
     for name, fault in faults.items():
         path = directory / name
         aside = next(
@@ -79,4 +80,7 @@ def rename_aside(directory: Path, faults: Mapping[str, str], whole: int) -> None
             if not (other := path.with_name(f"{name}.damaged" + f"-{n}" * (n > 0))).exists() and not other.is_symlink()
         )
         path.rename(aside)
-        say(f"the checkpoint of step {name} is damaged ({fault}): it is now {aside}, the newest whole one is of step {whole}")
+        say(
+            f"the checkpoint of step {name} is damaged ({fault}): it is now {shown / aside.name}, the newest "
+            f"whole one is of step {whole}"
+        )

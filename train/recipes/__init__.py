@@ -7,6 +7,8 @@ from typing import Any
 
 from ...arguments import nearest
 from ...errors import ConfigError, import_extra
+from ...storage import StorePath, place
+from ...stored_models import stored_file
 from ..config import TrainConfig
 from ..plain import from_dict
 
@@ -39,7 +41,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         MissingExtraError: PyYAML is not installed.
     """
     yaml = import_extra("yaml", "reading a recipe", "train")
-    path = next((path for path in (Path(name), _HERE / f"{name}.yaml") if path.is_file()), None)
+    given_path = place(name)
+    if isinstance(given_path, StorePath):
+        given_path = stored_file(given_path)
+    path = next((path for path in (given_path, _HERE / f"{name}.yaml") if path.is_file()), None)
     if path is None:
         names = recipe_names()
         raise ConfigError(
