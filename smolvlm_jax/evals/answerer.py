@@ -65,7 +65,7 @@ class Answerer:
 
     Attributes:
         model: Bundled name, directory, Hub id, or a PEFT adapter, as of a batch job.
-        adapter: A PEFT adapter that is merged into `model`.
+        adapter: A PEFT adapter that is merged into `model`; where that is None, into the base that its config names.
         sampling: Of questions that set nothing for themselves.
         pictures: Overrides of the checkpoint's processor.
         workers: Processes that prepare questions, by default one per core, less one; 0 prepares in this process.
@@ -77,7 +77,7 @@ class Answerer:
         SmolVLMError: for a checkpoint that cannot be read and for settings that contradict it.
     """
 
-    model: str | os.PathLike[str] | None = "tiny"
+    model: str | os.PathLike[str] | None = None
     adapter: str | os.PathLike[str] | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     pictures: PictureOptions = field(default_factory=PictureOptions)

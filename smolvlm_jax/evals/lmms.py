@@ -44,7 +44,7 @@ class _SmolVLM(_base.lmms):
 
     def __init__(
         self,
-        pretrained: str = "tiny",
+        pretrained: str | None = None,
         prompts: str = "task",
         max_new_tokens: int = SamplingParams.max_new_tokens,
         system_prompt: str | None = None,

@@ -19,7 +19,7 @@ _NAMES = {"max_gen_toks": "max_new_tokens", "max_tokens": "max_new_tokens", "unt
 _WITHOUT_EFFECT = frozenset({"image_aspect_ratio", "use_cache", "num_frames", "length_penalty", "pad_token_id", "eos_token_id"})
 
 
-def answerer_of(pretrained: str, sampling: SamplingParams, given: Mapping[str, Any]) -> Answerer:
+def answerer_of(pretrained: str | None, sampling: SamplingParams, given: Mapping[str, Any]) -> Answerer:
     """The Answerer of a harness's model arguments.
 
     Args:
@@ -28,12 +28,14 @@ def answerer_of(pretrained: str, sampling: SamplingParams, given: Mapping[str, A
         given: by name: `adapter`, `workers`, `keep_special_tokens`, options of the engine, fields of PictureOptions.
 
     Raises:
-        InputError: a name is none of these.
+        InputError: a name is none of these, or no checkpoint is named.
     """
     own = ("adapter", "workers", "keep_special_tokens")
     known = (*own, *_ENGINE, *_PICTURES)
     if unknown := [name for name in given if name not in known]:
         raise InputError(f"there is no model argument {unknown[0]!r}; there are pretrained, {', '.join(known)}")
+    if pretrained is None and given.get("adapter") is None:
+        raise InputError("no checkpoint is named: pretrained=NAME, a directory or a name that `smolvlm-jax models` lists")
     return Answerer(
         model=pretrained,
         sampling=sampling,

@@ -48,7 +48,7 @@ class SmolVLMJax(_base.BaseModel):
     VIDEO_LLM = False
     is_api = True  # asked from many threads
 
-    def __init__(self, model_path: str = "tiny", prompts: str = "published", **options: Any):
+    def __init__(self, model_path: str | None = None, prompts: str = "published", **options: Any):
         super().__init__()
         if prompts not in ("task", "published"):
             raise InputError(f"prompts is {prompts!r:.80}; it is task or published")
@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Run VLMEvalKit with a checkpoint. Arguments that are not listed go to its run.py.",
     )
     parser.add_argument("checkout", type=Path, metavar="VLMEVALKIT", help="a checkout of VLMEvalKit's repository")
-    parser.add_argument("--pretrained", default="tiny", help="a bundled name, a directory, a Hub id, or a PEFT adapter")
+    parser.add_argument(
+        "--pretrained", required=True, metavar="NAME", help="a bundled name, a directory, a Hub id, or a PEFT adapter"
+    )
     parser.add_argument("--prompts", choices=("published", "task"), default="published", help="wording of the questions")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit on an answer (default: as published)")
     options, rest = parser.parse_known_args(arguments)

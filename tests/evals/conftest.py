@@ -1,6 +1,9 @@
 """The doubles of the harnesses, and pictures of numbers with what a batch job answers to them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import harness_double
@@ -29,12 +32,8 @@ def documents(numbers) -> list[dict]:
 @pytest.fixture(scope="session")
 def batch_answers(numbers, tmp_path_factory) -> dict[str, str]:
     """What a batch job answers to the documents, by their ids."""
-    from smolvlm_jax.batch import BatchConfig, run_batch
-    from smolvlm_jax.generation_config import SamplingParams
-
     folder = tmp_path_factory.mktemp("answers")
-    sampling = SamplingParams(max_new_tokens=20)
-    config = BatchConfig(input=numbers / "numbers.jsonl", output=folder, sampling=sampling, workers=1, quiet=True)
-    run_batch(config)
+    command = ["batch", numbers / "numbers.jsonl", folder, "--model", "tiny", "--max-new-tokens", "20", "--workers", "1"]
+    subprocess.run([sys.executable, "-m", "smolvlm_jax", *command, "--quiet"], check=True, env={**os.environ, "XLA_FLAGS": ""})
     rows = [json.loads(line) for part in sorted(folder.glob("part-*.jsonl")) for line in part.read_text().splitlines()]
     return {row["id"]: row["text"] for row in rows}

@@ -70,7 +70,12 @@ def test_the_simple_form_answers_alike_and_compares_probabilities(models, docume
 
 
 def test_what_lmms_eval_says_is_used_or_refused(models, monkeypatch):
-    for given, words in (({"device": "cuda"}, "JAX_PLATFORMS"), ({"prompts": "mine"}, "task or published"), ({"x": 1}, "'x'")):
+    for given, words in (
+        ({}, "no checkpoint is named"),
+        ({"device": "cuda"}, "JAX_PLATFORMS"),
+        ({"prompts": "mine"}, "task or published"),
+        ({"x": 1}, "'x'"),
+    ):
         with pytest.raises(InputError, match=words):
             models.ChatSmolVLM(**given)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -37,4 +37,4 @@ def test_its_run_py_is_started_with_the_model(harnesses, tmp_path, monkeypatch):
     assert vlmevalkit.main([str(tmp_path), "--pretrained", "tiny", "--data", "MMMU_DEV_VAL"]) == 0
     said = (tmp_path / "said").read_text()
     assert said == "['--model', 'smolvlm_jax', '--data', 'MMMU_DEV_VAL'] [('model_path', 'tiny'), ('prompts', 'published')]"
-    assert vlmevalkit.main([str(tmp_path / "absent")]) == 2
+    assert vlmevalkit.main([str(tmp_path / "absent"), "--pretrained", "tiny"]) == 2
