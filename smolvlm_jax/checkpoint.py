@@ -26,7 +26,7 @@ from .directories import disk_full
 from .errors import StorageError
 from .generation_config import GenerationConfig
 from .habits import unasked
-from .io import COMPANIONS, companion_files
+from .io import COMPANIONS, companion_files, write_json
 from .layers import Execution
 from .locate import adapted, bundled_models, resolve, resolve_file
 from .model import SmolVLMForConditionalGeneration
@@ -112,6 +112,15 @@ def _companions(directory: str | os.PathLike | None) -> dict[str, Path]:
     return {} if directory is None else companion_files(directory)
 
 
+def _describe(target: Path, model: Any, dtype: Any, companions: str | os.PathLike | None) -> None:
+    """Write the small files of a checkpoint: those of `companions`, and the model's settings of generation in any case."""
+    files = _companions(companions)
+    describe(target, model.config, dtype=dtype, companions=files)
+    settings = getattr(model, "generation_config", None)
+    if settings is not None and "generation_config.json" not in files:
+        write_json(target / "generation_config.json", settings.said(), sort_keys=True)
+
+
 def _leaves(params: Mapping[str, Any]) -> dict[str, Leaf]:
     return {path: ArrayLeaf(path, array) for path, array in flatten_params(params).items()}
 
@@ -144,7 +153,7 @@ def save(
     whole = all(getattr(array, "is_fully_addressable", True) for array in flat.values())
     arrays = {path: checksum(array) for path, array in sorted(flat.items())} if whole else None
     with new_directory(place_of(directory), force) as target:
-        describe(target, model.config, dtype=dtype, companions=_companions(companions))
+        _describe(target, model, dtype, companions)
         try:
             tell_once()
             with ocp.StandardCheckpointer() as checkpointer:
@@ -178,5 +187,5 @@ def save_hf(
     """
     limit, leaves = parse_size(max_shard_size), _leaves(params)
     with new_directory(place_of(directory), force) as target:
-        describe(target, model.config, dtype=widest(leaves.values()), companions=_companions(companions))
+        _describe(target, model, widest(leaves.values()), companions)
         write_hf(target, leaves, max_shard_bytes=limit)

@@ -7,199 +7,27 @@ takes part in jit as a static argument, so it holds no dict and no list, and two
 are equal however their files were spelled.
 """
 
-import dataclasses
-import functools
-import json
 import math
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from dataclasses import field
+from typing import Any, ClassVar, Self
 
-from .errors import ConfigError
-from .habits import plain_value, torch_name, unknown_argument
-from .io import read_json, to_json, write_json
-from .locate import find_directory
-from .text_families import MULTIPLIERS, RopeScaling, check_family, finite, require, split_rope
+from .config_base import Config, config_class, is_id
+from .habits import torch_name
+from .text_families import MULTIPLIERS, RopeScaling, check_family, require, split_rope
 
 __all__ = ["SmolVLMConfig", "SmolVLMTextConfig", "SmolVLMVisionConfig"]
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
-# Those of activations.activation.
-_ACTIVATIONS = (
-    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
-    "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu",
-    "sqrtsoftplus", "swish", "tanh",
-)  # fmt: skip
-# Arguments of transformers' configs that mean nothing here: they are kept, and written to a config.json again.
-_CARRIED = frozenset({
-    "_commit_hash", "_name_or_path", "add_cross_attention", "architectures", "attn_implementation", "bos_token_id",
-    "chunk_size_feed_forward", "decoder_start_token_id", "eos_token_id", "finetuning_task", "id2label", "is_decoder",
-    "is_encoder_decoder", "label2id", "model_type", "name_or_path", "num_labels", "output_attentions", "output_hidden_states",
-    "pad_token_id", "perceiver_config", "pixel_shuffle_factor", "prefix", "pretraining_tp", "problem_type", "qk_layer_norms",
-    "return_dict", "sep_token_id", "task_specific_params", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class",
-    "torch_dtype", "dtype", "transformers_version", "use_cache", "use_return_dict", "vocab_size", "rope_parameters",
-    "_pad_token_id", "quantization_config", "rope_scaling", "use_sliding_window", "sliding_window",
-})  # fmt: skip
 # Default of a field that `__post_init__` fills in: None where it is given, never where it is read.
 _DERIVED: Any = None
 
 
-_Class = TypeVar("_Class", bound=type)
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def _config_class(cls: _Class) -> _Class:
-    """A frozen dataclass that also takes what transformers' configs take beside its fields: `from_dict` says how."""
-    made: Any = dataclass(frozen=True)(cls)
-    init = made.__init__
-
-    @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        kwargs = {name: plain_value(value) for name, value in kwargs.items()}
-        names = {entry.name for entry in dataclasses.fields(made)}
-        other = sorted(set(kwargs) - names)
-        if other and "extra" not in kwargs:
-            unknown = [name for name in other if name not in _CARRIED]
-            if unknown:
-                raise ConfigError(str(unknown_argument(made.__name__, unknown[0], names - {"extra"}, _CARRIED)))
-            given = dict(zip([entry.name for entry in dataclasses.fields(made)], args, strict=False))
-            args, kwargs = (), made._arguments({**given, **kwargs})
-        init(self, *args, **kwargs)
-
-    made.__init__ = __init__
-    return made
-
-
-@dataclass(frozen=True)
-class _Config:
-    """What the three configs share: reading, writing, checks.
-
-    Attributes:
-        extra: keys of the config.json that mean nothing here, as a JSON object.
-        KEY: the key of this config in that of a whole model.
-    """
-
-    KEY: ClassVar[str] = ""
-    extra: str = field(default="{}", compare=False, repr=False, kw_only=True)
-
-    @classmethod
-    def _respelled(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """A mapping in any spelling, in the one that the arguments of this class have."""
-        return data
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Build from the mapping of a config.json in either spelling. Raises ConfigError that names the offending key."""
-        if not isinstance(data, dict):
-            raise ConfigError(f"a config.json holds a mapping, got {type(data).__name__}")
-        try:
-            return cls(**cls._arguments(data))
-        except TypeError as error:
-            raise ConfigError(f"config.json: {error}") from error
-
-    @classmethod
-    def _arguments(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the constructor for a mapping in either spelling."""
-        data = cls._respelled(dict(data))
-        defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.name != "extra"}
-        # An explicit null means "the default" for every argument whose default is not null itself.
-        taken = {k: v for k, v in data.items() if k in defaults and (v is not None or defaults[k] is None)}
-        rest = {k: v for k, v in data.items() if k not in defaults}
-        return {**taken, "extra": json.dumps(rest, sort_keys=True, default=str)}
-
-    @classmethod
-    def from_pretrained(cls, source: str | os.PathLike, **kwargs: Any) -> Self:
-        """Read a config.json.
-
-        Args:
-            source: what `load` takes: a directory, the name of a bundled checkpoint, or a Hub id; or the file itself. The
-                config of an encoder or decoder is found in that of a whole model.
-            **kwargs: arguments that override the file; also revision, subfolder, cache_dir, force_download, local_files_only
-                and token.
-
-        Raises:
-            ConfigError: there is no such file, or no model can be built from it.
-            InputError: a keyword that nobody reads.
-        """
-        known = {entry.name for entry in dataclasses.fields(cls)} - {"extra"} | _CARRIED
-        path, given = find_directory(f"{cls.__name__}.from_pretrained", source, kwargs, frozenset(known))
-        path = path / "config.json" if path.is_dir() else path
-        data = read_json(path, error=ConfigError)
-        nested = data.get(cls.KEY) if cls.KEY else None
-        try:
-            return cls.from_dict({**(nested if isinstance(nested, dict) else data), **given})
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
-
-    @classmethod
-    def from_json_file(cls, json_file: str | os.PathLike) -> Self:
-        """As `from_pretrained` of the file."""
-        return cls.from_pretrained(json_file)
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write `config.json` into a directory, whole or not at all."""
-        self.to_json_file(Path(save_directory) / "config.json")
-
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """`to_dict` as indented JSON text. `use_diff` is transformers'; defaults are written in either case."""
-        return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
-
-    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write `to_json_string` to a file."""
-        write_json(json_file_path, self.to_dict(), sort_keys=True)
-
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The decoder's config, which of a decoder's or an encoder's is itself. The arguments are transformers'."""
-        return getattr(self, "text_config", self)
-
-    def _set(self, **values: Any) -> None:
-        """Fill in fields of a config that is being made."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The mapping of a config.json in the v4 spelling, which every transformers since 4.50 reads; extra keys kept."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
-        return {**json.loads(self.extra), **own}
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some arguments changed."""
-        return dataclasses.replace(self, **changes)
-
-    def _require_positive(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(_is_id(value, 2**53) and value > 0, self._wants(name, "a positive integer below 2**53"))
-
-    def _require_numbers(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(finite(value) and value >= 0, self._wants(name, "a finite number, 0 or more"))
-
-    def _require_flags(self, *names: str) -> None:
-        for name in names:
-            require(isinstance(getattr(self, name), bool), self._wants(name, "true or false"))
-
-    def _require_activation(self, name: str) -> None:
-        learns = getattr(self, name) in ("prelu", "xielu")
-        require(not learns, f"{type(self).__name__}.{name} {getattr(self, name)!r} learns parameters, which have no place here")
-        require(getattr(self, name) in _ACTIVATIONS, self._wants(name, f"one of {', '.join(_ACTIVATIONS)}"))
-
-    def _wants(self, name: str, what: str) -> str:
-        text = repr(getattr(self, name))
-        return f"{type(self).__name__}.{name} must be {what}, got {text if len(text) <= 80 else text[:77] + '…'}"
-
-
-def _is_id(value: Any, end: int = 2**31) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
-
-
-@_config_class
-class SmolVLMVisionConfig(_Config):
+@config_class
+class SmolVLMVisionConfig(Config):
     """The SigLIP-style image encoder. Defaults are those of the transformers class, not of a published size."""
 
     KEY: ClassVar[str] = "vision_config"
+    UNSAID: ClassVar[dict[str, Any]] = {"model_type": "smolvlm_vision"}
     hidden_size: int = 1152
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
@@ -256,8 +84,8 @@ class SmolVLMVisionConfig(_Config):
         return {"model_type": model_type, **super().to_dict()}
 
 
-@_config_class
-class SmolVLMTextConfig(_Config):
+@config_class
+class SmolVLMTextConfig(Config):
     """The Llama-style decoder. `num_key_value_heads` and `head_dim` left out are filled in, as in transformers.
 
     `model_type` names the family of decoders: "llama", or "granite", which is llama with multipliers.
@@ -302,13 +130,11 @@ class SmolVLMTextConfig(_Config):
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         for name in ("pad_token_id", "bos_token_id"):
             value = getattr(self, name)
-            require(
-                value is None or _is_id(abs(value) if isinstance(value, int) else value), self._wants(name, "an id or null")
-            )
+            require(value is None or is_id(abs(value) if isinstance(value, int) else value), self._wants(name, "an id or null"))
         if isinstance(self.eos_token_id, (list, tuple)):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         ids = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
-        fits = all(map(_is_id, ids)) or self.eos_token_id is None
+        fits = all(map(is_id, ids)) or self.eos_token_id is None
         require(fits, self._wants("eos_token_id", "an id, a list of ids, or null"))
         require(
             self.rope_scaling is None or isinstance(self.rope_scaling, RopeScaling),
@@ -344,6 +170,12 @@ class SmolVLMTextConfig(_Config):
             require(neutral, self._wants(name, "left out of a llama decoder"))
 
     @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """`rope_theta` and `rope_scaling` as transformers 5 writes them."""
+        scaling = {} if self.rope_scaling is None else self.rope_scaling.to_dict()
+        return {"rope_type": "default", **scaling, "rope_theta": self.rope_theta}
+
+    @property
     def query_multiplier(self) -> float:
         """What queries are multiplied by, since attention divides scores by √head_dim: 1 in llama."""
         own, wanted = self.head_dim**-0.5, self.attention_multiplier
@@ -372,8 +204,8 @@ class SmolVLMTextConfig(_Config):
 _DEFAULT_VISION, _DEFAULT_TEXT = SmolVLMVisionConfig(), SmolVLMTextConfig(rms_norm_eps=1e-5)
 
 
-@_config_class
-class SmolVLMConfig(_Config):
+@config_class
+class SmolVLMConfig(Config):
     """A whole model. `text_config`/`vision_config` left out take the class defaults (text: Llama with eps 1e-5)."""
 
     vision_config: SmolVLMVisionConfig = _DEFAULT_VISION
@@ -409,6 +241,11 @@ class SmolVLMConfig(_Config):
             dtype = str(torch_name(self.dtype))
             require(dtype in _DTYPES, f"dtype {self.dtype!r} is none of {', '.join(_DTYPES)}")
             object.__setattr__(self, "dtype", dtype)
+
+    @classmethod
+    def for_model(cls, model_type: str, **kwargs: Any) -> Self:
+        """A config of arguments, as AutoConfig of transformers makes it."""
+        return cls(model_type=model_type, **kwargs)
 
     @property
     def image_seq_len(self) -> int:

@@ -4,7 +4,10 @@ Idefics3 is the name of the first generation of SmolVLM: model, config and proce
 """
 
 import os
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from .checkpoint import load, save_hf
 from .config import SmolVLMConfig, SmolVLMVisionConfig
 from .errors import HabitError, InputError
 from .generation import generate
-from .habits import Neutral, torch_name, unasked
+from .habits import Neutral, torch_name, unasked, unchanging
 from .locate import LOADING
 from .model import SmolVLMForConditionalGeneration, SmolVLMModel
 from .processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer, SmolVLMVideoProcessor
@@ -39,13 +42,25 @@ _NEUTRAL: dict[str, Neutral] = {
     **dict.fromkeys(("quantization_config", "max_memory", "offload_folder", "tp_plan"), Neutral((), _PLACES)),
     **dict.fromkeys(("config", "state_dict", "variant", "adapter_kwargs", "generation_config"), Neutral()),
 }
+_OF_SAVING: dict[str, Neutral] = {
+    **dict.fromkeys(("safe_serialization", "is_main_process", "save_peft_format"), Neutral((True,))),
+    "save_original_format": Neutral((True, False)),
+    "push_to_hub": Neutral((False,), "huggingface_hub's upload_folder uploads the directory"),
+    **dict.fromkeys(("state_dict", "save_function", "token", "variant"), Neutral()),
+}
+# Attributes of transformers' models that say nothing about parameters.
+_ATTRIBUTES = {"main_input_name": "input_ids", "training": False, "supports_gradient_checkpointing": True}
 # transformers' names for forms of attention that are computed as one sees fit.
 _ATTENTION = {"eager": "einsum"}
 _FORMS_OF_TORCH = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa")
 
 
-class LoadedModel(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["model"])
+@dataclass(frozen=True, eq=False, repr=False)
+class LoadedModel:
     """A model and its parameters: `model, params = …`, or one object that is used as transformers' models are.
+
+    To jax it is a pytree, whose leaves are the parameters.
 
     Attributes:
         model: as `load` returns it.
@@ -54,6 +69,9 @@ class LoadedModel(NamedTuple):
 
     model: SmolVLMForConditionalGeneration
     params: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.params))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`generate(model, params, …)`."""
@@ -77,8 +95,26 @@ class LoadedModel(NamedTuple):
         return LoadedModel(self.model.clone(dtype=kinds.pop()) if changed else self.model, params)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """`save_hf(save_directory, model, params, …)`."""
-        save_hf(save_directory, self.model, self.params, **kwargs)
+        """`save_hf(save_directory, model, params, …)`, whose keywords it takes."""
+        own = unasked("save_pretrained", kwargs, _OF_SAVING, ("max_shard_size", "companions", "force"))
+        save_hf(save_directory, self.model, self.params, **own)
+
+    def get_image_features(self, pixel_values: Any, pixel_attention_mask: Any = None, **kwargs: Any) -> Any:
+        """`model.apply({"params": params}, …, method="get_image_features")`."""
+        return self.model.apply(
+            {"params": self.params}, pixel_values, pixel_attention_mask, **kwargs, method="get_image_features"
+        )
+
+    def num_parameters(self) -> int:
+        """The number of parameters."""
+        return sum(array.size for array in jax.tree.leaves(self.params))
+
+    def can_generate(self) -> bool:
+        """Always."""
+        return True
+
+    def tie_weights(self) -> None:
+        """Nothing: a tied output head is the embedding itself."""
 
     @property
     def config(self) -> SmolVLMConfig:
@@ -103,11 +139,17 @@ class LoadedModel(NamedTuple):
     def __getattr__(self, name: str) -> Any:
         if name == "eval":  # there is no dropout to switch off
             return lambda: self
+        if name in _ATTRIBUTES:
+            return _ATTRIBUTES[name]
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.model, name)  # says what to type instead
 
     def __repr__(self) -> str:
-        count = sum(array.size for array in jax.tree.leaves(self.params))
-        return f"LoadedModel({self.config.model_type}, {count:,} parameters, {self.dtype}, {self.device})"
+        return f"LoadedModel({self.config.model_type}, {self.num_parameters():,} parameters, {self.dtype}, {self.device})"
+
+
+unchanging(LoadedModel, "model.clone(…) gives a changed description; arguments of generate take the place of its settings")
 
 
 class AutoModelForImageTextToText:
@@ -117,6 +159,15 @@ class AutoModelForImageTextToText:
         raise HabitError(
             f"{type(self).__name__} is no model: type {type(self).__name__}.from_pretrained(source), or load(source)"
         )
+
+    @classmethod
+    def from_config(cls, config: SmolVLMConfig, **kwargs: Any) -> Any:
+        """Random parameters are made apart from a model.
+
+        Raises:
+            HabitError: always; it says what to type.
+        """
+        raise HabitError("model = SmolVLMForConditionalGeneration(config), params = init_params(model, seed)")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> LoadedModel:
@@ -155,6 +206,34 @@ def _dtype(value: Any) -> Any:
         return jnp.dtype(value)
     except TypeError as error:
         raise InputError(f"dtype is {value!r}; pass a dtype of jax or torch, or its name") from error
+
+
+class _Elsewhere:
+    """A name of transformers that is not here: whatever is done with it says what to type instead."""
+
+    def __init__(self, name: str, instead: str):
+        self._said = f"there is no {name}: {instead}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise HabitError(self._said)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name) if name.startswith("__") else HabitError(self._said)
+
+
+_TRAINING = "training is `smolvlm-jax train`, or jax.grad of a function of params"
+_STREAMING = "stream(model, params, **inputs) yields tokens as they are drawn"
+AutoModel = _Elsewhere("AutoModel", "AutoModelForImageTextToText.from_pretrained(source), or load(source)")
+AutoModelForCausalLM = _Elsewhere("AutoModelForCausalLM", "AutoModelForImageTextToText.from_pretrained(source) reads text too")
+TextStreamer = _Elsewhere("TextStreamer", _STREAMING)
+TextIteratorStreamer = _Elsewhere("TextIteratorStreamer", _STREAMING)
+Trainer = _Elsewhere("Trainer", _TRAINING)
+TrainingArguments = _Elsewhere("TrainingArguments", _TRAINING)
+BitsAndBytesConfig = _Elsewhere("BitsAndBytesConfig", 'load(source, "bfloat16"), and kv_cache_dtype="int8" in generate')
+_MEDIA = "pass the path, URL, array or PIL picture itself to the processor; it reads them"
+load_image = _Elsewhere("load_image", _MEDIA)
+load_video = _Elsewhere("load_video", _MEDIA)
+set_seed = _Elsewhere("set_seed", "generate(…, seed=…) draws the same tokens for the same seed")
 
 
 def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:

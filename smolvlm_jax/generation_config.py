@@ -1,6 +1,7 @@
 """How a prompt is continued: `Sampling`, `GenerationConfig` for `generate`, `SamplingParams` for requests to the engine."""
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, InputError
-from .habits import ANY, Neutral, asks_for_something, plain_value, unasked
+from .habits import ANY, Neutral, asks_for_something, no_attribute, plain_value, unasked, unchanging
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 
@@ -93,6 +94,13 @@ _OTHERS: dict[str, Neutral] = {
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), Neutral()),
     **dict.fromkeys(("max_time", "constraints", "force_words_ids", "watermarking_config", "dola_layers"), Neutral()),
     **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), Neutral((False,))),
+}
+# Methods of transformers' config, and what to type instead.
+_INSTEAD = {
+    "update": "config.replace(name=value) gives a changed copy",
+    "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
+    "from_model_config": "GenerationConfig.from_pretrained(source), or model.generation_config",
+    "validate": "values are checked when a config is made",
 }
 _EITHER = Neutral((True, False))
 # Further arguments of transformers' generate. In a file they say nothing about what is generated.
@@ -224,6 +232,17 @@ class GenerationConfig(Sampling):
             object.__setattr__(self, "max_new_tokens", 20)
         object.__setattr__(self, "eos_token_id", self.stop_tokens)
 
+    def __getattr__(self, name: str) -> Any:
+        # settings of transformers that ask for nothing here are None
+        if name in _OTHERS or name in _OF_A_CALL:
+            return None
+        raise no_attribute(self, name, _INSTEAD)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> "GenerationConfig":
+        """`of` under transformers' name."""
+        return cls.of(config_dict)
+
     def for_prompt(self, length: int) -> "GenerationConfig":
         """These settings with `max_new_tokens` and `min_new_tokens` for a batch of prompts of `length` columns.
 
@@ -340,6 +359,11 @@ class GenerationConfig(Sampling):
         stops = list(self.stop_tokens)
         return {**data, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
 
+    def said(self) -> dict[str, Any]:
+        """`to_dict` without what is the default."""
+        default = GenerationConfig().to_dict()
+        return {name: value for name, value in self.to_dict().items() if value is not None and value != default.get(name)}
+
     def to_json_string(self) -> str:
         """`to_dict` as indented JSON text."""
         return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
@@ -351,6 +375,22 @@ class GenerationConfig(Sampling):
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `generation_config.json` into the directory, which is created if need be."""
         self.to_json_file(Path(save_directory) / "generation_config.json")
+
+
+def _refuses_by_name(cls: Any) -> None:
+    """Let the constructor take further arguments of transformers with values that ask for nothing."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **unasked(cls.__name__, kwargs, {**_OTHERS, **_OF_A_CALL}, {field.name for field in fields(cls)}))
+
+    cls.__init__ = __init__
+
+
+_refuses_by_name(GenerationConfig)
+for _frozen in (Sampling, GenerationConfig):
+    unchanging(_frozen, "pass {name}=… to generate, or config.replace({name}=…) gives a changed copy")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 
 from .errors import HabitError, InputError
 
-__all__ = ["ANY", "Neutral", "asks_for_something", "plain_value", "torch_name", "unasked", "unknown_argument"]
+__all__ = [
+    "ANY", "Neutral", "asks_for_something", "no_attribute", "no_part", "plain_value", "torch_name", "unasked", "unbound",
+    "unchanging", "unknown_argument",
+]  # fmt: skip
 
 
 class _Any(tuple):
@@ -66,6 +69,32 @@ def unknown_argument(where: str, name: str, known: Iterable[str], names: Iterabl
     return InputError(f"{where} has no argument {name!r}{meant}")
 
 
+def no_attribute(value: Any, name: str, instead: Mapping[str, str] | None = None) -> AttributeError:
+    """The error for an attribute that a value does not have.
+
+    Args:
+        value: what it is looked up in.
+        name: of the attribute; of a private one the error is Python's own.
+        instead: what to type, by name, for attributes that transformers has.
+    """
+    kind = type(value).__name__
+    if name.startswith("_"):
+        return AttributeError(f"{kind!r} object has no attribute {name!r}")
+    if instead and name in instead:
+        return HabitError(f"{kind}.{name}: {instead[name]}")
+    close = get_close_matches(name, [known for known in dir(value) if not known.startswith("_")], 1)
+    return HabitError(f"{kind} has no attribute {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+
+
+def unchanging(cls: Any, instead: str) -> None:
+    """Let a frozen dataclass say what to type instead of an assignment to one of its fields: `instead`, with `{name}`."""
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        raise HabitError(f"{type(self).__name__}.{name} cannot be assigned: {instead.format(name=name)}")
+
+    cls.__setattr__ = __setattr__
+
+
 def asks_for_something(value: Any, neutral: Neutral) -> bool:
     """Whether a value is other than None and the neutral ones."""
     if value is None or neutral.values is ANY or any(value is entry for entry in neutral.values):
@@ -100,6 +129,11 @@ _INSTEAD = {
     "device": f"{_STATELESS}: its arrays know their devices, jax.tree.leaves(params)[0].devices()",
     "gradient_checkpointing_enable": 'model.clone(remat="full")',
     "gradient_checkpointing_disable": "model.clone(remat=False)",
+    "compile": "generate is compiled as it is; jax.jit(model.apply) compiles a call",
+    "set_attn_implementation": "load(source, attention=…), or model.clone(attention=…)",
+    "compute_transition_scores": "return_dict_in_generate=True with output_scores=True gives the scores of each token",
+    "get_memory_footprint": "sum(array.nbytes for array in jax.tree.leaves(params))",
+    "name_or_path": "a model does not keep the name that it was loaded by",
     "get_input_embeddings": 'the embedding is params["model"]["text_model"]["embed_tokens"]',
     "get_output_embeddings": 'the output head is params["lm_head"], or the embedding where it is tied',
     "resize_token_embeddings": "the vocabulary is part of the checkpoint: resize it in transformers, then convert it",
@@ -123,6 +157,22 @@ _INSTEAD = {
         "adapters are merged when they are read: load(directory of the adapter, base=…)",
     ),
 }
+
+
+# Modules inside a model, and others whose attributes are typed from habit.
+_PARTS = ("model", "text_model", "vision_model", "vision_tower", "connector", "lm_head", "layers", "embed_tokens", "encoder")
+
+
+def no_part(name: str, part: str) -> HabitError:
+    """The error for an attribute that a model by itself does not have."""
+    if part not in _PARTS:
+        return HabitError(
+            f"{name} has no attribute {part!r}: {_STATELESS}, which the functions load, generate and save_hf take"
+        )
+    return HabitError(
+        f'{name}.{part}: {_STATELESS}: those of its parts stand under their names in params, and model.apply({{"params": '
+        'params}, …, method=…) calls a method of the model, such as "get_image_features"'
+    )
 
 
 def unbound(name: str, method: str | None = None) -> HabitError | None:

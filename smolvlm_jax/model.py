@@ -3,11 +3,13 @@
 import functools
 import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from .cache import KVCache
@@ -144,6 +146,26 @@ class _Configured(nn.Module):
         return Execution(self.dtype, self.remat, self.scan_layers, self.attention)
 
 
+_DIMENSIONS = {"input_ids": "(batch, length)", "labels": "(batch, length)", "inputs_embeds": "(batch, length, width)"}
+
+
+def _check_arrays(given: Mapping[str, Any]) -> None:
+    """Raise InputError for an argument that is no array, or has other dimensions."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not isinstance(value, (np.ndarray, jax.Array)):
+            raise InputError(
+                f"{name} is a {type(value).__module__}.{type(value).__name__}; pass an array of numpy or jax, as "
+                "return_tensors='np' or 'jax' gives them"
+            )
+        wanted = _DIMENSIONS.get(name)
+        if wanted is not None and value.ndim != wanted.count(",") + 1:
+            raise InputError(f"{name} has shape {value.shape}; it needs {wanted}")
+        if name in ("input_ids", "labels") and not jnp.issubdtype(value.dtype, jnp.integer):
+            raise InputError(f"{name} is {value.dtype}; it needs integers")
+
+
 @says_what_to_type
 class SmolVLMModel(_Configured):
     """Encoder, connector and decoder, without the output head. Fields as in `SmolVLMForConditionalGeneration`."""
@@ -210,6 +232,8 @@ class SmolVLMModel(_Configured):
             input_ids = example if input_ids is None and inputs_embeds is None else input_ids
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("pass exactly one of input_ids and inputs_embeds")
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "pixel_values": pixel_values}
+        _check_arrays({**given, "pixel_attention_mask": pixel_attention_mask, "attention_mask": text.get("attention_mask")})
         if pixel_values is not None and image_hidden_states is not None:
             raise InputError("pass at most one of pixel_values and image_hidden_states")
         embeds: Any = inputs_embeds if input_ids is None else self.embed(input_ids)
@@ -307,8 +331,11 @@ class SmolVLMForConditionalGeneration(_Configured):
         Raises:
             InputError: if arguments contradict each other, or nothing reads one of them.
         """
+        _check_arrays({"labels": labels})
         out = self.model(input_ids, **inputs)
         hidden = out.last_hidden_state
+        if labels is not None and labels.shape != hidden.shape[:2]:
+            raise InputError(f"labels have shape {labels.shape}, the tokens {hidden.shape[:2]}")
         if not isinstance(logits_to_keep, int):
             hidden = jnp.take(hidden, logits_to_keep, axis=1)
         elif logits_to_keep:

@@ -1,9 +1,11 @@
 """Models that are used as those of torch are: what to type instead."""
 
 import functools
+import inspect
 from typing import Any, TypeVar
 
-from .habits import unbound
+from .errors import HabitError
+from .habits import no_part, unbound
 
 __all__ = ["says_what_to_type"]
 
@@ -17,18 +19,28 @@ def says_what_to_type(cls: _Class) -> _Class:
     """
     made: Any = cls
     call, getattribute = made.__call__, made.__getattr__
+    by_place = [each for each in inspect.signature(call).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.scope is None:
             raise unbound(made.__name__)  # type: ignore[misc]
+        if len(args) > len(by_place):
+            names = ", ".join(each.name for each in by_place)
+            raise HabitError(f"{made.__name__} takes {names} by place: pass the others by name, such as attention_mask=…")
         return call(self, *args, **kwargs)
 
     def __getattr__(self: Any, name: str) -> Any:
         error = unbound(made.__name__, name)
         if error is not None:
             raise error
-        return getattribute(self, name)
+        try:
+            return getattribute(self, name)
+        except AttributeError:
+            # what is looked up while a model is applied, and what Python looks for, is flax's to answer
+            if name.startswith("_") or self.__dict__.get("scope") is not None:
+                raise
+            raise no_part(made.__name__, name) from None
 
     def from_pretrained(kind: type, *args: Any, **kwargs: Any) -> Any:
         """Parameters are no part of a model: see `load`."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import HabitError, InputError
 from ..habits import torch_name
 from .choices import as_name
 from .pytree import register_mapping
@@ -15,6 +15,11 @@ from .pytree import register_mapping
 RETURN_TENSORS = ("np", "jax")
 # Entries that describe the batch and are not computed with: strings, and objects without arrays.
 _DESCRIPTIONS = ("image_hashes", "video_metadata")
+# What transformers' BatchEncoding has beyond its entries.
+_OF_ENCODINGS = frozenset({
+    "char_to_token", "char_to_word", "encodings", "is_fast", "n_sequences", "sequence_ids", "token_to_chars",
+    "token_to_sequence", "token_to_word", "tokens", "word_ids", "word_to_chars", "word_to_tokens", "words",
+})  # fmt: skip
 # Entries that are lists whatever a call asks for: samples may have different numbers of pictures.
 _LISTS = (*_DESCRIPTIONS, "rows", "cols")
 
@@ -30,6 +35,11 @@ class BatchFeature(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
+            if name in _OF_ENCODINGS:
+                raise HabitError(
+                    f"this batch has no {name!r}: tokenizer.encoding(text) has tokens, word_ids, offsets and their like, and "
+                    "return_offsets_mapping=True gives offsets"
+                ) from None
             raise AttributeError(f"this batch has no {name!r}; it has {sorted(self)}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -44,25 +54,28 @@ class BatchFeature(dict[str, Any]):
         """The entries as a plain dict, under transformers' name."""
         return dict(self)
 
-    def convert_to_tensors(self, tensor_type: Any = None) -> Self:
+    def convert_to_tensors(self, tensor_type: Any = None, prepend_batch_axis: bool = False) -> Self:
         """Turn every entry that makes one array into one, in place.
 
         Args:
             tensor_type: "np" or "jax"; None leaves the batch as it is.
+            prepend_batch_axis: the batch is one sample: give each entry a first dimension of 1.
 
         Raises:
             InputError: another kind, or rows of different lengths.
         """
-        self.update(as_tensors(self, tensor_type))
+        batch = {name: [value] for name, value in self.items()} if prepend_batch_axis else self
+        self.update(as_tensors(batch, tensor_type))
         return self
 
-    def to(self, device: Any = None, dtype: Any = None) -> Self:
+    def to(self, device: Any = None, dtype: Any = None, *, non_blocking: bool | None = None) -> Self:
         """A copy on a device, with floats in another dtype: what `jax.device_put` and `astype` do, in one call.
 
         Args:
             device: a jax device or sharding, or the name of a platform ("cpu", "gpu", "cuda", "tpu"); None leaves arrays where
                 they are. A dtype in its place is taken for `dtype`.
             dtype: of floating-point entries: a dtype, or its name, also as torch writes it.
+            non_blocking: without effect: jax does not wait for copies.
 
         Raises:
             InputError: there is no such device or dtype.

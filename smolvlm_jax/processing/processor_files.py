@@ -3,6 +3,7 @@
 import os
 from typing import Any, Self
 
+from ..habits import no_attribute
 from ..io import to_json, write_json
 from . import checkpoint_files
 from .images import SmolVLMImageProcessor
@@ -10,6 +11,8 @@ from .tokenizer import SmolVLMTokenizer
 from .videos import SmolVLMVideoProcessor
 
 __all__ = ["ProcessorFiles"]
+
+_INSTEAD = {"push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder"}
 
 
 class ProcessorFiles:
@@ -20,6 +23,9 @@ class ProcessorFiles:
     tokenizer: SmolVLMTokenizer
     image_seq_len: int
     chat_template: str | dict[str, str] | None
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name, _INSTEAD)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:

@@ -53,6 +53,8 @@ class TextOptions:
     def of(cls, where: str, keywords: Mapping[str, Any]) -> "TextOptions":
         """The options of a call. Raises InputError for a keyword that is none, or asks for what there is not."""
         given = unasked(where, keywords, TEXT_NEUTRAL, TEXT_OPTIONS)
+        if given.get("max_length") is not None and not given.get("padding") and given.get("truncation") is None:
+            given["truncation"] = True  # as in transformers, where max_length alone asks for it
         made = cls(**{name: plain_value(value) for name, value in given.items()})
         return made if made.add_special_tokens is not None else cls(**{**given, "add_special_tokens": True})
 

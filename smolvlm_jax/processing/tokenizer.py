@@ -13,6 +13,7 @@ from ..habits import Neutral, plain_value, unasked
 from ..io import write_json, write_text
 from ..locate import find_directory
 from .batch import BatchFeature, as_tensors
+from .choices import one_of
 from .prompts import MEDIA_TOKENS
 from .text_options import TextOptions, make_batch
 from .tokenizer_files import NAMED_TOKENS, NEUTRAL, SETTINGS, guarded, read_backend, read_config
@@ -71,6 +72,9 @@ class SmolVLMTokenizer(Vocabulary):
         where = f"{cls.__name__}.from_pretrained"
         named = {name for name in kwargs if name.endswith("_token") and name != "token"}
         path, kwargs = find_directory(where, pretrained_model_name_or_path, kwargs, frozenset({*SETTINGS, *NEUTRAL, *named}))
+        for name in ("padding_side", "truncation_side"):
+            if kwargs.get(name) is not None:
+                one_of(name, kwargs[name], ("left", "right"))
         directory = str(path.parent if path.is_file() else path)
         config = read_config(directory, unasked(where, kwargs, NEUTRAL, {*SETTINGS, *named}))
         return cls(read_backend(directory, config, pre_tokenizer=pre_tokenizer), config)
@@ -191,7 +195,8 @@ class SmolVLMTokenizer(Vocabulary):
                 add_special_tokens (True): add what tokenizer.json puts around every text. split_special_tokens (False): read
                 special tokens in a text as the characters they are. padding (False): True or "longest" pads to the longest
                 row, "max_length" to max_length. truncation (False): cut rows above max_length on truncation_side.
-                max_length (model_max_length): in tokens. pad_to_multiple_of (None): round the padded length up to a multiple.
+                max_length (model_max_length): in tokens; alone it cuts rows too.
+                pad_to_multiple_of (None): round the padded length up to a multiple.
                 padding_side (this tokenizer's). return_attention_mask (True). return_special_tokens_mask (False): 1 for
                 padding and what was put around the text. return_offsets_mapping (False): the characters (start, stop) of each
                 token. return_length (False). return_tensors (None): "np" or "jax" for arrays, None for lists.
@@ -209,7 +214,8 @@ class SmolVLMTokenizer(Vocabulary):
             raise InputError("return_mm_token_type_ids is the processor's: a tokenizer does not know the model's media tokens")
         batch = self.batch_of(self.columns_of(list_of_texts(text), options), options)
         if isinstance(text, str) and options.return_tensors is None:
-            return BatchFeature({name: value[0] for name, value in batch.items()})
+            # a list of one number stays one, as in transformers
+            return BatchFeature({name: value[0] if isinstance(value[0], list) else value for name, value in batch.items()})
         return batch
 
     def columns_of(self, texts: list[str], options: TextOptions) -> dict[str, list]:
@@ -308,9 +314,12 @@ class SmolVLMTokenizer(Vocabulary):
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, keep_markup: bool | None = None, **kwargs: Any
     ) -> list[str]:
-        """`decode` for each row of `sequences`; a single id in the place of a row counts as one."""
+        """`decode` for each row of `sequences`; ids that are in no row are one row."""
         unasked("batch_decode", kwargs, _DECODING, ("skip_special_tokens", "keep_markup"))
-        return [self._decode_row(row, skip_special_tokens, keep_markup) for row in _plain_rows(sequences)]
+        rows = _plain_rows(sequences)
+        if not isinstance(rows, list) or (rows and not isinstance(rows[0], list)):
+            rows = [rows]
+        return [self._decode_row(row, skip_special_tokens, keep_markup) for row in rows]
 
     def _decode_row(self, row: Any, skip_special_tokens: bool, keep_markup: bool | None) -> str:
         ids = row if isinstance(row, list) else [row]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CheckpointError, HabitError, InputError
-from ..habits import unknown_argument
+from ..errors import CheckpointError, InputError
+from ..habits import no_attribute, unknown_argument
 from .prompts import GRID_PATTERN, MEDIA_TOKENS
 from .tokenizer_files import NAMED_TOKENS, guarded, named_templates
 
@@ -26,6 +26,12 @@ _INSTEAD = {
     "apply_chat_template": "SmolVLMProcessor has it",
     "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
     "backend_tokenizer": "it is called backend",
+    "name_or_path": "a tokenizer does not keep the name that it was loaded by",
+    "train_new_from_iterator": "train it with the tokenizers package, and wrap it: SmolVLMTokenizer(tokenizer)",
+    "save_vocabulary": "save_pretrained(directory) writes tokenizer.json",
+    "build_inputs_with_special_tokens": "tokenizer.encode(text) adds what tokenizer.json puts around a text",
+    "get_special_tokens_mask": "tokenizer(text, return_special_tokens_mask=True)",
+    "additional_special_tokens": "it is called extra_special_tokens",
     **dict.fromkeys(("encode_plus", "batch_encode_plus", "prepare_for_model"), "call the tokenizer: tokenizer(texts)"),
     **dict.fromkeys(("as_target_tokenizer", "truncate_sequences", "num_special_tokens_to_add"), "there are no pairs of texts"),
 }
@@ -81,14 +87,49 @@ class Vocabulary:
         """The id of every token, added tokens included."""
         return self.backend.get_vocab(with_added_tokens=True)
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """`get_vocab`."""
+        return self.get_vocab()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """`added_tokens` by ascending ids."""
+        return dict(sorted(self.added_tokens.items(), key=lambda entry: entry[1]))
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """`get_added_vocab`."""
+        return self.get_added_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """The added tokens, as tokenizers.AddedToken, by id."""
+        return self.backend.get_added_tokens_decoder()
+
+    @property
+    def is_fast(self) -> bool:
+        """True: the tokenizers package does the work."""
+        return True
+
+    @property
+    def clean_up_tokenization_spaces(self) -> bool:
+        """False: `decode` leaves spaces as they are."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         # eos_token_id, pad_token_id, …: the id of the token attribute of that name
         if name.endswith("_token_id") and name[: -len("_id")] in self.__dict__:
             token = self.__dict__[name[: -len("_id")]]
             return None if token is None else self.convert_tokens_to_ids(token)
-        if name in _INSTEAD:
-            raise HabitError(f"{type(self).__name__}.{name}: {_INSTEAD[name]}")
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise no_attribute(self, name, _INSTEAD)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        token = name.removesuffix("_id")
+        if name.endswith("_token_id") and (token in NAMED_TOKENS or token in self.__dict__.get("_named", ())):
+            name, value = token, None if value is None else self.convert_ids_to_tokens(value)
+            if value is None and token not in NAMED_TOKENS:
+                raise InputError(f"{token} needs a token of the vocabulary")
+        object.__setattr__(self, name, value)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -98,10 +139,14 @@ class Vocabulary:
     @property
     def all_special_tokens(self) -> list[str]:
         """The special tokens that have names, in the order of transformers, then those that the configuration only lists."""
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self.extra_special_tokens]))
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """The special tokens that the configuration names or lists beyond NAMED_TOKENS."""
         extra = self.config.get("extra_special_tokens") or self.config.get("additional_special_tokens") or []
         listed = [] if isinstance(extra, dict) else list(map(_content, extra))
-        named = [getattr(self, name) for name in self._named if self._named[name]]
-        return list(dict.fromkeys([*self.special_tokens_map.values(), *named, *listed]))
+        return list(dict.fromkeys([*(getattr(self, name) for name in self._named if self._named[name]), *listed]))
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -168,6 +213,11 @@ class Vocabulary:
             id = self.backend.token_to_id(tokens)
             return self.backend.token_to_id(self.unk_token) if id is None and self.unk_token is not None else id
         return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of tokens."""
+        decoder = self.backend.decoder
+        return "".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
         """The token of an id, or a list of tokens of several ids."""

@@ -38,6 +38,8 @@ WHY = {
     ("SmolVLMProcessor.__call__", "images_kwargs"): "keywords for one part",
     ("SmolVLMConfig", "pad_token_id"): "deprecated there; the text config's counts",
     ("SmolVLMVisionTransformer", "pixel_values"): "channels last; data_format='channels_first' takes the reference's",
+    **{(name, "use_cache"): "None is on there, off here" for name in ("SmolVLMModel", "SmolVLMForConditionalGeneration")},
+    ("Image processor", "data_format"): "the reference's class for PIL leaves channels first in any case",
     ("Image processor", "size"): "a number is a square in both",
     ("Image processor", "max_image_size"): "a number is taken too, as the documentation writes it",
 }

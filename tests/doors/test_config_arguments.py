@@ -1,12 +1,15 @@
 """Configs made and read as transformers' are."""
 
+import copy
 import dataclasses
+import pickle
 
 import jax
 import numpy as np
 import pytest
 
 from smolvlm_jax import (
+    GenerationConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMTextConfig,
@@ -14,8 +17,9 @@ from smolvlm_jax import (
     abstract_params,
 )
 from smolvlm_jax.activations import _FUNCTIONS, activation
-from smolvlm_jax.config import _ACTIVATIONS
-from smolvlm_jax.errors import ConfigError
+from smolvlm_jax.config_base import ACTIVATIONS
+from smolvlm_jax.errors import ConfigError, HabitError, InputError
+from smolvlm_jax.generation_config import Sampling
 
 
 def test_keywords_of_the_reference_are_taken():
@@ -65,7 +69,7 @@ def test_it_is_written_as_json(tmp_path):
 def test_activations_are_the_references():
     torch = pytest.importorskip("torch", reason="the reference: pip install 'smolvlm-jax[test]'")
     transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
-    assert set(_FUNCTIONS) == set(_ACTIVATIONS)
+    assert set(_FUNCTIONS) == set(ACTIVATIONS)
     table = transformers.activations.ACT2FN
     x = np.linspace(-12, 12, 801, dtype=np.float32)
     for name in table:
@@ -82,3 +86,42 @@ def test_activations_are_the_references():
 def test_class_defaults_initialise():
     params = abstract_params(SmolVLMForConditionalGeneration(SmolVLMConfig()))
     assert sum(array.size for array in jax.tree.leaves(params)) > 6e9
+
+
+def test_attributes_of_the_reference_are_there_or_refused_by_name():
+    transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
+    ours, theirs = SmolVLMConfig(), transformers.SmolVLMConfig()
+    for name in ("architectures", "is_encoder_decoder", "name_or_path", "output_attentions", "problem_type", "return_dict"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.vision_config.model_type == theirs.vision_config.model_type
+    assert ours.text_config.rope_parameters["rope_theta"] == theirs.text_config.rope_parameters["rope_theta"]
+    assert SmolVLMConfig(bos_token_id=3, eos_token_id=4).eos_token_id == 4
+    assert SmolVLMConfig.for_model("smolvlm", scale_factor=3).scale_factor == 3
+    for name, words in (
+        ("hidden_size", r"config\.text_config\.hidden_size or config\.vision_config\.hidden_size"),
+        ("vocab_size", r"it is config\.text_config\.vocab_size"),
+        ("image_token_index", "image_token_id"),
+        ("scale_facto", "did you mean 'scale_factor'"),
+        ("to_diff_dict", "to_dict"),
+    ):
+        with pytest.raises(HabitError, match=words):
+            getattr(ours, name)
+        assert not hasattr(ours, name)
+    for config in (ours, ours.text_config, ours.vision_config, GenerationConfig(), Sampling()):
+        with pytest.raises(HabitError, match=r"scale cannot be assigned: .*replace\(scale=…\)"):
+            config.scale = 3
+    with pytest.raises(ConfigError, match=r"pass output_attentions=True to model\.apply"):
+        SmolVLMConfig(output_attentions=True)
+    assert pickle.loads(pickle.dumps(ours)) == copy.deepcopy(ours) == ours and hash(ours) == hash(SmolVLMConfig())
+
+
+def test_a_generation_config_takes_what_asks_for_nothing():
+    made = GenerationConfig(max_new_tokens=3, num_beams=1, use_cache=True, streamer=None)
+    assert made == GenerationConfig(max_new_tokens=3) == GenerationConfig.from_dict({"max_new_tokens": 3})
+    assert made.num_beams is None
+    for wrong, words in (({"num_beams": 2}, "num_beams=2"), ({"max_new_token": 3}, "did you mean 'max_new_tokens'")):
+        with pytest.raises(InputError, match=words):
+            GenerationConfig(**wrong)
+    for name in ("update", "from_model_config", "max_new_token"):
+        with pytest.raises(HabitError, match=name):
+            getattr(made, name)

@@ -51,6 +51,20 @@ def test_a_model_used_as_torchs_says_what_to_type(kind):
     assert model.eval() is model and hash(model) == hash(kind(MODULES[kind]))
 
 
+def test_parts_of_a_model_are_refused_by_name():
+    model = SmolVLMForConditionalGeneration(SmolVLMConfig())
+    for name in ("model", "lm_head", "text_model", "vision_tower", "get_decoder", "no_such_thing"):
+        with pytest.raises(HabitError, match=name) as raised:
+            getattr(model, name)
+        assert "flax" not in str(raised.value) and "setup" not in str(raised.value) and "\n" not in str(raised.value)
+    with pytest.raises(HabitError, match=r"model\.apply"):
+        model.get_image_features(np.zeros((1, 8, 8, 3), np.uint8))
+    for name in ("AutoModel", "AutoModelForCausalLM", "TextStreamer", "Trainer", "TrainingArguments", "set_seed", "load_image"):
+        for use in (lambda kind: kind(3), lambda kind: kind.from_pretrained("tiny")):
+            with pytest.raises(HabitError, match=f"there is no {name}: "):
+                use(getattr(smolvlm_jax, name))
+
+
 def test_messages_name_what_there_is():
     for name, said in (("generate", "generate(model, params"), ("forward", "model.apply"), ("from_pretrained", "load(")):
         assert said in _INSTEAD[name]
@@ -87,6 +101,12 @@ def test_the_auto_class_gives_a_model_and_its_parameters(loaded):
     assert loaded.device in jax.devices() and "float32" in repr(loaded)
     moved = loaded.to(jax.devices()[1])
     assert moved.device == jax.devices()[1] and moved.model == model
+    assert jax.tree.map(lambda x: x, loaded).model == model and jax.device_put(loaded).device == loaded.device
+    assert jax.eval_shape(lambda m, x: m(x).logits, loaded, ids).shape == (1, 3, model.config.text_config.vocab_size)
+    assert jax.eval_shape(loaded.get_image_features, np.zeros((1, 48, 48, 3), np.uint8)).pooler_output.shape == (1, 4, 96)
+    assert loaded.can_generate() and not loaded.training and loaded.num_parameters() > 10**5
+    with pytest.raises(HabitError, match="arguments of generate"):
+        loaded.model = model
     half = loaded.to(jax.numpy.bfloat16)
     assert half.dtype == half.model.dtype == jax.numpy.bfloat16
     with pytest.raises(HabitError, match="gradient"):
@@ -119,6 +139,24 @@ def test_outputs_are_read_by_attribute_name_and_place(tiny_a):
         tiny_a.apply(input_ids=token, cache=out.cache, past_key_values=out.cache)
     features = tiny_a.model.apply(tiny_a.variables, tiny_a.pixels, method="get_image_features")
     assert features.pooler_output is features["image_hidden_states"] is features[0]
+
+
+def test_what_is_no_array_of_the_right_dimensions_is_refused_in_one_line(tiny_a):
+    ids = tiny_a.ids
+    for wrong, words in (
+        ({"input_ids": ids[0]}, r"input_ids has shape .* needs \(batch, length\)"),
+        ({"input_ids": ids.tolist()}, "input_ids is a builtins.list; pass an array"),
+        ({"input_ids": ids.astype(np.float32)}, "it needs integers"),
+        ({"input_ids": ids, "labels": ids[:, 1:]}, "labels have shape"),
+        ({"input_ids": ids, "attention_mask": np.ones_like(ids).tolist()}, "attention_mask is a builtins.list"),
+        ({"inputs_embeds": np.ones((1, 3), np.float32)}, r"needs \(batch, length, width\)"),
+        ({"input_ids": ids, "pixel_values": tiny_a.pixels.tolist()}, "pixel_values is a builtins.list"),
+    ):
+        with pytest.raises(InputError, match=words) as raised:
+            tiny_a.apply(**wrong)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(HabitError, match="takes input_ids by place"):
+        tiny_a.model.apply(tiny_a.variables, ids, np.ones_like(ids))
 
 
 def test_keywords_of_the_model_are_used_neutral_or_refused(tiny_a):

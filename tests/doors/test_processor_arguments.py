@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from smolvlm_jax import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer, SmolVLMVideoProcessor
-from smolvlm_jax.errors import InputError
+from smolvlm_jax.errors import HabitError, InputError
 from smolvlm_jax.processing.arguments import ALL, GROUPS
 from smolvlm_jax.processing.text_options import TEXT_NEUTRAL, TEXT_OPTIONS
 
@@ -220,6 +220,31 @@ def test_the_tokenizer_adds_pads_and_decodes_as_the_reference(tmp_path):
         lambda t: t.decode([np.array([72, 73]), np.array([74])]),
     ):
         assert change(ours) == change(theirs)
+    for read in (
+        lambda t: t("hello you", max_length=2)["input_ids"],
+        lambda t: t(["hello you", "a"], max_length=2)["input_ids"],
+        lambda t: t("hello you", max_length=2, truncation=False)["input_ids"],
+        lambda t: dict(t("hello", return_length=True)),
+        lambda t: t.batch_decode([72, 73]),
+        lambda t: t.batch_decode([[72], [73, 74]]),
+        lambda t: t.batch_decode(np.array([72, 73])),
+        lambda t: t.convert_tokens_to_string(t.tokenize("hello you")),
+        lambda t: (t.vocab["<image>"], t.get_added_vocab(), t.added_tokens_encoder, t.is_fast, t.clean_up_tokenization_spaces),
+        lambda t: {id: token.content for id, token in t.added_tokens_decoder.items()},
+        lambda t: t.extra_special_tokens,
+        lambda t: (setattr(t, "pad_token_id", 5), t.pad_token, t.pad_token_id),
+        lambda t: t("hello").convert_to_tensors("np", prepend_batch_axis=True)["input_ids"].tolist(),
+        lambda t: setattr(t, "pad_token", "<|im_end|>"),
+    ):
+        assert read(ours) == read(theirs)
+    assert list(ours.get_added_vocab()) == list(theirs.get_added_vocab())
+    for name in ("train_new_from_iterator", "name_or_path", "pading_side", "encode_plus"):
+        with pytest.raises(HabitError, match=name):
+            getattr(ours, name)
+    with pytest.raises(HabitError, match=r"tokenizer\.encoding"):
+        _ = ours("hello").word_ids
+    with pytest.raises(InputError, match="padding_side"):
+        SmolVLMTokenizer.from_pretrained("tiny", padding_side="middle")
     encoded = [ours("hello you"), ours("hi")]
     for options in ({}, {"padding": False}, {"max_length": 9, "padding": "max_length"}, {"pad_to_multiple_of": 4}):
         for side in ("left", "right"):
