@@ -106,6 +106,11 @@ def _opened(file: IO[bytes], source: Any) -> Iterator[Any]:
 
 
 def _loaded(document: Any, page: PdfPage) -> Any:
+    if not page.number:
+        raise MediaError(
+            f"the PDF {describe_source(page.source)} could not be read when its pages were counted, and now has "
+            f"{len(document)}: start afresh (--force)"
+        )
     if not 0 < page.number <= len(document):
         raise MediaError(f"the PDF {describe_source(page.source)} has {len(document)} pages, so there is no page {page.number}")
     try:

@@ -93,6 +93,8 @@ def test_resolution_and_its_bounds(tmp_path):
             read_page(page, MediaLimits(files=False))
         with pytest.raises(MediaError, match="has 4 pages, so there is no page 5"):
             read_page(PdfPage(str(path), 5))
+        with pytest.raises(MediaError, match=r"could not be read when its pages were counted, and now has 4: start afresh"):
+            read_page(PdfPage(str(path), 0))
 
 
 @pytest.mark.thorough
