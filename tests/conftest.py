@@ -20,6 +20,7 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import numpy as np
 import pytest
+from object_stores import bucket, front, front_of, impatient  # noqa: F401 (fixtures)
 
 DATA = Path(__file__).parent / "data"
 

@@ -125,12 +125,14 @@ class Part:
         with self._lock:
             try:
                 self._sink.write(self.path, self._rows(), self._key)
-            except OSError:
+            except BaseException as error:
                 # Another process may have finished the part and removed our working file.
-                if not self.path.exists():
+                if not (isinstance(error, OSError) and self.path.exists()):
+                    with suppress(OSError, UnreachableError):
+                        self._journal.flush(self._end)
+                    self._file.close()
                     raise
-            finally:
-                self._journal.remove()
+            self._journal.remove()
         remove_dead(list(self._folder.glob(f".{part_name(self.index)}.*.*")), foreign=True)
 
     def close(self) -> None:

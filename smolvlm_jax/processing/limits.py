@@ -15,7 +15,7 @@ class MediaLimits:
 
     Attributes:
         urls: http and https URLs may be fetched.
-        files: local paths may be opened.
+        files: local paths, and objects in stores (s3://, gs://), may be opened.
         private_addresses: URLs may lead to loopback, private and link-local addresses.
         timeout: seconds for one URL, redirects included.
         max_bytes: size of one encoded picture in bytes, wherever it comes from.

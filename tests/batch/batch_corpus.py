@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -227,6 +228,12 @@ def rows_of(out: AnyPath) -> list[dict]:
 
 
 def multiset(rows: list[dict], folder: AnyPath | str = "") -> Counter:
-    """Rows apart from their timing, and from the folder of the input that errors name."""
-    plain = lambda value: value.replace(str(folder), "FOLDER") if folder and isinstance(value, str) else value
+    """Rows apart from their timing, from the folder of the input that errors name, and from what is said of absent pictures
+    beside that: of one with a long path, that it is no base64 text either."""
+
+    def plain(value):
+        if not folder or not isinstance(value, str):
+            return value
+        return re.sub(r"(no \w+ at '.*?')[:;].*", r"\1", value.replace(str(folder), "FOLDER"))
+
     return Counter(json.dumps({name: plain(value) for name, value in row.items() if name != "seconds"}) for row in rows)

@@ -16,7 +16,7 @@ import batch_corpus as corpus
 from smolvlm_jax.storage import StorePath, place, upload_tree
 
 RECORDS = 2000
-pytestmark = [pytest.mark.network, pytest.mark.slow]  # last run in full on the day that it was written: ten minutes a store
+pytestmark = [pytest.mark.network, pytest.mark.slow]  # some five minutes a store on two idle cores
 
 
 @pytest.fixture(scope="module")

@@ -353,7 +353,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(command, lines, tmp_path, monke
         patched.setattr("smolvlm_jax.batch.sinks.JsonlSink.write", full)
         code, summary, err = command(lines, tmp_path / "a", "--shard-size", "10")
     assert code == 1 and summary is None and "No space left" in err and "Traceback" not in err
-    assert command(lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "1")[1]["records"] == 100
+    again = command(lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "1")[1]
+    assert again["records"] == 100 and again["new_records"] <= 90
 
 
 def test_doctags_are_kept_for_the_checkpoints_that_write_them(tmp_path):

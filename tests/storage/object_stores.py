@@ -5,20 +5,24 @@ server in front of it decides `ifGenerationMatch` under a lock, as the store doe
 """
 
 import contextlib
+import functools
 import http.client
+import itertools
 import json
 import logging
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
-__all__ = ["Front", "running", "serve"]
+from smolvlm_jax.storage import StorePath, place, stores
+
+__all__ = ["Front", "bucket", "front", "front_of", "impatient", "running", "serve"]
 
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
 _ENVIRONMENT = {
@@ -262,3 +266,40 @@ def running(front: Front) -> Iterator[Front]:
     finally:
         front.shutdown()
         front.server_close()
+
+
+# ---- fixtures, which tests/conftest.py gives to all tests
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def front_of() -> Iterator[Callable[[str], Front]]:
+    """Starts each kind once."""
+    pytest.importorskip("s3fs", reason="reads and writes S3: pip install 'smolvlm-jax[s3]'")
+    pytest.importorskip("gcsfs", reason="reads and writes Google Cloud Storage: pip install 'smolvlm-jax[gcs]'")
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda kind: stack.enter_context(serve(kind)))
+
+
+# moto takes three seconds to start.
+@pytest.fixture(params=["gs", pytest.param("s3", marks=pytest.mark.thorough)])
+def front(request, front_of, monkeypatch) -> Iterator[Front]:
+    """A store that this process, and those that it starts, use."""
+    front = front_of(request.param)
+    for name, value in front.environment.items():
+        monkeypatch.setenv(name, value)
+    yield front
+    front.denied.clear()
+    front.down(0)
+    front.page, front.delay = 1000, 0.0
+
+
+@pytest.fixture
+def bucket(front) -> StorePath:
+    return place(front.make(f"bucket-{next(_numbers)}"))
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(stores, "PATIENCE", 0.0)
