@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from .attention import LayerCache, check_form
@@ -305,8 +306,8 @@ def rotary_tables(
     Returns:
         Cosine and sine, (b, 1, t, h/2) each.
     """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    inverse_frequency = 1.0 / (jnp.float32(theta) ** exponents)
+    # In double precision and rounded once: a compiler's power is off by some last bits, which positions multiply.
+    inverse_frequency = jnp.asarray(np.float64(theta) ** -(np.arange(0, head_dim, 2) / head_dim), jnp.float32)
     if scaling is not None:
         inverse_frequency = _stretched(inverse_frequency, scaling)
     angles = position_ids[:, None, :, None].astype(jnp.float32) * inverse_frequency
