@@ -19,7 +19,7 @@ from .terminal import say
 __all__ = ["check_destination", "check_free_space", "disk_full", "temporary_directory", "whole_directory"]
 
 # `force` replaces only a directory with one of these files, so that a mistyped path deletes no other data.
-_OURS = ("config.json", "manifest.json")
+_OURS = ("config.json", "adapter_config.json", "manifest.json")
 
 
 def temporary_directory(destination: Path) -> Path:

@@ -290,3 +290,12 @@ def test_something_else_under_the_temporary_name(tmp_path, kind):
     ):
         pass
     assert not said and os.path.lexists(part)
+
+
+def test_an_adapter_is_replaced_by_force(tmp_path):
+    """As that of a finished run which is started again."""
+    out = tmp_path / "adapter"
+    for content in ("old", "new"):
+        with whole_directory(out, force=True) as target:
+            (target / "adapter_config.json").write_text(content)
+    assert (out / "adapter_config.json").read_text() == "new"

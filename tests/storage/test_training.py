@@ -11,9 +11,11 @@ from convert_helpers import bit_equal, call, weights
 from train_helpers import losses, recipe, small_checkpoint, start, write_records
 
 from smolvlm_jax.errors import CheckpointError, ConfigError, InputError, StorageError
+from smolvlm_jax.processing.fetch import load_image
 from smolvlm_jax.storage import download_tree, upload_tree
 from smolvlm_jax.train.mirror import Mirror, mirrored
 from smolvlm_jax.train.recipes import load_recipe
+from smolvlm_jax.train.records import messages_of, open_records
 from smolvlm_jax.train.runner import run
 
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -41,7 +43,7 @@ def embedded(folder):
     return source
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_continued(bucket, front, tmp_path, monkeypatch, capfd):
     model, data = small_checkpoint(tmp_path), embedded(tmp_path / "data")
     upload_tree(model, bucket / "model")
@@ -92,6 +94,66 @@ def test_a_run_that_is_killed_and_continued(bucket, front, tmp_path, monkeypatch
     download_tree(there, copy)
     assert losses(copy) == losses(whole.directory) and bit_equal(weights(copy / "model"), weights(whole.model))
     shutil.rmtree(copy)
+
+
+def write_step(directory, step):
+    folder = directory / "checkpoints" / str(step)
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "values").write_bytes(b"x" * step)
+    (folder / COMMIT).write_text("{}")
+
+
+@pytest.mark.thorough
+def test_the_store_follows_the_directory(bucket, front, capfd):
+    there = bucket / "run"
+    with mirrored(there) as mirror:
+        (mirror.directory / "metrics.jsonl").write_text("1\n")
+        (mirror.directory / "checkpoints" / "3.orbax-checkpoint-tmp-0").mkdir(parents=True)
+        write_step(mirror.directory, 1)
+        write_step(mirror.directory, 2)
+        front.forget()
+        mirror.send()
+        put = [key for method, key in front.log if method in ("PUT", "POST")]
+        if front.kind == "s3":  # the other names objects in the bodies of requests
+            assert put.index("run/metrics.jsonl") < put.index("run/checkpoints/1/state/values")
+            assert put.index("run/checkpoints/1/state/values") < put.index(f"run/checkpoints/1/{COMMIT}")
+        front.forget()
+        mirror.send()
+        assert not {"PUT", "POST", "DELETE"} & front.requests.keys()  # nothing has changed
+        shutil.rmtree(mirror.directory / "checkpoints" / "1")
+        (mirror.directory / "checkpoints" / "2").rename(mirror.directory / "checkpoints" / "2.damaged")
+        write_step(mirror.directory, 2)
+        write_step(mirror.directory, 4)
+        (mirror.directory / "checkpoints" / "2" / "state" / "values").write_bytes(b"of another run")
+    assert steps(there) == {"2", "2.damaged", "4"}
+    assert (there / "checkpoints/2/state/values").read_bytes() == b"of another run"
+    (there / "checkpoints" / "6" / "state" / "values").write_bytes(b"half of it")
+    (there / "model" / "config.json").write_bytes(b"{}")
+    capfd.readouterr()
+    with mirrored(there) as mirror:
+        assert f"{there}/checkpoints/6 is incomplete, since what wrote it was killed: it is removed" in capfd.readouterr().err
+        here = {str(path.relative_to(mirror.directory)) for path in mirror.directory.rglob("*") if path.is_file()}
+        kept = {f"checkpoints/{step}/{name}" for step in ("2", "4") for name in ("state/values", COMMIT)}
+        assert here - {f"checkpoints/2.damaged/{name}" for name in ("state/values", COMMIT)} == {"metrics.jsonl"} | kept
+    assert steps(there) == {"2", "2.damaged", "4"} and "model/config.json" in names(there)
+    assert not any(name.startswith("checkpoints/6") or name == ".running" for name in names(there))
+
+
+@pytest.mark.thorough
+def test_records_and_their_pictures(bucket, tmp_path):
+    data = write_records(tmp_path / "data", 6)
+    upload_tree(data.parent, bucket / "data")
+    local, stored = open_records(str(data)), open_records(f"{bucket}/data")
+    assert len(stored) == len(local) == 6 and len(open_records(f"{bucket}/data/train.jsonl")) == 6
+    seen = 0
+    for number in range(6):
+        pairs = zip(messages_of(local[number]), messages_of(stored[number]), strict=True)
+        for mine, theirs in [pair for a, b in pairs for pair in zip(a["content"], b["content"], strict=True)]:
+            if mine["type"] == "image":
+                assert theirs["path"] == mine["path"].replace(str(data.parent), f"{bucket}/data")
+                assert load_image(theirs["path"]).tobytes() == load_image(mine["path"]).tobytes()
+                seen += 1
+    assert seen
 
 
 @pytest.mark.thorough
