@@ -84,6 +84,7 @@ def test_any_ids_are_names_of_files_of_their_own(tmp_path):
     assert not [name for name in found if name.startswith((".", "_"))] and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.thorough
 def test_mistakes_are_named(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.pdf").write_bytes(pdf([lines("a")]))
     flags = ["batch", str(tmp_path / "a.pdf"), str(tmp_path / "out"), "--model", "tiny", "--prompt", ASK]
@@ -91,7 +92,6 @@ def test_mistakes_are_named(tmp_path, capsys, monkeypatch):
     assert "tiny writes none: it has no <doctag>" in capsys.readouterr().err
     assert main([*flags, "--document", "pdf"]) == 2
     assert "'pdf' is none of markdown, html, json, doctags" in capsys.readouterr().err
-    (tmp_path / "m").mkdir()
     model = write_checkpoint(tmp_path / "docling")
     config = dict(input=tmp_path / "a.pdf", output=tmp_path / "out", prompt=ASK, model=model, document="json")
     with pytest.raises(InputError, match="--no-keep-special-tokens leaves out"):

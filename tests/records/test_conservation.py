@@ -16,6 +16,7 @@ import forms
 from batch_corpus import rows_of
 from batch_double import Double
 from pdf_files import lines, pdf
+from tiers import fast_first
 
 from smolvlm_jax.batch.config import PictureOptions
 from smolvlm_jax.batch.job import BatchJob, Shard
@@ -190,7 +191,7 @@ def test_columns_of_the_users_own_are_named(folder):
         read_conversation({**record, "mask": "p1.png"}, columns=(("image", "mask"),))
 
 
-@pytest.mark.parametrize("beside", [None, "a.jsonl", "a.csv", "a.json", "a.tar.gz"])
+@pytest.mark.parametrize("beside", fast_first(2, [None, "a.jsonl", "a.csv", "a.json", "a.tar.gz"]))
 def test_every_file_of_a_folder_is_records_or_named(beside, tmp_path):
     """A page of a PDF is a record, once; a file that is none is counted by its ending; pictures may belong to records."""
     pytest.importorskip("pypdfium2", reason="needs pypdfium2: pip install 'smolvlm-jax[documents]'")

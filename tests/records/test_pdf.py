@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pdf_files import DAMAGES, ENCRYPT, PICTURE, lines, pdf, table
 from PIL import Image
+from tiers import fast_first
 
 from smolvlm_jax.errors import ChangedError, InputError, MediaError, MissingExtraError
 from smolvlm_jax.processing.fetch import image_size, load_image
@@ -70,7 +71,7 @@ def test_a_folder_of_pdfs_and_pictures(tmp_path):
     assert np.ptp(found["a.pdf#4"]) == 0  # a blank page is one
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", fast_first(1, DAMAGES))
 def test_a_damaged_page_is_an_error_and_no_blank_page(tmp_path, how):
     long = lines(*(f"Line {number} of a page of text, {number * 7919}" for number in range(30)))
     (tmp_path / "a.pdf").write_bytes(pdf([long] * 3, damaged=1, how=how))
@@ -108,6 +109,7 @@ def test_a_file_that_ends_the_counting_process_has_no_pages(tmp_path):
         assert counter(str(tmp_path / "nowhere.pdf")) == 0
 
 
+@pytest.mark.thorough
 def test_pages_belong_to_the_file_that_was_found(tmp_path):
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf(PAGES))
