@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, SmolVLMError, import_extra
+from ..errors import InputError, MissingExtraError, SmolVLMError, import_extra
 from ..generation_config import SamplingParams
 from ..terminal import say
 from .answerer import Desk, Question
@@ -28,7 +28,13 @@ NAME = "smolvlm_jax"
 _FAILED = "Failed to obtain answer via API."  # VLMEvalKit's own words
 # Of no package index, and so of no extra.
 _NEEDED = ("evaluating with VLMEvalKit", None, "pip install git+https://github.com/open-compass/VLMEvalKit")
-_base: Any = import_extra("vlmeval.vlm.base", *_NEEDED)
+try:
+    _base: Any = import_extra("vlmeval.vlm.base", *_NEEDED)
+except MissingExtraError as error:
+    if __name__ != "__main__":
+        raise
+    say(str(error))
+    sys.exit(error.exit_code)
 
 
 class SmolVLMJax(_base.BaseModel):

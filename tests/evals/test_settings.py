@@ -1,5 +1,8 @@
 """What harnesses say about a model and a request."""
 
+import importlib
+import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -44,11 +47,19 @@ def test_a_model_argument_that_is_not_there_is_refused_by_name():
     ],
 )
 def test_without_the_harness_one_line_names_the_command(monkeypatch, module, command):
-    import importlib
-
     for name in ("lmms_eval", "vlmeval"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, f"smolvlm_jax.evals.{module}", raising=False)
     with pytest.raises(MissingExtraError, match=command) as caught:
         importlib.import_module(f"smolvlm_jax.evals.{module}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.thorough
+def test_the_command_for_vlmevalkit_says_in_one_line_what_is_missing():
+    command = [sys.executable, "-m", "smolvlm_jax.evals.vlmevalkit", "VLMEvalKit", "--pretrained", "tiny"]
+    if importlib.util.find_spec("vlmeval"):
+        pytest.skip("vlmeval is installed")
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
+    assert run.stderr.endswith("pip install git+https://github.com/open-compass/VLMEvalKit\n")
