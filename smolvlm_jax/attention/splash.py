@@ -21,6 +21,8 @@ SHORTEST = 512
 _LANES = 128
 # Queries and keys that a step of the kernel takes; the first that divides the length is used.
 _BLOCKS = (1024, 768, 512, 384, 256, 128)
+# Keys of a block that are computed with at a time, where they divide it: one half's products hide the other's exponentials.
+_COMPUTED = 512
 
 
 @functools.cache
@@ -81,7 +83,11 @@ def _one_device(q, k, v, segment_ids, causal: bool, interpret: bool) -> jax.Arra
     mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * n),
-        block_sizes=kernels.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=kernels.BlockSizes(
+            **{f"block_{name}": block for name in names} | {"block_kv_compute": _COMPUTED if block % _COMPUTED == 0 else block},
+            # Positions along lanes: rotary embedding and projections then divide heads between rows of tiles.
+            **dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernels.QKVLayout.SEQ_MINOR),
+        ),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
