@@ -1,12 +1,12 @@
 """What the programs of engine and trainer cost on chips that are not here, counted by the chips' own compilers.
 
     python benchmarks/compiled.py [--models 256m 500m 2.2b] [--on v5e v6e h100] [--only encode prefill insert decode train]
-                                  [--rings 2048:64 …] [--json FILE] [--page]
+                                  [--rings 2048:64 …] [--kv-cache int8] [--json FILE] [--page]
 
 For each program: cycles on TPU (XLA's operations by its estimates, kernels by their scheduled bundles and the time for which
 they hold a matrix unit), bytes moved, temporaries; on GPU the kernels that are started and the calls of cuDNN and cuBLAS.
 Decode programs are counted for one step. `--page` adds up a page: 13 tiles, 1,100 prompt tokens and 700 new ones with 64 slots
-of 2,048 columns, each program by the larger of its cycles and its bytes over the bandwidth.
+of 2,048 columns of which rows see half, each program by the larger of its cycles and its bytes over the bandwidth.
 """
 
 import argparse
@@ -35,20 +35,20 @@ class Row:
     cost: Cost
 
 
-def engine_rows(model: str, chip: str, kinds: tuple[str, ...], rings: tuple[tuple[int, int], ...]) -> Iterator[Row]:
-    """The engine's programs on one chip; decode for each ring, the others for the first."""
+def engine_rows(model: str, chip: str, kinds: tuple[str, ...], rings: tuple[tuple[int, int], ...], **more) -> Iterator[Row]:
+    """The engine's programs on one chip; decode for each ring, the others for the first. `more` are fields of PlanConfig."""
     kinds = tuple(kind for kind in kinds if kind != "train")
     for number, (length, slots) in enumerate(rings):
         wanted = tuple(kind for kind in kinds if kind == "decode" or number == 0)
         if not wanted:
             return
         work = PAGE if number == 0 else Workload(tiles=0, prompt=length // 2, new=length // 4)
-        config = PlanConfig(model=model, on=chip, ring_lengths=(length,), slots=(slots,), kinds=wanted, workload=work)
+        config = PlanConfig(model=model, on=chip, ring_lengths=(length,), slots=(slots,), kinds=wanted, workload=work, **more)
         for cost in plan(config, progress).programs:
             yield Row(model, chip, cost)
 
 
-def train_rows(model: str, chip: str, kinds: tuple[str, ...], rings: tuple[tuple[int, int], ...]) -> Iterator[Row]:
+def train_rows(model: str, chip: str, kinds: tuple[str, ...], rings: tuple[tuple[int, int], ...], **more) -> Iterator[Row]:
     """The step of the size's own recipe; on a GPU eight rows on one card."""
     if "train" not in kinds:
         return
@@ -107,17 +107,19 @@ def main() -> int:
     parser.add_argument("--on", nargs="+", default=["v5e"], choices=CHIPS)
     parser.add_argument("--only", nargs="+", default=["encode", "prefill", "insert", "decode"], choices=KINDS)
     parser.add_argument("--rings", nargs="+", default=[f"{length}:{slots}" for length, slots in RINGS], metavar="COLUMNS:SLOTS")
+    parser.add_argument("--kv-cache", choices=["int8"], help="caches in 8 bits")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--page", action="store_true", help="only what a page needs, and its cycles")
     options = parser.parse_args()
     rings = (PAGE_RING,) if options.page else tuple(tuple(map(int, ring.split(":"))) for ring in options.rings)
+    more = {"kv_cache_dtype": options.kv_cache, "live": 0.5 if options.page else None}
     rows: list[Row] = []
     failed = 0
     for model in options.models:
         for chip in options.on:
             for part in (engine_rows, train_rows):
                 try:
-                    for row in part(model, chip, tuple(options.only), rings):
+                    for row in part(model, chip, tuple(options.only), rings, **more):
                         rows.append(row)
                         print(show(row), flush=True)
                 except SmolVLMError as error:

@@ -6,12 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
 from .model import SmolVLMForConditionalGeneration
 from .sharding import Declared, parameter_shardings
 
-__all__ = ["abstract_params", "flatten_params", "init_params", "logical_axes", "summed_dimensions", "unflatten_params"]
+__all__ = [
+    "abstract_params",
+    "flatten_params",
+    "for_lookups",
+    "init_params",
+    "logical_axes",
+    "summed_dimensions",
+    "unflatten_params",
+]
 
 
 @functools.lru_cache(maxsize=32)
@@ -64,6 +73,30 @@ def init_params(
 
     shardings = None if mesh is None else parameter_shardings(abstract_params(model), logical_axes(model), mesh)
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+
+
+def for_lookups(params: Any, platform: str = "tpu") -> Any:
+    """Parameters whose embedding table has its rows one after the other in memory, as looking them up needs it.
+
+    Where the width of a table is no multiple of 128, TPUs keep it by columns, and each program that looks up rows would lay out
+    the whole table first: 0.8 of the 13 million cycles of the 256M's prefill of 2,048 tokens on v5e. The values are the same.
+
+    Args:
+        params: arrays, or ShapeDtypeStructs with shardings, of which a program is to be made for such arrays.
+        platform: of the devices whose tables are laid out; others keep theirs.
+    """
+
+    def lay_out(path: tuple[Any, ...], x: Any) -> Any:
+        if not _joined(path).endswith("embed_tokens/embedding") or x.sharding is None:
+            return x
+        if next(iter(x.sharding.device_set)).platform != platform:
+            return x
+        by_rows = Format(Layout((0, 1)), x.sharding)
+        return (
+            jax.device_put(x, by_rows) if isinstance(x, jax.Array) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows)
+        )
+
+    return jax.tree_util.tree_map_with_path(lay_out, params)
 
 
 def _joined(path: tuple[Any, ...]) -> str:

@@ -3,14 +3,17 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
 
 from smolvlm_jax import SmolVLMForConditionalGeneration, abstract_params, init_params, logical_axes, published_config
 from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restore, torch_name, torch_shape
 from smolvlm_jax.errors import CheckpointError
-from smolvlm_jax.parameters import flatten_params, unflatten_params
+from smolvlm_jax.parameters import flatten_params, for_lookups, unflatten_params
 from smolvlm_jax.sharding import AXIS_RULES
 
 # Every parameter of one layer and of the frame: shape in symbols, logical axes.
@@ -141,3 +144,17 @@ def test_init_needs_nothing_but_a_config(tiny_a):
 def test_flatten_and_unflatten_are_inverse(tiny_a):
     flat = flatten_params(tiny_a.params)
     assert jax.tree.structure(unflatten_params(flat)) == jax.tree.structure(tiny_a.params)
+
+
+def test_a_table_laid_out_for_lookups_is_the_same_table():
+    """Rows one after the other, as an array and in the program that is compiled for it; nothing else changes."""
+    table = jax.device_put(jnp.arange(12.0).reshape(4, 3), Format(Layout((1, 0)), SingleDeviceSharding(jax.devices()[0])))
+    tree = {"model": {"embed_tokens": {"embedding": table}, "norm": {"scale": jnp.ones(3)}}}
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    assert for_lookups(tree)["model"]["embed_tokens"]["embedding"] is table, "of a TPU's tables alone"
+    ours, described = for_lookups(tree, "cpu"), for_lookups(abstract, "cpu")
+    found = ours["model"]["embed_tokens"]["embedding"]
+    assert found.format.layout.major_to_minor == (0, 1) and ours["model"]["norm"] is not None
+    assert described["model"]["embed_tokens"]["embedding"].format.layout.major_to_minor == (0, 1)
+    program = jax.jit(lambda tree: tree["model"]["embed_tokens"]["embedding"][2]).lower(described).compile()
+    assert program(ours).tolist() == [6.0, 7.0, 8.0] and bool((found == table).all())

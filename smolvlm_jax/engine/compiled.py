@@ -18,6 +18,7 @@ from ..cache import CacheFormat, check_kv_cache_dtype
 from ..decoding import DecodeState, RowSettings, Rules
 from ..generation_config import GenerationConfig, Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
+from ..parameters import for_lookups
 from ..sharding import activate, batch_sharding
 from . import programs
 from .settings import EngineShapes
@@ -51,7 +52,7 @@ class Programs:
         self.compilations, self.compile_seconds = 0, 0.0
         self._lock = threading.Lock()
         self._done: dict[Hashable, Any] = {}
-        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        self._params = for_lookups(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
         self.buckets = _prefill_buckets(config)
         self.segments = {t: max(1, min(_MOST_SEGMENTS, t // _SEGMENT_TOKENS)) for t in self.buckets}
 

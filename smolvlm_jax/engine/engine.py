@@ -25,6 +25,7 @@ from ..compilation_cache import keep_compiled_programs
 from ..errors import InputError
 from ..logprobs import TokenLogprobs
 from ..model import SmolVLMForConditionalGeneration
+from ..parameters import for_lookups
 from ..retrieval_model import require_text
 from ..vision import try_encoder
 from .compiled import Programs
@@ -92,11 +93,11 @@ class Engine:
         """
         require_text(model)
         keep_compiled_programs()
-        self.model, self.params, self.processor = model, params, processor
+        self.model, self.params, self.processor = model, for_lookups(params), processor
         self.config = (config or EngineConfig()).resolve(model, mesh)
-        self.programs = Programs(model, params, self.config, mesh)
+        self.programs = Programs(model, self.params, self.config, mesh)
         self.stats = Counters()
-        self._tiles = TileFeatures(self.programs, params, self.stats)
+        self._tiles = TileFeatures(self.programs, self.params, self.stats)
         self._arrive = Reception(model, processor, self.config)
         self._busy = threading.Lock()
         self._idle_since: float | None = None
