@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..sharding import on_each_device
-from .int8 import rounded, turn
+from .int8 import UNIT, joined_bytes, power_above, rounded, turn, two_bytes
 from .work import Pieces, WorkList
 
 __all__ = ["decode_attention", "decode_pieces", "fits_decode"]
@@ -149,7 +149,10 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
     shape = _Shape(b, n, kv, h, lanes, pieces)
     group, chunk, align = pieces.group, pieces.chunk, pieces.align
     new = jnp.concatenate([k, v], 1).reshape(b, 2 * kv, h)
-    new = jnp.pad(new, ((0, 0), (0, _ceil(2 * kv, 8) - 2 * kv), (0, 0)))
+    new = [jnp.pad(new, ((0, 0), (0, _ceil(2 * kv, 8) - 2 * kv), (0, 0)))]
+    if scales:
+        column, fresh = rounded(new[0])
+        new = [column.astype(q.dtype), fresh]
     kept = [pairs.reshape(b, length // group, group, lanes), *(x[:, 0] for x in scales)]
     # Without this, XLA copies whole layers into the core's memory and out again; the kernel fetches what it needs.
     if interpret:
@@ -164,6 +167,9 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
         for x in scales
         for count, size in ((pieces.slots, chunk), (_WRITES, align))
     ]
+    if scales:
+        of_scales.append(tpu.VMEM((shape.padded, _LANES), jnp.float32))
+    wide = ((2 * shape.padded, shape.key_tiles), jnp.int8) if scales else ((shape.padded, shape.key_tiles), q.dtype)
     moved = kept_bytes(pairs, *scales)
     out, *kept = pallas.pallas_call(
         functools.partial(_kernel, pallas, tpu, shape, bool(scales)),
@@ -171,25 +177,25 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
         grid_spec=tpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(1,),
-            in_specs=[near(), near(), *(distant() for _ in kept)],
+            in_specs=[near(), *(near() for _ in new), *(distant() for _ in kept)],
             out_specs=[near(), *(distant() for _ in kept)],
             scratch_shapes=[
                 tpu.VMEM((pieces.slots, chunk // group, group, lanes), pairs.dtype),
                 tpu.VMEM((_WRITES, group, lanes), pairs.dtype),
-                tpu.VMEM((shape.padded, shape.key_tiles), q.dtype),
+                tpu.VMEM(*wide),
                 tpu.SemaphoreType.DMA((pieces.slots,)),
                 tpu.SemaphoreType.DMA((_WRITES,)),
                 *of_scales,
             ],
         ),
-        input_output_aliases={5 + i: 1 + i for i in range(len(kept))},
+        input_output_aliases={4 + len(new) + i: 1 + i for i in range(len(kept))},
         # Of a ring that is half visible: XLA fetches weights meanwhile.
         cost_estimate=pallas.CostEstimate(
             flops=2 * b * n * h * length, transcendentals=b * n * length // 2, bytes_accessed=moved // 2
         ),
         interpret=interpret,
         name="decode_attention",
-    )(start.reshape(1).astype(jnp.int32), items[0], total[0], q.reshape(b, n, h), new, *kept)
+    )(start.reshape(1).astype(jnp.int32), items[0], total[0], q.reshape(b, n, h), *new, *kept)
     return out.reshape(b, n, 1, h), kept[0].reshape(pairs.shape), *(x[:, None] for x in kept[1:])
 
 
@@ -210,7 +216,8 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
     of all heads. In main memory: the pairs (b, L / group, group, lanes), and of int8 the scales (b, R, L). Output (b, n, h).
     """
     if quantized:
-        pairs, scales, out, new_pairs, new_scales, chunks, tiles, wide, arrived, left, scale_chunks, scale_tiles = refs
+        fresh, pairs, scales, out, new_pairs, new_scales, chunks, tiles, wide, arrived, left, *of_scales = refs
+        scale_chunks, scale_tiles, bounds = of_scales
     else:
         pairs, out, new_pairs, chunks, tiles, wide, arrived, left = refs
     length, group, align, size, slots = shape.pieces
@@ -254,9 +261,8 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
 
     out[...] = jnp.zeros_like(out)  # rows that take no part
     wide[...] = jnp.zeros_like(wide)
-    chunks[...] = jnp.zeros_like(chunks)  # what a weight of zero is multiplied with must be finite
-    if quantized:
-        scale_chunks[...] = jnp.zeros_like(scale_chunks)
+    if not quantized:
+        chunks[...] = jnp.zeros_like(chunks)  # what a weight of zero is multiplied with must be finite
     for item in range(slots - 1):
         read(item, True)
 
@@ -264,7 +270,6 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
     per_head = n // shape.heads
     lane, head_of = iota((padded, _LANES), 1), (iota((padded, _LANES), 0) * -(-(2**16) // per_head)) >> 16
     own = lambda first: (lane + first >= head_of * h) & (lane + first < head_of * h + h)  # of a tile with this first lane
-    column = iota((padded, size), 1)
     tile_row = iota((group, lanes), 0)
     here = tile_row == (start[0] & (group - 1))
 
@@ -274,9 +279,9 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
         return jnp.where(age < 0, age + length, age) < live
 
     def spread(scale):
-        """Scales (heads, C) of key heads, for each query."""
-        rows = jnp.broadcast_to(scale[:1], (padded, size))
-        number = (iota((padded, size), 0) * -(-(2**16) // per_head)) >> 16
+        """Rows (heads, C) of key heads, for each query."""
+        rows = jnp.broadcast_to(scale[:1], (padded, scale.shape[1]))
+        number = (iota(rows.shape, 0) * -(-(2**16) // per_head)) >> 16
         for j in range(1, shape.heads):
             rows = jnp.where(number < j, rows, scale[j : j + 1])
         return rows
@@ -300,9 +305,17 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
         def _():
             """The queries of the row, and no column before the first that it sees."""
             x = jnp.concatenate([q[row].astype(jnp.float32)] * (_LANES // h), 1)
-            for first in range(0, shape.key_tiles, _LANES):
-                wide[:n, first : first + _LANES] = jnp.where(own(first)[:n], x, 0).astype(wide.dtype)
-            if not quantized:
+            if quantized:
+                x = jnp.concatenate([x, jnp.zeros((padded - n, _LANES), jnp.float32)], 0)
+                bound, inverse = power_above(jnp.broadcast_to(jnp.abs(x).max(1, keepdims=True), x.shape))
+                bounds[...] = bound * (UNIT * h**-0.5)
+                both = two_bytes(x, inverse).astype(jnp.int32)
+                for first in range(0, shape.key_tiles, _LANES):
+                    mine = jnp.concatenate([own(first).astype(jnp.int32)] * 2, 0)
+                    wide[:, first : first + _LANES] = (both * mine).astype(jnp.int8)
+            else:
+                for first in range(0, shape.key_tiles, _LANES):
+                    wide[:n, first : first + _LANES] = jnp.where(own(first)[:n], x, 0).astype(wide.dtype)
                 kept = visible(low * group + tile_row, new_at, live)
                 chunks[slot, low] = jnp.where(kept, chunks[slot, low].astype(jnp.float32), 0).astype(chunks.dtype)
                 clear(slot, 0, low)
@@ -316,11 +329,9 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
                 write(written, row, False)
 
             place, at = jax.lax.rem(written, _WRITES), new_at >> bits(group)
-            old = chunks[slot, at].astype(jnp.float32)
-            column = new[row].astype(jnp.float32)
-            if quantized:
-                column, scale = rounded(column)
-                column = column.astype(jnp.float32)
+            number = jnp.int32 if quantized else jnp.float32
+            old = chunks[slot, at].astype(number)
+            column = new[row].astype(number)
             joined = jnp.concatenate([column[j : j + 1] for j in range(2 * shape.heads)], 1)
             kept = visible(at * group + tile_row, new_at, live)
             tile = jnp.where(here, joined, jnp.where(kept, old, 0)).astype(chunks.dtype)
@@ -329,19 +340,25 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             if quantized:
                 span = pallas.ds(pallas.multiple_of(new_at & -align, align), align)
                 lane = iota((scale_tiles.shape[1], align), 1)
-                fresh = jnp.where(lane == (start[0] & (align - 1)), scale, scale_chunks[slot, :, span])
-                scale_chunks[slot, :, span] = fresh
-                scale_tiles[place] = fresh
+                piece = jnp.where(lane == (start[0] & (align - 1)), fresh[row], scale_chunks[slot, :, span])
+                scale_chunks[slot, :, span] = piece
+                scale_tiles[place] = piece
             else:
                 clear(slot, end, size // group)
             write(written, row, True)
 
-        kv = chunks[slot].reshape(size, lanes).astype(q.dtype)
-        scores = _product(wide[...], kv[:, : shape.key_tiles], 1) * h**-0.5
+        kv = chunks[slot].reshape(size, lanes)
         if quantized:
-            scores = scores * spread(scale_chunks[slot, : shape.heads])
-        counts = visible(column, new_at, live) & (column < end * group)
-        scores = jnp.where(counts, scores, _NONE)
+            of = scale_chunks[slot]
+            column = iota(of.shape, 1)
+            of = jnp.where(visible(column, new_at, live) & (column < end * group), of, -1.0)  # a scale is never negative
+            of_keys, of_values = (spread(of[j * shape.heads : (j + 1) * shape.heads]) for j in range(2))
+            scores = joined_bytes(_product(wide[...], kv[:, : shape.key_tiles], 1, jnp.int32)) * (of_keys * bounds[:, :1])
+            scores = jnp.where(of_keys < 0, _NONE, scores)
+        else:
+            scores = _product(wide[...], kv[:, : shape.key_tiles], 1) * h**-0.5
+            column = iota((padded, size), 1)
+            scores = jnp.where(visible(column, new_at, live) & (column < end * group), scores, _NONE)
         # Selected, not multiplied by zero: what another row leaves may be NaN.
         old, total_weight, summed = (jnp.where(is_first, x, y) for x, y in ((_NONE, most), (0.0, total_weight), (0.0, summed)))
         most = jnp.maximum(old, scores.max(1, keepdims=True))
@@ -349,8 +366,12 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
         fade = jnp.exp(old - most)
         total_weight = fade * total_weight + weights.sum(1, keepdims=True)
         if quantized:
-            weights = jnp.where(counts, weights * spread(scale_chunks[slot, shape.heads : 2 * shape.heads]), 0)
-        summed = fade * summed + _product(weights.astype(kv.dtype), kv[:, shape.before :], 0)
+            bound, inverse = power_above(jnp.maximum(of_values.max(1, keepdims=True), 0))
+            both = two_bytes(weights * of_values, inverse)
+            more = joined_bytes(_product(both, kv[:, shape.before :], 0, jnp.int32)) * (bound * UNIT)
+        else:
+            more = _product(weights.astype(kv.dtype), kv[:, shape.before :], 0)
+        summed = fade * summed + more
 
         @pallas.when(is_last)
         def _():
@@ -375,6 +396,6 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             write(number, 0, False)
 
 
-def _product(x, y, axis: int):
-    """x (r, c) times y, whose dimension `axis` is c, in float32."""
-    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+def _product(x, y, axis: int, dtype: Any = jnp.float32):
+    """x (r, c) times y, whose dimension `axis` is c."""
+    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=dtype)

@@ -13,9 +13,11 @@ import numpy as np
 
 from ..precision import matmul_precision
 
-__all__ = ["dequantize", "quantize", "rounded", "turn"]
+__all__ = ["UNIT", "dequantize", "joined_bytes", "power_above", "quantize", "rounded", "turn", "two_bytes"]
 
 _LARGEST = 127
+# Of `joined_bytes`.
+UNIT = 1 / (2 * _LARGEST * _LARGEST)
 
 
 @functools.cache
@@ -50,3 +52,31 @@ def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def dequantize(x: jax.Array, scale: jax.Array) -> jax.Array:
     """What `quantize` was given, as nearly as 8 bits tell, in float32."""
     return turn(x.astype(jnp.float32) * scale)
+
+
+def power_above(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The smallest powers of 2 above numbers that are not negative, float32, and their inverses: exact, and no division. NaN of
+    NaN and infinity."""
+    exponent = jax.lax.bitcast_convert_type(x, jnp.int32) >> 23
+    power, inverse = (jax.lax.bitcast_convert_type(y << 23, jnp.float32) for y in (exponent + 1, 253 - exponent))
+    return power + (x - x), inverse
+
+
+def two_bytes(x: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Numbers (r, c) in two rows of int8 each, (2 r, c): 127ths of a bound, and below all of them 254ths of those.
+
+    Products of int8 with int8 are exact on a chip's matrix units; with two rows they are nearer than those of bfloat16.
+
+    Args:
+        x: float32.
+        inverse: of the bound, 1 over more than any |x|, broadcastable to x.
+    """
+    x = x * (inverse * _LARGEST)
+    high = jnp.round(x)
+    return jnp.concatenate([high, jnp.round((x - high) * (2 * _LARGEST))], 0).astype(jnp.int32).astype(jnp.int8)
+
+
+def joined_bytes(products: jax.Array) -> jax.Array:
+    """Sums, int32 (2 r, c), of such rows -> float32 (r, c), to be multiplied by the bound and `UNIT`."""
+    half = products.shape[0] // 2
+    return products[:half].astype(jnp.float32) * (2 * _LARGEST) + products[half:].astype(jnp.float32)
