@@ -148,11 +148,10 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
     assert pieces is not None
     shape = _Shape(b, n, kv, h, lanes, pieces)
     group, chunk, align = pieces.group, pieces.chunk, pieces.align
-    new = jnp.concatenate([k, v], 1).reshape(b, 2 * kv, h)
-    new = [jnp.pad(new, ((0, 0), (0, _ceil(2 * kv, 8) - 2 * kv), (0, 0)))]
-    if scales:
-        column, fresh = rounded(new[0])
-        new = [column.astype(q.dtype), fresh]
+    column = jnp.concatenate([k, v], 1).reshape(b, 2 * kv, h)
+    column = jnp.pad(column, ((0, 0), (0, _ceil(2 * kv, 8) - 2 * kv), (0, 0)))
+    column, *fresh = rounded(column) if scales else (column,)
+    new = [column.astype(q.dtype), *fresh]
     kept = [pairs.reshape(b, length // group, group, lanes), *(x[:, 0] for x in scales)]
     # Without this, XLA copies whole layers into the core's memory and out again; the kernel fetches what it needs.
     if interpret:
@@ -216,8 +215,8 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
     of all heads. In main memory: the pairs (b, L / group, group, lanes), and of int8 the scales (b, R, L). Output (b, n, h).
     """
     if quantized:
-        fresh, pairs, scales, out, new_pairs, new_scales, chunks, tiles, wide, arrived, left, *of_scales = refs
-        scale_chunks, scale_tiles, bounds = of_scales
+        fresh, pairs, scales, out, new_pairs, new_scales, chunks, tiles, wide, arrived, left, *more = refs
+        scale_chunks, scale_tiles, bounds = more
     else:
         pairs, out, new_pairs, chunks, tiles, wide, arrived, left = refs
     length, group, align, size, slots = shape.pieces
@@ -329,9 +328,7 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
                 write(written, row, False)
 
             place, at = jax.lax.rem(written, _WRITES), new_at >> bits(group)
-            number = jnp.int32 if quantized else jnp.float32
-            old = chunks[slot, at].astype(number)
-            column = new[row].astype(number)
+            old, column = (x.astype(jnp.int32 if quantized else jnp.float32) for x in (chunks[slot, at], new[row]))
             joined = jnp.concatenate([column[j : j + 1] for j in range(2 * shape.heads)], 1)
             kept = visible(at * group + tile_row, new_at, live)
             tile = jnp.where(here, joined, jnp.where(kept, old, 0)).astype(chunks.dtype)
@@ -378,7 +375,8 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             """Of each query its own head's lanes, wherever they stand, moved to the first ones."""
             y = summed / total_weight
             tiles_of = range(shape.before, lanes, _LANES)
-            y = sum(jnp.where(own(t - shape.keys), y[:, t - shape.before : t - shape.before + _LANES], 0) for t in tiles_of)
+            apart = [jnp.where(own(t - shape.keys), y[:, t - shape.before : t - shape.before + _LANES], 0) for t in tiles_of]
+            y = sum(apart[1:], apart[0])
             shift = h
             while shift < _LANES:
                 y, shift = y + tpu.roll(y, shift, 1), 2 * shift
