@@ -34,6 +34,7 @@ from .generation_config import GenerationConfig
 from .logprobs import TokenLogprobs
 from .model import SmolVLMForConditionalGeneration
 from .outputs import ModelOutput
+from .pictures import encoder_batch, encoder_batches, tokens_of
 from .prompt_arrays import bucket, prompt_arrays
 from .retrieval_model import require_text
 from .sampling import processed
@@ -75,6 +76,32 @@ class _Scores(NamedTuple):
     def of(cls, rules: Rules, rows: Rows, logits: jax.Array) -> "_Scores":
         settings: Any = rules.sampling
         return cls(processed(allowed(rules, rows, logits), settings, seen=rows.seen), logits)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="features")
+def _encode(model, params, features: jax.Array, tiles: jax.Array, mask: jax.Array | None, start: jax.Array) -> jax.Array:
+    """Features (n, tokens, d), with those of these tiles from `start` on."""
+    found = model.apply({"params": params}, tiles, mask, method="get_image_features").image_hidden_states
+    return jax.lax.dynamic_update_slice(features, found.astype(features.dtype), (start, 0, 0))
+
+
+def _encoded(model: SmolVLMForConditionalGeneration, params, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with features in place of tiles.
+
+    Tiles are encoded in batches of a few sizes, none of it padding, so that 17 tiles cost 17 and not the 24 of a bucket; the
+    features are padded to a bucket, so that the prefill of many numbers of tiles is one program.
+    """
+    inputs = dict(inputs)
+    tiles, mask = inputs.pop("pixel_values"), inputs.pop("pixel_attention_mask", None)
+    count, most = len(tiles), encoder_batch()
+    shape = (bucket(count, 1), tokens_of(model.config, tiles), model.config.text_config.hidden_size)
+    features, start = jnp.zeros(shape, model.dtype), 0
+    for size in encoder_batches(count, [most >> k for k in range(most.bit_length())]):
+        part = slice(start, start + size)
+        piece = None if mask is None else mask[part]
+        features = _encode(model, params, features, tiles[part], piece, np.asarray(start, np.int32))
+        start += size
+    return {**inputs, "image_hidden_states": features}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules", "cache_length", "stored", "scored"))
@@ -237,11 +264,14 @@ def _start(
         num_tiles=num_tiles,
         image_hidden_states=image_hidden_states,
         seed=seed,
+        pad_tiles=mesh is not None,
     )
     config, inputs, settings = prompts.config, prompts.inputs, prompts.settings
     if mesh is not None:
         put = lambda x: jax.device_put(x, batch_sharding(mesh, np.shape(x)))
         inputs, settings = {name: put(x) for name, x in inputs.items()}, jax.tree.map(put, settings)
+    elif "pixel_values" in inputs:
+        inputs = _encoded(model, params, inputs)
     tile = 64 if jax.default_backend() == "cpu" else 128  # a TPU's tiles have 128 columns, which the decode kernel wants whole
     cache_length = -(-(prompts.length + (config.max_new_tokens or 0)) // tile) * tile
     text = model.config.text_config

@@ -101,8 +101,9 @@ def prompt_arrays(
     num_tiles: Any,
     image_hidden_states: Any,
     seed: int | Sequence[int],
+    pad_tiles: bool,
 ) -> PromptArrays:
-    """The arguments of `generate`, where they are described.
+    """The arguments of `generate`, where they are described; `pad_tiles`: tiles are padded to a bucket too.
 
     Raises:
         InputError: they contradict each other, or the model cannot read them.
@@ -135,7 +136,7 @@ def prompt_arrays(
     length = bucket(int(prompts.mask.sum(axis=1).max()))
     inputs: dict[str, Any] = dict(prompts.aligned(length, config.fill_token_id))
     if tiles is not None and tiles.count:
-        inputs |= padded_tiles(tiles, bucket(int(tiles.count), 1))
+        inputs |= padded_tiles(tiles, bucket(int(tiles.count), 1) if pad_tiles else int(tiles.count))
     if features is not None:
         inputs["image_hidden_states"] = features
     rows = len(prompts.mask)

@@ -11,6 +11,7 @@ from ..cache import CacheFormat, check_kv_cache_dtype
 from ..errors import InputError
 from ..field_types import check_types
 from ..model import SmolVLMForConditionalGeneration
+from ..pictures import encoder_batch
 
 __all__ = ["FREE_MEMORY_SHARE", "RINGS", "EngineConfig", "EngineShapes"]
 
@@ -92,7 +93,7 @@ class EngineConfig:
             raise InputError(
                 f"slots needs one multiple of {lanes}, at most {_ANY_SLOTS}, for each of the rings {lengths}, got {slots!r:.80}"
             )
-        tiles = self.encoder_tiles or (4 if cpu else 16)
+        tiles = self.encoder_tiles or encoder_batch()
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")
         for name, least in (("chunk", 1), ("lookahead", 1), ("lookahead_bytes", 1), ("prefill_tokens", 1), ("run_ahead", 0)):

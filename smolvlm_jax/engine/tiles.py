@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..pictures import encoder_batches
 from .compiled import Programs
 from .counters import Counters
 from .feature_pool import FeaturePlaces
@@ -77,9 +78,8 @@ class TileFeatures:
     def encode(self) -> None:
         """Encode what is new in batches of the sizes there are programs for, the largest first: only the last may need
         padding."""
-        left, sizes = list(self.new), self._programs.encoder_batches()
-        while left:
-            size = next((n for n in sizes if n <= len(left)), sizes[-1])
+        left = list(self.new)
+        for size in encoder_batches(len(left), self._programs.encoder_batches()):
             now, left = left[:size], left[size:]
             batch = np.zeros((size, *self._programs.model.config.vision_config.tile_shape), np.uint8)
             batch[: len(now)] = np.stack([self.new[digest] for digest in now])
