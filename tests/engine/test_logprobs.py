@@ -259,7 +259,7 @@ def test_scores_are_the_references(tiny, engine, tmp_path):
         assert score.is_greedy == bool((logits.argmax(-1) == own).all())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_on_a_mesh(tiny, engine):
     requests = scored(tiny[2], 20, seed=7)
     answers = [asking(request, 3) for request in mixed(tiny[2], 20, seed=7)]
