@@ -24,7 +24,7 @@ BUDGETS = {
     ),  # of two layers the head's table, 57 MB, could stay in the core's memory, and does not
     ("decode", "int8"): (0.330, 0.127, 0.001),
     ("encode", None): (10.42, 1.299, 0.207),
-    ("prefill", None): (2.59, 0.289, 0.067),
+    ("prefill", None): (1.93, 0.261, 0.013),
 }
 
 
