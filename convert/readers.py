@@ -48,7 +48,8 @@ def checked_path(directory: Path, name: str) -> Path:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else CheckpointError
-        raise kind(f"cannot open {path}: {getattr(error, 'strerror', None) or error}") from error
+        hint = ": pass --config FILE (config=…), or download the whole repository" if name == "config.json" else ""
+        raise kind(f"cannot open {path}: {getattr(error, 'strerror', None) or error}{hint}") from error
     if not real.is_relative_to(root.resolve()):
         raise CheckpointError(f"{path} points outside its directory, to {real}: copy the file itself there")
     if not real.is_file():

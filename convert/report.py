@@ -9,6 +9,7 @@ from .verify import Report
 
 __all__ = ["to_html", "to_text"]
 
+_SHOWN = 10  # rows of a table on a terminal
 _FLOOR = -9  # log10 of what is drawn as "no difference"
 
 
@@ -75,13 +76,17 @@ def _stage_table(report: Report) -> list[list[str]]:
 
 
 def to_text(report: Report) -> str:
-    """For the terminal: the result, the tensors that differ, the stages."""
+    """For the terminal: the result, the first tensors that differ, the stages from the first that differs on, ten of each."""
     lines = summary(report)
-    for table in (_tensor_table(report), _stage_table(report)):
+    different = [i for i, row in enumerate(_stage_table(report)) if i and any("✗" in cell for cell in row)]
+    for name, whole, first in (("tensors", _tensor_table(report), 1), ("stages", _stage_table(report), (different or [1])[0])):
+        table = whole[:1] + whole[first : first + _SHOWN]
         if table[1:]:
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             lines.append("")
             lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+            if len(whole) > len(table):
+                lines.append(f"… {len(whole) - len(table):,} more {name}: --report FILE or --json FILE has all of them")
     return "\n".join(lines) + "\n"
 
 

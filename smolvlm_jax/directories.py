@@ -160,7 +160,10 @@ def check_free_space(directory: Path, needed: int) -> None:
     folder = Path(os.path.abspath(directory))
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    usage = shutil.disk_usage(folder)
+    if usage.total == 0:  # /proc and its like
+        raise StorageError(f"cannot write {directory}: {folder} is no place for files")
+    free = usage.free
     if free < needed:
         raise StorageError(
             f"the disk is full: {directory} needs {needed / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free"

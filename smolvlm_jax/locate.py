@@ -66,6 +66,8 @@ LOADING: dict[str, Neutral] = {
     "return_unused_kwargs": Neutral((False,)),
     "gguf_file": Neutral((), "convert the file to safetensors first"),
 }
+# Nothing in the local cache, and no answer of the Hub.
+_NOT_CACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")
 # Answers of the Hub that do not change with time; anything else is trouble of the network or the server.
 _FINAL = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DisabledRepoError", "HFValidationError")
 
@@ -321,4 +323,8 @@ def _download(name: str, revision: str | None, patterns: list[str], cache: Mappi
         final = hub.constants.HF_HUB_OFFLINE or any(kind.__name__ in _FINAL for kind in type(error).__mro__)
         failure = CheckpointError if final else DownloadError
         first = next(iter(str(error).splitlines()), "")
+        if any(kind.__name__ in _NOT_CACHED for kind in type(error).__mro__):
+            why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+            what = f"it is not whole in the local cache, and {why}; pass a directory that holds it"
+            raise failure(f"cannot download {name}: {what}: {first}") from error
         raise failure(f"cannot download {name}: {type(error).__name__}: {first}") from error

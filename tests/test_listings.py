@@ -66,6 +66,33 @@ def test_mistakes_name_what_was_meant(arguments, words, tmp_path, monkeypatch, c
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_system_that_takes_no_files_is_not_called_full(capsys):
+    assert main(["convert", "tiny", "/proc/out", "--quiet"]) == 1
+    assert "cannot write /proc/out" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_config(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main(["convert", str(tmp_path), str(tmp_path / "out"), "--quiet"]) == 2
+    assert "pass --config FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--slots", "8"], "it has a number from 1 to"),
+        (["--ring-lengths", "64,99999"], "ring_lengths must lie"),
+        (["--mesh", "data=99"], "mesh"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_written(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What?"}\n')
+    assert main(["batch", "in.jsonl", "out", "--model", "tiny", *flags]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["in.jsonl"], err
+
+
 def test_a_recipe_has_to_name_a_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("steps: 3\n")

@@ -105,13 +105,14 @@ class LoraConfig:
     Attributes:
         rank: of A B.
         alpha: see above.
-        targets: a regular expression that a projection's whole path matches, such as "text_model/.*/(q|v)_proj"; the paths are
-            those of the parameter tree without "model/" in front and "/kernel" behind.
+        targets: names of projections, such as q_proj or [q_proj, v_proj], which are meant in encoder and decoder alike, or a
+            regular expression that a projection's whole path matches, such as "text_model/.*/(q|v)_proj"; the paths are those
+            of the parameter tree without "model/" in front and "/kernel" behind.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    targets: str = r"text_model/.*_proj"
+    targets: str | tuple[str, ...] = r"text_model/.*_proj"
 
     def __post_init__(self):
         check_ranges("lora.", self)

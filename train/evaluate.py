@@ -5,7 +5,7 @@ import io
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,13 @@ def held_out(config: EvaluationConfig) -> list[Task]:
     Raises:
         InputError: names the first record that cannot be used. None is left out: that would change what is measured.
     """
-    if config.split is None:
-        records = open_records(DataSource(config.path, columns=config.columns), ("validation", "test"))
-    else:
-        records = open_records(DataSource(config.path, split=config.split, columns=config.columns))
+    source = DataSource(config.path, columns=config.columns)
+    if config.split is not None:
+        source = replace(source, split=config.split)
+    try:
+        records = open_records(source, ("validation", "test") if config.split is None else ())
+    except InputError as error:
+        raise InputError(f"evaluation.path: {error}") from error
     out = []
     for index in range(min(config.samples, len(records))):
         element = records[index]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..arguments import nearest
 from ..errors import ConfigError
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import AxisNames, abstract_params, flatten_params, logical_axes, summed_dimensions, unflatten_params
@@ -26,18 +27,22 @@ def matched(model: SmolVLMForConditionalGeneration, config: LoraConfig) -> list[
     """The paths of the kernels that `config.targets` matches.
 
     Raises:
-        ConfigError: it is no regular expression, or matches no projection.
+        ConfigError: one of them is no regular expression, or matches no projection.
     """
-    try:
-        pattern = re.compile(config.targets)
-    except re.error as error:
-        raise ConfigError(f"lora.targets {config.targets!r} is not a regular expression: {error}") from error
-    kernels = summed_dimensions(model)
-    name = lambda path: path.removesuffix("/kernel").removeprefix("model/")
-    found = [path for path in kernels if pattern.fullmatch(name(path))]
-    if not found:
-        raise ConfigError(f"lora.targets {config.targets!r} matches no projection; the first is {name(next(iter(kernels)))}")
-    return found
+    names = {path: path.removesuffix("/kernel").removeprefix("model/") for path in summed_dimensions(model)}
+    found: set[str] = set()
+    for target in (config.targets,) if isinstance(config.targets, str) else config.targets:
+        try:
+            pattern = re.compile(rf"(.*/)?{target}" if re.fullmatch(r"\w+", target) else target)
+        except re.error as error:
+            raise ConfigError(f"lora.targets {target!r} is not a regular expression: {error}") from error
+        matching = {path for path, name in names.items() if pattern.fullmatch(name)}
+        if not matching:
+            last = sorted({name.rpartition("/")[2] for name in names.values()})
+            hint = nearest(target, last) or f"; names are {', '.join(last)}, and the first whole path is {min(names.values())}"
+            raise ConfigError(f"lora.targets {target!r} matches no projection{hint}")
+        found |= matching
+    return [path for path in names if path in found]
 
 
 def _factors(model: SmolVLMForConditionalGeneration, config: LoraConfig, tree: dict, rank: Any) -> dict[str, tuple]:

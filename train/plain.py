@@ -64,7 +64,9 @@ def _convert(value, kind, where: str):
     if isinstance(kind, types.UnionType):
         if value is None:
             return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        several = [k for k in kinds if typing.get_origin(k) is tuple] if isinstance(value, (list, tuple)) else []
+        kind = (several or kinds)[0]
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if kind in (DataSource, EvaluationConfig) and isinstance(value, str):
             value = {"path": value}

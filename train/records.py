@@ -232,7 +232,7 @@ def _open_stored(path: StorePath, source: DataSource, splits: Sequence[str]) -> 
         single, several = bool(path.key) and path.is_file(), path.is_dir()
     folder = path.parent if single else path
     if not single and not several:
-        raise InputError(f"no training data at {path}: no such object, and nothing below it")
+        raise InputError(f"no records at {path}: no such object, and nothing below it")
     local = local_copy(folder, lambda found: [e for e in found if (e.name == path.name if single else not is_media(e.name))])
     records = _open(dataclasses.replace(source, path=str(local / path.name if single else local)), splits)
     records.origin = (str(local), str(folder))
@@ -246,7 +246,7 @@ def _open(source: DataSource, splits: Sequence[str]) -> Records:
     if path.is_dir():
         return _open_directory(path, source, splits)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.path) or ending_of(source.path) in (*_LINES, *_FORMATS):
-        raise InputError(f"no training data at {path}: no such file or directory")
+        raise InputError(f"no records at {path}: no such file or directory")
     return _open_named(source, splits)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents.forms import require_docling
-from ..engine.loading import is_docling, load_engine
+from ..engine.loading import check_settings, is_docling, load_engine
 from ..errors import InputError, device_errors
 from ..generation_config import GenerationConfig
 from ..io import write_json
@@ -78,6 +78,10 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     if config.document is not None:
         _require_documents(config, directory, keep)
+    given = {name: getattr(config, name) for name in ("slots", "ring_lengths", "kv_cache_dtype") if getattr(config, name)}
+    if given or config.mesh is not None:  # before anything is written; needs jax, which otherwise starts beside the workers
+        with device_errors("--slots or --ring-lengths"):
+            check_settings(directory, mesh=config.mesh, **given)
     manifest = Manifest(folder, _facts(config, parts, directory, source, keep))
     manifest.agree(config.force, notify)
     engine = functools.partial(_engine, config, model, base=base, keep_special_tokens=keep)

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ..arguments import parse_mesh
 
-__all__ = ["is_docling", "load_engine"]
+__all__ = ["check_settings", "is_docling", "load_engine"]
 
 
 def is_docling(directory: str | os.PathLike) -> bool:
@@ -35,16 +36,41 @@ def load_engine(
         CheckpointError: the checkpoint cannot be read.
         InputError: the settings contradict the model or the devices.
     """
-    import jax
-
     from ..checkpoint import resolve, resolve_file
-    from ..sharding import make_mesh
     from .engine import Engine
 
     source = resolve_file(source)  # of the Hub's one commit, though a branch may move on meanwhile
-    directory, devices, sizes = resolve(source, base=base), jax.local_devices(), parse_mesh(mesh)
+    directory = resolve(source, base=base)
+    keep = is_docling(directory) if keep_special_tokens is None else keep_special_tokens
+    return Engine.from_pretrained(source, base=base, mesh=_mesh_here(mesh), keep_special_tokens=keep, **options)
+
+
+def check_settings(directory: str | os.PathLike, *, mesh: str | None = None, **settings: Any) -> None:
+    """Check what `load_engine` would refuse, without the weights.
+
+    Args:
+        directory: with the model's config.json.
+        mesh: as in `load_engine`.
+        **settings: fields of `EngineConfig`.
+
+    Raises:
+        InputError: the settings contradict the model or the devices.
+    """
+    from ..config import SmolVLMConfig
+    from ..model import SmolVLMForConditionalGeneration
+    from .settings import EngineConfig
+
+    model = SmolVLMForConditionalGeneration(SmolVLMConfig.from_pretrained(directory))
+    EngineConfig(**settings).resolve(model, _mesh_here(mesh))
+
+
+def _mesh_here(mesh: str | None) -> Any:
+    """A mesh of all devices of this host; None for one device."""
+    import jax
+
+    from ..sharding import make_mesh
+
+    devices, sizes = jax.local_devices(), parse_mesh(mesh)
     if sizes is None and len(devices) > 1:
         sizes = {"data": len(devices)}
-    placed = None if sizes is None else make_mesh(**sizes, devices=devices)
-    keep = is_docling(directory) if keep_special_tokens is None else keep_special_tokens
-    return Engine.from_pretrained(source, base=base, mesh=placed, keep_special_tokens=keep, **options)
+    return None if sizes is None else make_mesh(**sizes, devices=devices)

@@ -90,8 +90,11 @@ class EngineConfig:
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
             slots = tuple(max(min(share // (column * n), cap) // lanes * lanes, lanes) for n in lengths)
         if len(slots) != len(lengths) or any(not lanes <= n <= _ANY_SLOTS or n % lanes for n in slots):
+            each = f"a multiple of {lanes} up to {_ANY_SLOTS}" if lanes > 1 else f"a number from 1 to {_ANY_SLOTS}"
+            example = ",".join([str(4 * lanes)] * len(lengths))
             raise InputError(
-                f"slots needs one multiple of {lanes}, at most {_ANY_SLOTS}, for each of the rings {lengths}, got {slots!r:.80}"
+                f"slots is {slots!r:.80}; it has {each} for each of the {len(lengths)} rings, whose lengths are "
+                f"{', '.join(map(str, lengths))}: for example --slots {example}"
             )
         tiles = self.encoder_tiles or encoder_batch()
         if tiles & (tiles - 1):

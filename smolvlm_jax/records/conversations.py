@@ -79,7 +79,7 @@ def read_conversation(
     else:
         asked = request_of(record)
         known = (*_KNOWN, *SETTINGS, *(BODY if isinstance(record.get("body"), Mapping) else ()))
-    messages = asked_of(asked, prompt)
+    messages = asked_of(asked, prompt, training=training)
     if training:
         messages = [*messages, *answer_of(record, messages)]
     messages = [_resolved(message, folder) for message in messages]

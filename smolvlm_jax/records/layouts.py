@@ -22,12 +22,13 @@ __all__ = ["answer_of", "asked_of", "text_of"]
 Messages = list[dict[str, Any]]
 
 
-def asked_of(record: Mapping, prompt: str | None) -> Messages:
+def asked_of(record: Mapping, prompt: str | None, *, training: bool = False) -> Messages:
     """The messages of a record, apart from an answer that stands in a column of its own.
 
     Args:
         record: under our names of columns.
         prompt: for records that bring none.
+        training: whether the record is read to learn from it, where there is no such prompt.
 
     Raises:
         InputError: there are no messages, they have none of the layouts, or two columns say different things.
@@ -36,7 +37,9 @@ def asked_of(record: Mapping, prompt: str | None) -> Messages:
     if not found:
         if prompt is None:
             there = ", ".join(str(name) for name, value in record.items() if not is_empty(value)) or "nothing"
-            raise InputError(f"the record has neither messages nor a prompt (it has {there:.200}), and the job has no --prompt")
+            read = ", ".join((*CHATS, *ASKS))
+            why = f"read are {read}; data.train's columns name others" if training else "and the job has no --prompt"
+            raise InputError(f"the record has neither messages nor a prompt (it has {there:.200}), {why}")
         found = {"prompt": _turn("user", prompt)}
     (first, messages), *others = found.items()
     for name, other in others:

@@ -68,6 +68,18 @@ def test_one_bit_is_found(original, orbax, tmp_path):
     assert name in to_text(report)
 
 
+def test_many_differences_are_counted_and_ten_are_shown(original, tmp_path):
+    def negate(tensors):
+        for tensor in tensors.values():
+            np.negative(tensor, out=tensor)
+
+    report = verify(original, changed(original, tmp_path / "b", negate), quiet=True)
+    lines = to_text(report).splitlines()
+    bad = sum(not row.good for row in report.tensors)
+    assert bad > 11 and len(lines) <= 18 and f"… {bad - 10} more tensors: --report FILE or --json FILE has all of them" in lines
+    assert to_html(report).count("different") >= bad
+
+
 def test_nan_is_equal_to_itself_and_to_nothing_else(original, tmp_path):
     def spoil(tensors):
         tensors["model.text_model.norm.weight"][3] = np.nan

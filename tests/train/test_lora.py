@@ -14,6 +14,7 @@ from smolvlm_jax.train.export import export
 from smolvlm_jax.train.forward import token_losses
 from smolvlm_jax.train.lora import adapter_axes, adapter_shapes, init_adapters, matched, product
 from smolvlm_jax.train.partition import Partition, combine, join, part_of
+from smolvlm_jax.train.plain import from_dict
 
 EVERYTHING = LoraConfig(rank=4, alpha=8.0, targets=".*")
 
@@ -94,6 +95,18 @@ def test_targets_choose_by_whole_paths(tiny_a):
         chosen("q_proj")
     with pytest.raises(ConfigError, match="not a regular expression"):
         chosen("(")
+
+
+def test_targets_may_be_names(tiny_a):
+    """As peft has them: in every part of the model that has a projection of the name."""
+    one = matched(tiny_a.model, LoraConfig(targets="q_proj"))
+    assert one == matched(tiny_a.model, LoraConfig(targets=".*/q_proj")) and any("vision_model" in path for path in one)
+    several = LoraConfig(targets=("q_proj", "text_model/.*/v_proj"))
+    assert set(matched(tiny_a.model, several)) == {*one, *matched(tiny_a.model, LoraConfig(targets="text_model/.*/v_proj"))}
+    assert from_dict({"steps": 1, "lora": {"targets": ["q_proj", "v_proj"]}}).lora.targets == ("q_proj", "v_proj")
+    assert from_dict({"steps": 1, "lora": {"targets": "q_proj"}}).lora.targets == "q_proj"
+    with pytest.raises(ConfigError, match=r"'q_porj' matches no projection; did you mean q_proj"):
+        matched(tiny_a.model, LoraConfig(targets=("v_proj", "q_porj")))
 
 
 def test_adapters_lie_as_their_kernels_do(tiny_a):

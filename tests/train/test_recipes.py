@@ -136,7 +136,7 @@ def test_words_change_a_recipe():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.lenght=3"], "unknown key data.lenght; known are train, length"),
+        (["data.lenght=3"], "unknown key data.lenght; did you mean length"),
         (["steps=many"], "steps is 'many'; it needs a value of type int"),
         (["steps=1.5"], "steps is 1.5"),
         (["steps"], "'steps' is not KEY=VALUE"),

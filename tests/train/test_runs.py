@@ -250,12 +250,12 @@ def test_tensorboard(home, tmp_path):
 
 def test_mistakes_are_one_line(home, tmp_path):
     cases = {
-        ("data.lenght=3",): r"unknown key data\.lenght; known are train, length",
+        ("data.lenght=3",): r"unknown key data\.lenght; did you mean length",
         ("steps=-1",): "steps must be a number from 1 to 2,147,483,647, not -1",
-        ("data.train=/nowhere.jsonl",): "no training data at /nowhere.jsonl",
+        ("data.train=/nowhere.jsonl",): "no records at /nowhere.jsonl",
         ("model=nowhere",): "no model 'nowhere'",
         ("mesh.devices=9",): "mesh.devices is 9, but there are 1",
-        ("lora.targets=nothing",): "matches no projection",
+        ("lora.targets=nothing",): "matches no projection; names are ",
     }
     path = recipe(tmp_path, home / "model", data={"train": str(home / "train.jsonl")})
     for words, message in cases.items():
