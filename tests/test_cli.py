@@ -134,6 +134,7 @@ def test_traceback_on_request(tmp_path):
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
+@pytest.mark.thorough
 def test_the_reader_may_go_away():
     done = subprocess.run(
         f"{sys.executable} -m smolvlm_jax generate --image examples/number.png 'Number?' | true",

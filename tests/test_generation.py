@@ -230,6 +230,7 @@ def test_processors_against_the_reference(golden, golden_arrays):
         assert np.allclose(got, after(name), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_processors_against_transformers_on_random_scores():
     torch = pytest.importorskip("torch", reason="the reference: pip install 'smolvlm-jax[test]'")
     process = pytest.importorskip(
@@ -269,6 +270,7 @@ def test_top_p_among_equals(v):
         assert clear.any()
 
 
+@pytest.mark.thorough
 def test_drawn_frequencies_follow_the_probabilities():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.asarray(np.log(np.repeat(probabilities[None], 4000, 0)))

@@ -80,7 +80,7 @@ def test_a_directory_without_a_config(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--slots", "8"], "it has a number from 1 to"),
+        (["--slots", "8"], "for each of the 2 rings, whose lengths are 256, 1024: for example --slots "),
         (["--ring-lengths", "64,99999"], "ring_lengths must lie"),
         (["--mesh", "data=99"], "mesh"),
     ],
@@ -102,6 +102,10 @@ def test_a_recipe_has_to_name_a_model(tmp_path, monkeypatch, capsys):
 
 def test_every_published_size_has_an_id():
     assert {name.rpartition("/")[2] for name in HUB_IDS} == set(PUBLISHED)
+
+
+@pytest.mark.thorough
+def test_models_are_listed_with_what_they_take():
     rows = dict(list_models())
     assert set(rows) == {"tiny", *HUB_IDS}
     assert "256.5 M" in rows[HUB_IDS[0]] and "64 tokens" in rows[HUB_IDS[0]] and "bundled" in rows["tiny"]
@@ -172,6 +176,7 @@ def test_usual_names_of_dtypes():
     assert [full_dtype(name) for name in short] == ["bfloat16", "bfloat16", "float32", "float32", "float16", "bfloat16"]
 
 
+@pytest.mark.thorough
 def test_a_conversation_line_by_line():
     """The second question is about the picture named before it, and a mistake in between ends nothing."""
     lines = "What number is written here?\n/picture x\n/image nowhere.png\nWhat?\n/clear\n"

@@ -201,6 +201,7 @@ def test_gradients_flow_to_every_parameter(tiny_a):
         assert np.abs(a - b).max() <= 2e-5
 
 
+@pytest.mark.thorough
 def test_packed_prompts_equal_prompts_alone(tiny_a):
     """Three prompts in one row, with padding between and behind, against each on its own; pictures of all in one batch."""
     long, short = tiny_a.ids[0], np.array([5, 9, 77, 3])

@@ -30,6 +30,7 @@ def test_every_extra_is_on_the_page_about_installation():
     assert named - extras == set() and extras - named <= {"pyav", "test-without-torch"}
 
 
+@pytest.mark.thorough
 def test_the_table_of_models_has_their_figures():
     table = (DOCS / "index.md").read_text().split("## Models")[1].split("##")[0]
     for name, text in list_models():

@@ -23,6 +23,7 @@ def table(names) -> dict[str, np.ndarray]:
     return {"id": np.array(names), "jpg": np.array(files, object), "label": np.arange(len(names))}
 
 
+@pytest.mark.thorough
 def test_rows_to_answers_with_and_without_separate_preprocessing():
     options = {"prompt": QUESTION, "columns": {"image": "jpg"}, "max_new_tokens": 20}
     names = [*ANSWERS, "damaged"]

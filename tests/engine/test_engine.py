@@ -54,6 +54,7 @@ def alone(tiny, request: Request) -> list[int]:
     return out[:end]
 
 
+@pytest.mark.thorough
 def test_answers_are_those_of_generate_in_any_order_and_company(tiny, engine):
     requests = mixed(tiny[2], 60)
     want = {request.id: alone(tiny, request) for request in requests}

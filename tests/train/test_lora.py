@@ -92,7 +92,7 @@ def test_targets_choose_by_whole_paths(tiny_a):
     assert chosen("lm_head") == {"lm_head/kernel"}
     assert all(path.startswith("text_model") for path in chosen(LoraConfig().targets))
     with pytest.raises(ConfigError, match="matches no projection"):
-        chosen("q_proj")
+        chosen("self_attn/q_proj")
     with pytest.raises(ConfigError, match="not a regular expression"):
         chosen("(")
 

@@ -133,6 +133,7 @@ def test_layers_in_a_loop(deep, remat, mesh):
         agree(deep.loss(deep.packed, deep.adapted, model=model, tile_chunk=6), deep.unrolled)
 
 
+@pytest.mark.thorough
 def test_a_loop_is_one_layers_program(deep):
     """Scanned where all layers are alike, unrolled where some have adapters and others not."""
     model = deep.model.clone(scan_layers=True)
