@@ -3,7 +3,7 @@
     pip install 'smolvlm-jax[train,lmms-eval]' && pip install --no-deps lmms_eval
     python examples/lmms_numbers.py runs/task
     python -m lmms_eval --model smolvlm_jax --model_args pretrained=tiny --include_path runs/task --tasks numbers --batch_size 1
-    smolvlm-jax batch runs/task/numbers.jsonl runs/answers --max-new-tokens 20
+    smolvlm-jax batch runs/task/numbers.jsonl runs/answers --model tiny --max-new-tokens 20
 
 The digits are ones that occur in no training picture. A folder for --include_path holds a YAML file for each task and the
 functions that it names; these tasks read their documents from numbers.jsonl beside them.

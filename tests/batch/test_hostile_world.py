@@ -199,7 +199,7 @@ def test_without_a_current_directory(world, tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     for arguments in (". out --prompt ?", f"{source} out", f"records.jsonl {tmp_path / 'out'}"):
-        command = f"cd {gone} && rmdir {gone} && {sys.executable} -m smolvlm_jax batch {arguments}"
+        command = f"cd {gone} && rmdir {gone} && {sys.executable} -m smolvlm_jax batch --model tiny {arguments}"
         done = subprocess.run(["sh", "-c", command], env=corpus.environment(), capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and "current directory" in done.stderr, done.stderr
         gone.mkdir()
