@@ -408,13 +408,13 @@ def test_generate_and_batch_take_adapters(tiny_adapter, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"id": "a", "prompt": "Name a number."}\n')
     settings = dict(input=tmp_path / "in.jsonl", workers=0, quiet=True, slots=(8,), ring_lengths=(256,))
     sampling = SamplingParams(max_new_tokens=8)
-    for output, named in (("one", {"model": tiny_adapter}), ("two", {"adapter": nameless})):
+    for output, named in (("one", {"model": tiny_adapter}), ("two", {"model": "tiny", "adapter": nameless})):
         run_batch(BatchConfig(output=tmp_path / output, sampling=sampling, **settings, **named))
         (row,) = next((tmp_path / output).glob("part-*")).read_text().splitlines()
         assert whole(json.loads(row)["text"]) == wanted
     # another base, or the same adapter on none, is another job
     with pytest.raises(InputError, match="another job: model was"):
-        run_batch(BatchConfig(output=tmp_path / "two", sampling=sampling, **settings))
+        run_batch(BatchConfig(output=tmp_path / "two", model="tiny", sampling=sampling, **settings))
 
 
 def tensors_of(adapter: Path) -> dict[str, np.ndarray]:
