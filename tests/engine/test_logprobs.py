@@ -84,7 +84,8 @@ def test_a_stop_string_cuts_them_too(tiny, engine):
     (cut,) = engine.generate([dataclasses.replace(free, params=dataclasses.replace(params, stop=(whole.text[1:3],)))])
     assert 0 < cut.new_tokens < whole.new_tokens and cut.finish_reason == "stop"
     assert len(cut.logprobs) == len(cut.top_logprobs) == cut.new_tokens
-    assert cut.logprobs == whole.logprobs[: cut.new_tokens]
+    # The second request stands in other columns of the ring, where sums may be rounded otherwise.
+    assert worst(cut.logprobs, whole.logprobs[: cut.new_tokens]) < TOLERANCE
 
 
 @pytest.mark.thorough
