@@ -300,6 +300,24 @@ def test_links_that_lead_nowhere_are_counted(tmp_path):
     assert source.unread == {"no files": 5} and [row.payload for unit in source.units(9) for row in unit.rows()]
 
 
+@pytest.mark.parametrize("form", ["cells", "cells in quotes over many lines", "one line"])
+def test_a_row_of_a_table_that_is_too_large_is_named(tmp_path, monkeypatch, form):
+    """All cells of a row are objects of Python, in the memory of the job itself."""
+    monkeypatch.setattr("smolvlm_jax.records.sources.tables._MOST_CELLS", 50)
+    monkeypatch.setattr("smolvlm_jax.records.sources.tables.MAX_LINE", 500)
+    rows, words = {
+        "cells": ("," * 51 + "\n", "a row has more than 50 cells"),
+        "cells in quotes over many lines": ('"\n",' * 51 + "\n", "a row has more than 50 cells"),
+        "one line": ("x" * 501 + "\n", "longer than 500 characters"),
+    }[form]
+    harmless = "a,b\n" * 40 + '1,"[' + "1," * 40 + '1]"\n'
+    (tmp_path / "a.csv").write_text("id,prompt\n" + harmless)
+    assert len(read(tmp_path / "a.csv")) == 41
+    (tmp_path / "a.csv").write_text("id,prompt\n" + harmless + rows)
+    with pytest.raises(InputError, match=rf"a\.csv, line \d+: .*{words}"):
+        read(tmp_path / "a.csv")
+
+
 # ---- tables with types
 
 

@@ -393,6 +393,31 @@ def test_a_row_that_is_too_large_is_its_own_error(parquet, monkeypatch):
     assert [n for n, record in enumerate(records) if record.error] == [7] and "50,000 bytes" in records[7].error
 
 
+def test_a_row_of_millions_of_values_is_its_own_error(parquet, monkeypatch):
+    """In Arrow an empty list takes four bytes, and in Python 56: in the memory of the job itself."""
+    monkeypatch.setattr("smolvlm_jax.records.sources.parquet._MOST_VALUES", 100)
+    deep = {"a": [[[1]] * 30, []], "b": {"c": [1, 2]}}
+    for large in ([[]] * 101, [[[1] * 30] * 4], [{"x": [1] * 51}] * 2, [None] * 101):
+        rows = [{"prompt": "?", "mine": large if n == 3 else [], "other": deep} for n in range(9)]
+        records = [r for unit in everything(open_source(parquet("a.parquet", rows)), 9) for r in unit]
+        assert [n for n, record in enumerate(records) if record.error] == [3], large
+        assert records[3].error == "row 4 cannot be read: it has more than 100 values in lists"
+
+
+def test_rows_that_are_too_large_on_average_are_not_decoded(parquet):
+    """A kilobyte of a file, which Arrow decodes to gigabytes."""
+    pa = pytest.importorskip("pyarrow")
+    columns = {"prompt": ["?", "?"], "mine": pa.ListArray.from_arrays(pa.array([0, 1, 10**7], pa.int32()), pa.nulls(10**7))}
+    path = parquet("a.parquet", [{"prompt": "?"}])
+    pa.parquet.write_table(pa.table(columns), path)
+    for options, right in (({}, False), ({"columns": (("unused", "mine"),)}, True)):
+        records = [r for unit in everything(open_source(path, **options), 9) for r in unit]
+        assert [record.error is None for record in records] == [right, right]
+    assert path.stat().st_size < 2000
+    (tail,) = {record.error for record in [r for unit in everything(open_source(path), 9) for r in unit][1:]}
+    assert "row group 0 of" in tail and "mine.list.element has 10,000,000 values in 2 rows" in tail
+
+
 # ---- files that come or go
 
 

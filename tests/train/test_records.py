@@ -265,3 +265,14 @@ def test_parquet_that_changes_while_it_is_converted_is_named(tmp_path, monkeypat
     monkeypatch.setattr(records_module, "_load", changed)
     with pytest.raises(ChangedError, match=r"a\.parquet has changed"):
         open_records(str(path))
+
+
+def test_a_line_beyond_any_record_is_one_error(tmp_path, monkeypatch):
+    for module in ("smolvlm_jax.train.records", "smolvlm_jax.records.sources.jsonl"):
+        monkeypatch.setattr(f"{module}.MAX_LINE", 200)
+    good = json.dumps({"prompt": "?", "answer": "!"})
+    (tmp_path / "a.jsonl").write_text("\n".join([good, "x" * 450, " " * 200 + "y" * 200, good, " " * 20]))
+    records = open_records(str(tmp_path / "a.jsonl"))
+    assert len(records) == 4
+    assert [isinstance(records[n][0], InputError) for n in range(4)] == [False, True, True, False]
+    assert "longer than 200 bytes" in str(records[1][0])

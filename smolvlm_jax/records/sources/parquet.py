@@ -18,6 +18,7 @@ __all__ = ["ParquetSource"]
 
 _BATCH = 16  # rows decoded at once: a picture may have megabytes
 _LARGE = 2**25  # bytes of rows that are made objects of Python at once
+_MOST_VALUES = 2**22  # values in lists of such rows: an empty list has no byte in Arrow, and 56 in Python
 _OUT_OF_RANGE = "<value out of range"  # what Arrow writes in place of such a time
 
 
@@ -92,6 +93,7 @@ class ParquetSource(FileSource):
         """Rows low to high of a row group, a few decoded at a time; what is wrong with it for each that cannot be read."""
         here, done, problem = 0, low, "it ends before this row"
         try:
+            _check_size(file, group, self._columns[number])
             for batch in file.iter_batches(_BATCH, row_groups=[group], columns=self._columns[number], use_threads=False):
                 first, last = max(low - here, 0), min(high - here, batch.num_rows)
                 here += batch.num_rows
@@ -109,17 +111,56 @@ class ParquetSource(FileSource):
 
     def _few(self, batch) -> Iterator[Sequence[dict | str]]:
         """The rows of a pyarrow.RecordBatch, one by one where they are large."""
-        size = batch.num_rows if batch.nbytes <= _LARGE else 1
+        size = batch.num_rows if batch.nbytes <= _LARGE and _values_in(batch) <= _MOST_VALUES else 1
         for place in range(0, batch.num_rows, size):
             rows = batch.slice(place, size)
-            large = size == 1 and rows.nbytes > MAX_LINE
-            yield [f"it has more than {MAX_LINE:,} bytes"] if large else self._plain(rows)
+            if size == 1 and rows.nbytes > MAX_LINE:
+                yield [f"it has more than {MAX_LINE:,} bytes"]
+            elif size == 1 and _values_in(rows) > _MOST_VALUES:
+                yield [f"it has more than {_MOST_VALUES:,} values in lists"]
+            else:
+                yield self._plain(rows)
 
     def _plain(self, batch) -> list[dict]:
         """The rows of a pyarrow.RecordBatch."""
         names = batch.schema.names
         columns = [_values(batch.column(place), text=name not in self._media) for place, name in enumerate(names)]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _check_size(file, group: int, names: Sequence[str]) -> None:
+    """Raise OSError if rows of a group have more on average than a row may: a file of a kilobyte may decode to gigabytes, which
+    Arrow takes at once."""
+    found = file.metadata.row_group(group)
+    for place in range(found.num_columns):
+        chunk, lists = found.column(place), file.schema.column(place).max_repetition_level
+        name = chunk.path_in_schema
+        if not any(name == own or name.startswith(f"{own}.") for own in names):
+            continue
+        if lists and chunk.num_values > _MOST_VALUES * found.num_rows:
+            raise OSError(f"{name} has {chunk.num_values:,} values in {found.num_rows:,} rows")
+        if chunk.total_uncompressed_size > MAX_LINE * found.num_rows:
+            raise OSError(f"{name} has {chunk.total_uncompressed_size:,} bytes in {found.num_rows:,} rows")
+
+
+def _values_in(batch) -> int:
+    """How many values the lists in a pyarrow.RecordBatch hold, those in lists of lists included."""
+    return sum(map(_values_below, batch.columns))
+
+
+def _values_below(column) -> int:
+    pyarrow = import_pyarrow()
+    kind = column.type
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _values_below(column.storage)
+    if pyarrow.types.is_struct(kind):
+        return sum(map(_values_below, column.flatten()))
+    if pyarrow.types.is_map(kind):
+        column = column.cast(pyarrow.list_(pyarrow.struct([("key", kind.key_type), ("value", kind.item_type)])))
+    elif not pyarrow.types.is_nested(kind) or pyarrow.types.is_union(kind):
+        return 0
+    values = column.flatten()
+    return len(values) + _values_below(values)
 
 
 def _values(column, text: bool) -> list[Any]:

@@ -17,6 +17,8 @@ from .plain import copy_of, ending_of
 __all__ = ["TableSource", "require_columns"]
 
 _LISTS = ("body", "images", "stop", "videos")
+# Delimiters of a row, those in quotes included: each may begin a cell, an object of Python of some fifty bytes.
+_MOST_CELLS = 2**22
 
 
 class TableSource(LineSource):
@@ -38,9 +40,11 @@ class TableSource(LineSource):
         file.seek(0)
         text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[type-var]
         before = csv.field_size_limit(MAX_LINE)
-        reader = csv.reader(text, strict=True, delimiter="\t" if ending_of(path) == ".tsv" else ",")
+        delimiter = "\t" if ending_of(path) == ".tsv" else ","
+        bounded = _Bounded(text, delimiter)
+        reader = csv.reader(bounded, strict=True, delimiter=delimiter)
         try:
-            return copy_of(_lines(reader, path, columns))
+            return copy_of(_lines(bounded.each(reader), path, columns))
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num}: {error}") from error
         finally:
@@ -50,6 +54,38 @@ class TableSource(LineSource):
     @staticmethod
     def decode(number: int, read: Any) -> Any:
         return _decode({}, number, read)
+
+
+class _Bounded:
+    """The lines of a table for csv.reader, which makes objects of all of a row's cells at once.
+
+    Args:
+        text: of the table.
+        delimiter: between cells.
+    """
+
+    def __init__(self, text: IO[str], delimiter: str):
+        self._text, self._delimiter, self._left = text, delimiter, _MOST_CELLS
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_LINE)
+        self._left -= line.count(self._delimiter)
+        if len(line) >= MAX_LINE:
+            raise csv.Error(f"it is longer than {MAX_LINE:,} characters")
+        if self._left < 0:
+            raise csv.Error(f"a row has more than {_MOST_CELLS:,} cells")
+        if not line:
+            raise StopIteration
+        return line
+
+    def each(self, rows: Iterator[list[str]]) -> Iterator[list[str]]:
+        """The rows that csv.reader makes of these lines, each of which may be as long as any."""
+        for row in rows:
+            self._left = _MOST_CELLS
+            yield row
 
 
 def require_columns(path: str, names: Sequence[str], columns: Sequence[tuple[str, str]] | None) -> None:
