@@ -18,8 +18,8 @@ from ..processing.options import check_options
 from ..terminal import say
 from .config import DataConfig
 from .packing import BatchShape, make_batch, plan_rows
-from .plain import require_same
-from .records import open_records
+from .plain import require_same, to_dict
+from .records import Records, open_records
 from .samples import Prepare, Sample, Skipped
 from .worker import end_with_parent
 
@@ -32,21 +32,25 @@ _IDLE = 1000  # skipped records in a row after which the run fails
 
 # What `TrainingData.state` consists of.
 _POSITION = {"samples": int, "rows": int, "seed": int, "processes": int, "records": list, "packing": bool, "counts": dict}
+# And what checkpoints of older versions do not have.
+_LATER = {"contents": list, "settings": dict, "model": str}
+# Settings that do not decide which row comes when, or that the position has itself.
+_FREE = ("train", "batch_size", "workers", "packing")
 
 
 def check_position(position: Any) -> None:
     """Raise CheckpointError unless this is a position as `TrainingData.state` returns it."""
     if not isinstance(position, dict):
         raise CheckpointError(f"its data position is {position!r:.80}")
-    for name, kind in _POSITION.items():
+    for name, kind in {**_POSITION, **{name: kind for name, kind in _LATER.items() if name in position}}.items():
         value = position.get(name)
-        whole = [value] if kind is int else value.values() if isinstance(value, dict) else ()
+        whole = [value] if kind is int else value.values() if name == "counts" and isinstance(value, dict) else ()
         if type(value) is not kind or not all(isinstance(n, int) and 0 <= n < 2**62 for n in whole):
             raise CheckpointError(f"{name} of its data position is {value!r:.80}")
 
 
-def dataset(config: DataConfig, seed: int):
-    """(the endless sequence of records as a Grain dataset, number of records of each source).
+def dataset(config: DataConfig, seed: int) -> tuple[Any, list[Records]]:
+    """(the endless sequence of records as a Grain dataset, the records of each source).
 
     Sources are shuffled anew in each pass and mixed by their weights.
 
@@ -61,17 +65,28 @@ def dataset(config: DataConfig, seed: int):
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which a program without absl's main() never parses
     if not config.train:
         raise ConfigError("data.train names no source: give a path, or a list of them")
-    parts, lengths = [], []
-    for number, source in enumerate(config.train):
-        records = open_records(source)
-        lengths.append(len(records))
+    sources = [open_records(source) for source in config.train]
+    parts = []
+    for number, records in enumerate(sources):
         part = grain.MapDataset.source(records)
         if config.shuffle:
             part = part.seed(seed + number).shuffle()
         parts.append(part.repeat(None))
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, _shares(config)), sources
+
+
+def _shares(config: DataConfig) -> list[float]:
+    """How often each source is drawn from."""
     weights = [source.weight for source in config.train]
-    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [w / sum(weights) for w in weights])
-    return mixed, lengths
+    return [weight / sum(weights) for weight in weights]
+
+
+def _deciding(config: DataConfig) -> dict[str, Any]:
+    """The settings that decide which row comes when, as plain data."""
+    settings = to_dict(config)
+    columns = [source["columns"] for source in settings["train"]]
+    kept = {name: value for name, value in settings.items() if name not in _FREE}
+    return {**kept, "shares of the sources": _shares(config), "columns of the sources": columns}
 
 
 class TrainingData:
@@ -86,17 +101,28 @@ class TrainingData:
         accumulation: batches that are stacked.
         index: of this process among all; it takes every `count`-th record.
         count: of processes.
+        model: digest of what is trained, which belongs to a position as the data do.
 
     Raises:
         ConfigError: the rows of a batch cannot be divided over the processes, or no source is named, or
             a step takes more than the machine has memory.
     """
 
-    def __init__(self, config: DataConfig, processor: str, *, seed: int, accumulation: int = 1, index: int = 0, count: int = 1):
+    def __init__(
+        self,
+        config: DataConfig,
+        processor: str,
+        *,
+        seed: int,
+        accumulation: int = 1,
+        index: int = 0,
+        count: int = 1,
+        model: str = "",
+    ):
         if config.batch_size % count:
             raise ConfigError(f"data.batch_size {config.batch_size} is not a multiple of the {count} processes of the run")
         self.config, self.accumulation = config, accumulation
-        self._index, self._count, self._seed = index, count, seed
+        self._index, self._count, self._seed, self._model = index, count, seed, model
         self._prepare = Prepare(processor, config)
         self.processor = own = self._prepare.processor
         check_options(own)
@@ -113,7 +139,10 @@ class TrainingData:
                 f"the arrays of a step take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB: lower "
                 "accumulation, data.batch_size, data.length or data.tiles_per_row"
             )
-        self._dataset, self._records = dataset(config, seed)
+        self._dataset, sources = dataset(config, seed)
+        self._records = [len(records) for records in sources]
+        self._contents = [records.contents() for records in sources]
+        self._settings = _deciding(config)
         self._taken = self._skip = 0
         self._stream: Iterator | None = None
         self.counts: Counter[str] = Counter()
@@ -134,6 +163,9 @@ class TrainingData:
             "records": self._records,
             "packing": self.config.packing,
             "counts": counts,
+            "contents": self._contents,
+            "settings": self._settings,
+            "model": self._model,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -142,7 +174,21 @@ class TrainingData:
         Raises:
             CheckpointError: the same position would mean other data.
         """
-        require_same("the checkpoint's data position", state, self.state(), "seed", "processes", "records", "packing")
+        now = self.state()
+        require_same("the checkpoint's data position", state, now, "seed", "processes", "records", "packing")
+        for source, before, found in zip(self.config.train, state.get("contents", ()), self._contents, strict=False):
+            if before != found:
+                raise CheckpointError(
+                    f"{source.path} does not hold the records that the checkpoint was trained on, though as many: put "
+                    "those back, or choose another output directory"
+                )
+        if state.get("model", self._model) != self._model:
+            raise CheckpointError(
+                "the model that training started from does not hold what it held when the checkpoint was made: put it back, or "
+                "choose another output directory"
+            )
+        settings = state.get("settings", {})
+        require_same("the data of the checkpoint", settings, self._settings, *(n for n in self._settings if n in settings))
         self.close()
         self._taken, self._skip = state["samples"], state["rows"]
         self.counts = Counter(state["counts"])

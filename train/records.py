@@ -10,7 +10,9 @@ directory.
 
 import bisect
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 import re
 import sys
@@ -28,7 +30,7 @@ from ..records.conversations import Conversation, read_conversation
 from ..records.kinds import is_media
 from ..records.sources import LINES
 from ..records.sources.identity import Inputs
-from ..records.sources.jsonl import JsonlSource, Opened, from_offset, open_lines
+from ..records.sources.jsonl import MAX_LINE, JsonlSource, Opened, from_offset, open_lines
 from ..records.sources.plain import ending_of
 from ..staging import folder_of_copies, local_copy, reading
 from ..storage import StorePath, place
@@ -105,6 +107,14 @@ class Records(ABC):
     @abstractmethod
     def _row(self, index: int) -> Element: ...
 
+    @abstractmethod
+    def contents(self) -> str:
+        """A digest of what the files of records hold, wherever they stand. Pictures that records name are not part of it.
+
+        Raises:
+            ChangedError: a file is no longer what it was when the records were opened.
+        """
+
 
 class LineRecords(Records):
     """Files of lines: one record a line, blank lines aside, found by byte offsets that are noted once.
@@ -126,14 +136,19 @@ class LineRecords(Records):
     def __getstate__(self):
         return {**self.__dict__, "_opened": {}}
 
+    def contents(self) -> str:
+        return _digest(self._inputs)
+
     def _row(self, index: int) -> Element:
         number = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
         start, end = self._starts[number][row : row + 2]
         opened, kind, path = self._file(number), self._kind(number), self._inputs.paths[number]
         # Threads share the handle, so no seeking.
-        line = os.pread(opened.lines.fileno(), end - start, start)
-        read = kind.completed(line if start else line.removeprefix(b"\xef\xbb\xbf"), opened.whole)
+        read = None  # too long
+        if end - start <= MAX_LINE:
+            line = os.pread(opened.lines.fileno(), end - start, start)
+            read = kind.completed(line if start else line.removeprefix(b"\xef\xbb\xbf"), opened.whole)
         if opened.original is not None:
             self._inputs.check(number, opened.original)
         try:
@@ -153,10 +168,12 @@ class LineRecords(Records):
     def _line_starts(self, number: int) -> array:
         """The offset of each line that is not blank, and the file's length."""
         starts, place, opened = array("q"), 0, self._file(number)
-        for line in from_offset(opened.lines):
-            if line.strip():
+        file, begun = from_offset(opened.lines), False  # begun: a line of which a part has been read
+        while part := file.readline(MAX_LINE):
+            if not begun and (part.strip() or len(part) == MAX_LINE):
                 starts.append(place)
-            place += len(line)
+            begun = not part.endswith(b"\n")
+            place += len(part)
         starts.append(place)
         if opened.original is not None:
             self._inputs.check(number, opened.original)
@@ -168,21 +185,47 @@ class DatasetRecords(Records):
 
     Its files are mapped into memory: what is truncated would end the process where it is read.
 
+    Args:
+        dataset: of the rows.
+        folder: that relative paths start from.
+        name: of the place of a row.
+        limit: as in Records.
+        made_of: the local files whose rows these are, if what is mapped are copies.
+        remote: names of other such files, which have their revision in them.
+
     Raises:
         ChangedError: also where an element is read, if one of the files is no longer what it was.
     """
 
-    def __init__(self, dataset, folder: str, name: str, limit: int | None = None):
+    def __init__(
+        self,
+        dataset,
+        folder: str,
+        name: str,
+        limit: int | None = None,
+        *,
+        made_of: Inputs | None = None,
+        remote: Sequence[str] = (),
+    ):
         self._rows = dataset.with_format("arrow")
         self._features = type(dataset.features)(_without_media(dataset.features))
         self._inputs = Inputs(sorted({file["filename"] for file in dataset.cache_files}))
+        self._made_of, self._remote = made_of or self._inputs, remote
         self._folder, self._name = folder, name
         super().__init__(len(dataset), limit, name)
+
+    def contents(self) -> str:
+        return _digest(self._made_of, self._remote)
 
     def _row(self, index: int) -> Element:
         self._inputs.check_all()
         row = self._features.decode_example(self._rows[index].to_pylist()[0])
         return {name: _plain(value) for name, value in row.items()}, self._folder, f"{self._name}:{index + 1}"
+
+
+def _digest(inputs: Inputs, remote: Sequence[str] = ()) -> str:
+    found = json.dumps([inputs.fingerprint(), inputs.sizes, *remote])
+    return hashlib.blake2b(found.encode(), digest_size=16).hexdigest()
 
 
 def _without_media(feature):
@@ -320,7 +363,8 @@ def _open_named(source: DataSource, splits: Sequence[str]) -> Records:
 
 
 def _read_files(reader: str, files: list[str], source: DataSource) -> Records:
-    inputs = Inputs([os.path.abspath(file) for file in files if os.path.isfile(file)])  # others are of the Hub
+    inputs = Inputs([os.path.abspath(file) for file in files if os.path.isfile(file)])
+    remote = [file for file in files if not os.path.isfile(file)]  # of the Hub
     with _reading(source.path) as datasets:
         try:
             found = _load(datasets, reader, files)
@@ -332,7 +376,8 @@ def _read_files(reader: str, files: list[str], source: DataSource) -> Records:
             raise
     inputs.check_all()
     name = os.path.basename(files[0] if len(files) == 1 else source.path)
-    return DatasetRecords(found, os.path.dirname(os.path.abspath(files[0])), name, source.limit)
+    folder = os.path.dirname(os.path.abspath(files[0]))
+    return DatasetRecords(found, folder, name, source.limit, made_of=inputs, remote=remote)
 
 
 def _load(datasets, reader: str, files: list[str]):

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ..checkpoint import default_dtype, load, resolve
 from ..compilation_cache import check_cache
 from ..config import SmolVLMConfig, SmolVLMTextConfig
+from ..convert.digest import files_digest
 from ..convert.hosts import join_job
 from ..convert.opened import open_checkpoint
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
@@ -180,6 +181,9 @@ def _train(
         check_new(output / "model", force=True)
     mesh = open_mesh(config.mesh)
     tasks = held_out(config.evaluation) if config.evaluation else []
+    source, under = adapted(config.model, config.adapter)
+    started = open_checkpoint(source, base=under)  # how its files are now
+    started.close()
     data = TrainingData(
         config.data,
         os.fspath(files),
@@ -187,6 +191,7 @@ def _train(
         accumulation=config.accumulation,
         index=jax.process_index(),
         count=jax.process_count(),
+        model=files_digest((file.name, file) for file in started.files),
     )
     if main:
         told = check_tasks(tasks, data.processor, config.data, _room(config, files))
@@ -194,9 +199,6 @@ def _train(
             say(f"evaluation data, {line}; it counts as a wrong answer")
         if len(told) > _SHOWN:
             say(f"evaluation data: {len(told) - _SHOWN} more questions like these")
-    source, under = adapted(config.model, config.adapter)
-    started = open_checkpoint(source, base=under)  # how its files are now
-    started.close()
     model, params = open_model(config, mesh)
     check_vocabulary(data.processor.tokenizer, model.config.text_config)
     partition = Partition.of(model, config)

@@ -1,10 +1,8 @@
 """What a job's rows depend on, written beside them, so that a restart that would answer differently is refused."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -13,33 +11,13 @@ from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
 from ..storage import AnyPath, StorePath
 from .bucket import claimed, withdraw
 
-__all__ = ["DOCUMENTS", "MANIFEST", "Manifest", "differences", "model_digest"]
+__all__ = ["DOCUMENTS", "MANIFEST", "Manifest", "differences"]
 
 MANIFEST = "_manifest.json"
 DOCUMENTS = "documents"  # the folder of what documents.py makes of rows
 FORMAT = 1
-_SMALL = 64 * 2**20
 _OWNER = "_rows-of-"  # with a manifest's key, the name of an empty file beside rows that were made under it
 _DAMAGED = f"its {MANIFEST} is empty or damaged"
-
-
-def model_digest(directory: str | os.PathLike) -> str:
-    """A hash of a checkpoint's files: their names, sizes and contents.
-
-    Of files above 64 MiB only the first megabyte, where safetensors lists its tensors, and the last one are read.
-    """
-    directory, digest = Path(directory), hashlib.blake2b(digest_size=16)
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory)}\0{size}\0".encode())
-        with open(path, "rb") as file:
-            if size <= _SMALL:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(2**20))
-                file.seek(size - 2**20)
-                digest.update(file.read())
-    return digest.hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> list[str]:

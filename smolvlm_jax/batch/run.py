@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..convert.digest import model_digest
 from ..documents.forms import require_docling
 from ..engine.loading import check_settings, is_docling, load_engine
 from ..errors import InputError, device_errors
@@ -22,7 +23,7 @@ from .config import BatchConfig
 from .documents import write_documents
 from .hosts import shard_of
 from .job import BatchJob, Shard
-from .manifest import Manifest, model_digest
+from .manifest import Manifest
 from .parts import part_name
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals

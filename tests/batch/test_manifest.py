@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smolvlm_jax.batch.manifest import MANIFEST, Manifest, differences, model_digest
+from smolvlm_jax.batch.manifest import MANIFEST, Manifest, differences
 from smolvlm_jax.batch.sinks import open_sink
 from smolvlm_jax.errors import InputError, JobError
 
@@ -192,22 +192,3 @@ def test_differences_name_keys_on_either_side():
         "b.d was None, is 3",
     ]
     assert differences({"a": [1, float("nan")]}, {"a": (1, float("nan"))}) == []
-
-
-def test_the_models_digest_sees_every_file(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(bytes(5 * 2**20))
-    digests = {model_digest(tmp_path)}
-    for small in (2**30, 2**20):  # as a small file, then as a large one
-        monkeypatch.setattr("smolvlm_jax.batch.manifest._SMALL", small)
-        digests = {model_digest(tmp_path)}
-        for name, place in (("config.json", 0), ("model.safetensors", 5), ("model.safetensors", 5 * 2**20 - 3)):
-            with open(tmp_path / name, "r+b") as file:
-                file.seek(place)
-                byte = file.read(1)
-                file.seek(place)
-                file.write(bytes([byte[0] ^ 1]))
-            digests.add(model_digest(tmp_path))
-        assert len(digests) == 4
-    (tmp_path / "model.safetensors").rename(tmp_path / "m.safetensors")
-    assert model_digest(tmp_path) not in digests

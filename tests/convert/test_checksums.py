@@ -14,6 +14,7 @@ from smolvlm_jax.checkpoint import load, resolve, save
 from smolvlm_jax.cli import main
 from smolvlm_jax.convert.arrays import Checksum, checksum
 from smolvlm_jax.convert.conversion import convert
+from smolvlm_jax.convert.digest import model_digest
 from smolvlm_jax.convert.verify import verify
 from smolvlm_jax.errors import CheckpointError
 
@@ -165,3 +166,22 @@ def test_every_command_that_reads_a_model_can_check_it(tiny_a, tmp_path, capsys)
         assert main([*map(str, commands[name](files)), "--check"]) == 0, name
         err = capsys.readouterr().err
         assert "has no checksums of its arrays: nothing was checked" in err and err.startswith("smolvlm-jax: "), (name, err)
+
+
+def test_the_models_digest_sees_every_file(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(5 * 2**20))
+    digests = {model_digest(tmp_path)}
+    for small in (2**30, 2**20):  # as a small file, then as a large one
+        monkeypatch.setattr("smolvlm_jax.convert.digest._SMALL", small)
+        digests = {model_digest(tmp_path)}
+        for name, place in (("config.json", 0), ("model.safetensors", 5), ("model.safetensors", 5 * 2**20 - 3)):
+            with open(tmp_path / name, "r+b") as file:
+                file.seek(place)
+                byte = file.read(1)
+                file.seek(place)
+                file.write(bytes([byte[0] ^ 1]))
+            digests.add(model_digest(tmp_path))
+        assert len(digests) == 4
+    (tmp_path / "model.safetensors").rename(tmp_path / "m.safetensors")
+    assert model_digest(tmp_path) not in digests

@@ -1,6 +1,8 @@
 """Streams of batches: what they hold, and where a run takes up again."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ from train_helpers import assistant, user, write_records
 from smolvlm_jax.checkpoint import resolve
 from smolvlm_jax.errors import CheckpointError, ConfigError
 from smolvlm_jax.train.config import DataConfig, DataSource
-from smolvlm_jax.train.pipeline import TrainingData
+from smolvlm_jax.train.pipeline import TrainingData, check_position
 from smolvlm_jax.train.records import open_records
 from smolvlm_jax.train.samples import Prepare
 
@@ -116,6 +118,78 @@ def test_a_position_of_other_data_is_refused(folder, tmp_path):
     write_records(tmp_path, 5)
     with pytest.raises(CheckpointError, match="records"):
         stream(config_for(tmp_path), 1, state)
+
+
+def changed_inputs(tmp_path, kind: str):
+    """(path of a source, (), a function that changes an answer in it and nothing else)."""
+    records = [{"prompt": f"{n}?", "answer": str(n)} for n in range(12)]
+    path = tmp_path / f"data.{kind}"
+
+    def write(answer: str) -> None:
+        rows = [*records[:-1], {**records[-1], "answer": answer}]
+        if kind == "parquet":
+            import pyarrow
+            from pyarrow import parquet
+
+            parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif kind == "saved":
+            datasets = pytest.importorskip("datasets", reason="needs datasets (train extra)")
+            datasets.Dataset.from_list(rows).save_to_disk(path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("eleven")
+    return path, lambda: write("twelve")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", *(pytest.param(k, marks=pytest.mark.thorough) for k in ("parquet", "saved"))])
+def test_a_position_of_other_data_of_the_same_length_is_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    path, change = changed_inputs(tmp_path, kind)
+    config = DataConfig(train=(DataSource(str(path)),), length=64, batch_size=1)
+    (_, state), *_ = stream(config, 1)
+    path.rename(tmp_path / f"moved.{kind}")  # the same data elsewhere are the same
+    moved = dataclasses.replace(config, train=(DataSource(str(tmp_path / f"moved.{kind}")),))
+    stream(moved, 1, state)
+    (tmp_path / f"moved.{kind}").rename(path)
+    if kind == "saved":
+        shutil.rmtree(path)
+    change()
+    with pytest.raises(CheckpointError, match=rf"data\.{kind} does not hold the records"):
+        stream(config, 1, state)
+    older = {name: value for name, value in state.items() if name not in ("contents", "settings", "model")}
+    check_position(older)  # of a version that did not write them down
+    stream(config, 1, older)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"length": 160},
+        {"window_rows": 5},
+        {"too_long": "drop_pictures"},
+        {"shuffle": False},
+        {"image_options": (("max_tiles", 1),)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_position_under_other_settings_of_the_rows_is_refused(folder, change):
+    (_, state), *_ = stream(config_for(folder), 1)
+    check_position(state)
+    with pytest.raises(CheckpointError, match=rf"the data of the checkpoint has {next(iter(change))} "):
+        stream(dataclasses.replace(config_for(folder), **change), 1, state)
+
+
+def test_a_position_with_another_model_or_mixture_is_refused(folder):
+    (_, state), *_ = stream(config_for(folder), 1, model="one")
+    stream(dataclasses.replace(config_for(folder), batch_size=4), 1, state, model="one")
+    with pytest.raises(CheckpointError, match="the model that training started from does not hold"):
+        stream(config_for(folder), 1, state, model="other")
+    two = lambda a, b: (DataSource(str(folder / "train.jsonl"), weight=a), DataSource(str(folder / "train.jsonl"), weight=b))
+    (_, state), *_ = stream(dataclasses.replace(config_for(folder), train=two(1, 3)), 1)
+    stream(dataclasses.replace(config_for(folder), train=two(2, 6)), 1, state)
+    with pytest.raises(CheckpointError, match="shares of the sources"):
+        stream(dataclasses.replace(config_for(folder), train=two(1, 1)), 1, state)
 
 
 def test_stacked_batches_are_the_batches(folder):
