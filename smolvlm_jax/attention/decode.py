@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ..sharding import on_each_device
 from .int8 import UNIT, joined_bytes, power_above, rounded, turn, two_bytes
+from .pallas import pallas_tpu
 from .work import Pieces, WorkList
 
 __all__ = ["decode_attention", "decode_pieces", "fits_decode"]
@@ -31,17 +32,6 @@ _MOST_ROW_BYTES = 2**23
 _MOST_LIST_BYTES = 2**18
 
 
-@functools.cache
-def _pallas():
-    """Pallas and its part for TPUs, or None if this jax has none. Imported when first needed."""
-    try:
-        from jax.experimental import pallas
-        from jax.experimental.pallas import tpu
-    except ImportError:
-        return None
-    return pallas, tpu
-
-
 def decode_pieces(length: int, lanes: int, head: int, dtype: Any) -> Pieces | None:
     """The pieces in which the kernel reads a ring, or None if it cannot.
 
@@ -52,7 +42,7 @@ def decode_pieces(length: int, lanes: int, head: int, dtype: Any) -> Pieces | No
         dtype: of the buffer, bfloat16 or int8.
     """
     dtype = jnp.dtype(dtype)
-    if dtype not in (jnp.bfloat16, jnp.int8) or _pallas() is None:
+    if dtype not in (jnp.bfloat16, jnp.int8) or pallas_tpu() is None:
         return None
     group, align = (32, _LANES) if dtype == jnp.int8 else (8, 8)
     if length % align or lanes % _LANES or head < 16 or _LANES % head:
@@ -141,7 +131,7 @@ class _Shape(NamedTuple):
 
 def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
     """The kernel on the arrays of one device."""
-    pallas, tpu = _pallas()
+    pallas, tpu = pallas_tpu()
     b, n, _, h = q.shape
     kv, (_, _, length, lanes) = k.shape[1], pairs.shape
     pieces = decode_pieces(length, lanes, h, pairs.dtype)

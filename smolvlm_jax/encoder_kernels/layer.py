@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AxisType
 
+from ..attention.pallas import pallas_tpu
 from ..attention.trial import trusted
 from ..sharding import partition_spec
 from .attention_block import attention_block
 from .mlp_block import mlp_block
-from .shape import LayerShape, blocks_for, chip_of, pallas_tpu
+from .shape import LayerShape, blocks_for, chip_of
 
 __all__ = ["layer_kernels", "on_each_device", "try_layer"]
 

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .shape import Blocks, LayerShape, norm, pallas_tpu, resident, starts
+from ..attention.pallas import pallas_tpu
+from .shape import Blocks, LayerShape, norm, resident, starts
 
 __all__ = ["mlp_block"]
 

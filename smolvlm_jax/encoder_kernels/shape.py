@@ -1,6 +1,5 @@
 """Sizes of an encoder's layer, what its kernels take at a time on which chip, and whether they fit there."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Blocks", "LayerShape", "blocks_for", "chip_of", "pallas_tpu", "resident", "starts"]
+__all__ = ["Blocks", "LayerShape", "blocks_for", "chip_of", "resident", "starts"]
 
 # A tile of memory in bfloat16.
 _SUBLANES, _LANES = 16, 128
@@ -152,17 +151,6 @@ def norm(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float) -> jax.Ar
 def starts(total: int, size: int) -> list[tuple[int, int]]:
     """Start and length of the pieces of `total`, `size` each but the last."""
     return [(start, min(size, total - start)) for start in range(0, total, size)]
-
-
-@functools.cache
-def pallas_tpu():
-    """Pallas and its part for TPUs, or None if this jax has none. Imported when first needed."""
-    try:
-        from jax.experimental import pallas
-        from jax.experimental.pallas import tpu
-    except ImportError:
-        return None
-    return pallas, tpu
 
 
 def resident(pallas, shape: Sequence[int]):
