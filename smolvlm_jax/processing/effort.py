@@ -6,12 +6,14 @@ ends. `check_pieces` looks for what takes time or memory without reading: lists 
 again. Neither depends on how fast or busy the machine is.
 """
 
+import io
 import re
+from collections.abc import Mapping
 from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["EffortError", "Metered", "check_pieces"]
+__all__ = ["EffortError", "Metered", "check_exif", "check_pieces"]
 
 # Calls to read a file: until its header is known, and for its pixels. PNG has three for each chunk, of 8 KiB mostly, TIFF two
 # for each strip or tile.
@@ -27,6 +29,10 @@ _MARKER = re.compile(rb"\xff([^\xff\x00\x01\xd0-\xd8])", re.DOTALL)
 _MOST_STRIPS, _MOST_VALUES, _MOST_PAGES = 2**17, 2**18, 4097
 _STRIPS = (273, 279, 324, 325)
 _BYTES = (1, 2, 6, 7)
+# Bytes of a value by its kind. Tags that claim more in all than the file has several times share them, and each gets a copy.
+_SIZES = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8], np.float64)
+_MOST_TIMES, _ANY_BYTES = 4, 2**24
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Of a picture whose pixels are written as text: bytes, and comments, of which Pillow copies everything behind each.
 _MOST_TEXT, _MOST_COMMENTS = 2**25, 1000
 _ADVICE = "store it anew, as PNG, say"
@@ -97,8 +103,12 @@ def check_pieces(file: IO[bytes]) -> None:
     if head[:3] == b"\xff\xd8\xff":
         file.seek(0)
         _check_jpeg(file.read())
-    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    elif head[:4] in _TIFF_HEADS:
         _check_tiff(file, head)
+    elif head[4:8] == b"ftyp":  # AVIF, whose Exif data Pillow reads when it opens it, and HEIF
+        content = head + file.read()
+        for found in re.finditer(b"|".join(map(re.escape, _TIFF_HEADS[:2])), content):
+            _check_tiff(io.BytesIO(content[found.start() :]), content[found.start() : found.start() + 16])
     elif head[:2] in (b"P1", b"P2", b"P3"):
         content = head + file.read(_MOST_TEXT)
         if len(content) > _MOST_TEXT or content.count(b"#") > _MOST_COMMENTS:
@@ -106,6 +116,25 @@ def check_pieces(file: IO[bytes]) -> None:
                 f"has its pixels as text, of which {_MOST_TEXT:,} bytes with {_MOST_COMMENTS:,} comments are read; {_ADVICE}"
             )
     file.seek(0)
+
+
+def check_exif(info: Mapping[Any, Any]) -> None:
+    """Look at the Exif data of an opened picture before they are read: Pillow makes objects of all values of a tag.
+
+    Args:
+        info: of the picture.
+
+    Raises:
+        EffortError: there are too many.
+        ValueError: text that should hold them does not.
+    """
+    data = info.get("exif")
+    if data is None and "Raw profile type exif" in info:  # as Pillow reads it
+        data = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
+    if isinstance(data, bytes):
+        data = data.removeprefix(b"Exif\0\0")
+        if data[:4] in _TIFF_HEADS:
+            _check_tiff(io.BytesIO(data), data[:16])
 
 
 def _check_jpeg(content: bytes) -> None:
@@ -135,6 +164,7 @@ def _check_tiff(file: IO[bytes], head: bytes) -> None:
     entry = np.dtype(fields)
     place = int.from_bytes(head[8:16] if big else head[4:8], whole)  # type: ignore[arg-type]
     seen: set[int] = set()
+    size, claimed = file.seek(0, io.SEEK_END), 0.0
     while place and place not in seen and len(seen) < _MOST_PAGES:
         seen.add(place)
         if place >= 2**62:
@@ -151,4 +181,9 @@ def _check_tiff(file: IO[bytes], head: bytes) -> None:
             tag, values = int(large["tag"][0]), int(large["count"][0])
             what = f"{values:,} strips or tiles" if tag in _STRIPS else f"{values:,} values of the tag {tag}"
             raise EffortError(f"is a TIFF with {what} on a page; {_ADVICE}")
+        kinds = np.minimum(entries["kind"], len(_SIZES) - 1)
+        sizes = _SIZES[kinds] * entries["count"]
+        claimed += float(sizes[sizes <= size].sum())  # what is larger than the file cannot be read
+        if claimed > _MOST_TIMES * size + _ANY_BYTES:
+            raise EffortError(f"is a TIFF whose tags have {claimed:,.0f} bytes in all, and the file has fewer")
         place = int.from_bytes(file.read(number), whole)  # type: ignore[arg-type]

@@ -4,6 +4,8 @@ import io
 
 from PIL import Image
 
+from .effort import check_exif
+
 __all__ = ["orientation_of", "upright"]
 
 _ORIENTATION = 0x0112
@@ -25,9 +27,12 @@ def orientation_of(image: Image.Image) -> int:
     """
     try:
         whole = image.format != "PNG" or "exif" in image.info or _text_after_pixels(image)
+        if whole and image.format == "PNG":
+            image.load()  # as getexif does
+        check_exif(image.info)
         value = (image.getexif() if whole else Image.Image.getexif(image)).get(_ORIENTATION, 1)
         return next((turn for turn in _TURNS if turn == value), 1)
-    except Exception:  # damaged EXIF raises whatever it happens to raise; the pixels may be whole
+    except Exception:  # damaged or endless EXIF raises whatever it happens to raise; the pixels may be whole
         return 1
 
 

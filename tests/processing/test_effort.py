@@ -80,6 +80,36 @@ def bmp_rle(size: tuple[int, int] = (64, 64)) -> bytes:
     return head + info + bytes(1024) + b"\0\0" * 15_000_000
 
 
+def tags(count: int, kind: int, size: int) -> bytes:
+    """Tags of which each claims all bytes of the file for itself, and an orientation."""
+    entries = [(274, 3, 1, 6)] + [(40_000 + n, kind, size, 8) for n in range(count)]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return (b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)).ljust(size + 8, b"\0")
+
+
+def orientations(count: int) -> bytes:
+    return b"II*\0" + struct.pack("<IHHHII", 8, 1, 274, 3, count, 26 if count > 2 else 6) + bytes(4) + b"\6\0" * count
+
+
+def with_exif(form: str, exif: bytes) -> bytes:
+    if form == "PNG text":
+        text = b"\nexif\n%d\n" % len(exif) + exif.hex().encode()
+        return with_chunk(chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)), b"IDAT")
+    if form.startswith("PNG"):
+        return with_chunk(chunk(b"eXIf", exif), b"IEND" if form == "PNG at its end" else b"IDAT")
+    if form == "AVIF":  # Pillow does not write what it cannot read
+        data = saved(form, exif=b"Exif\0\0" + tags(1, 7, len(exif)))
+        place = data.index(b"II*\0")
+        return data[:place] + exif + data[place + len(exif) :]
+    return saved(form, exif=b"Exif\0\0" + exif)
+
+
+def with_chunk(more: bytes, before: bytes) -> bytes:
+    data = saved("PNG")
+    place = data.index(before) - 4
+    return data[:place] + more + data[place:]
+
+
 HOSTILE = {
     "png before": lambda: png_chunks(True),
     "png among": lambda: png_chunks(False),
@@ -110,6 +140,34 @@ def test_a_file_of_small_pieces_is_refused_in_time(name):
         else:
             assert read is image_size, "it was read"  # its header may be harmless
         assert time.process_time() - begin < SECONDS
+
+
+FORMS = ["PNG", "PNG at its end", "PNG text", "WEBP", "AVIF", "JPEG"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_exif_of_millions_of_values_is_not_read(form, monkeypatch):
+    """One value after the other would be an object of Python."""
+    plain, large = orientations(1), orientations(30_000 if form in ("JPEG", "PNG text") else 300_000)
+    if form in ("JPEG", "PNG text"):
+        monkeypatch.setattr("smolvlm_jax.processing.effort._MOST_VALUES", 20_000)
+    assert form == "AVIF" or load_image(with_exif(form, plain)).size == (48, 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Exif, "get", lambda *_: pytest.fail("it was read"))
+        for read in (image_size, load_image):
+            try:
+                found = read(with_exif(form, large))
+            except MediaError as error:
+                assert form == "AVIF" and "values of the tag 274" in str(error)
+            else:
+                assert form != "AVIF" and (found if read is image_size else found.size[::-1]) == (48, 64)
+
+
+@pytest.mark.parametrize("form", ["TIFF", "AVIF"])
+def test_tags_that_share_their_bytes_are_refused(form):
+    data = tags(400, 7, 100_000) if form == "TIFF" else with_exif(form, tags(400, 7, 100_000))
+    with pytest.raises(MediaError, match=r"tags have 40,0\d\d,\d\d\d bytes in all"):
+        image_size(data)
 
 
 @pytest.mark.parametrize("count", [10, 2**17 + 1])
