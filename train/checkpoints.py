@@ -21,6 +21,8 @@ from .steps import rename_aside, set_aside
 
 __all__ = ["Checkpoints"]
 
+_LOSS = "held_out_loss"
+
 
 class Checkpoints:
     """directory/checkpoints/STEP: the state (parameters, moments, counters) and the data position.
@@ -31,7 +33,7 @@ class Checkpoints:
     Args:
         directory: of the run.
         keep: how many of the newest are kept.
-        better: the metric by which the best one is kept as well.
+        better: the metric by which the best one is kept as well; where it is not measured, the lowest held_out_loss counts.
         mirror: where in a store the directory is sent to whenever a checkpoint is complete.
 
     Raises:
@@ -68,8 +70,10 @@ class Checkpoints:
 
     def _figure(self, metrics: Any) -> float:
         """By which the best is kept; whatever stands in its place is the worst."""
-        found = metrics.get(self._better) if isinstance(metrics, Mapping) else None
-        return float(found) if isinstance(found, (int, float)) else -math.inf
+        found = [(1.0, metrics.get(self._better)), (-1.0, metrics.get(_LOSS))] if isinstance(metrics, Mapping) else []
+        return next(
+            (sign * float(value) for sign, value in found if isinstance(value, (int, float)) and value == value), -math.inf
+        )
 
     def __enter__(self):
         return self

@@ -28,14 +28,13 @@ def run_train(args: argparse.Namespace) -> int:
     keep_freed_memory()
     import jax
 
-    from .metrics import figures
+    from .progress import shown_figures
     from .runner import run
 
     with device_errors("data.batch_size or data.length, or take remat: full"):
         result = run(config, progress=False if args.quiet else None)
     if not args.quiet and jax.process_index() == 0:
-        shown = ", ".join(f"{name} {text}" for name, text in figures(result.metrics).items())
-        show(f"{result.directory}: step {result.metrics.get('step')}, {shown}")
+        show(f"{result.directory}: step {result.metrics.get('step')}, {shown_figures(result.metrics)}")
         if result.model is not None:
             show(f"{result.model}: Hugging Face format")
     return 0
@@ -85,4 +84,4 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--print", action="store_true", help="print the recipe as it would be run, and stop")
     add_check(command)
-    add_quiet(command, "no bar, no summary")
+    add_quiet(command, "no bar, no remarks on progress, no summary")

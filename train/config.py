@@ -145,7 +145,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Held-out conversations; the last assistant turn of each is the wanted answer.
+    """Held-out conversations: the loss on them, and answers to them, of which the last assistant turn is the wanted one.
 
     Attributes:
         path: as `DataSource.path`.
@@ -154,6 +154,8 @@ class EvaluationConfig:
         samples: use the first so many.
         batch_size: rows generated together.
         max_new_tokens: room for an answer.
+        exact_match: whether the share of exact answers is measured; by default where the wanted answers are short: most of them
+            have at most eight words. Of longer ones only those that are shown are generated.
         show: samples on the page of examples.
         columns: as `DataSource.columns`.
     """
@@ -164,6 +166,7 @@ class EvaluationConfig:
     samples: int = 500
     batch_size: int = 16
     max_new_tokens: int = 64
+    exact_match: bool | None = None
     show: int = 50
     columns: tuple[tuple[str, str], ...] = ()
 

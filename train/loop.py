@@ -1,9 +1,9 @@
 """The training loop: restore, step, log, evaluate, checkpoint, and stop cleanly when the process is told to."""
 
 import contextlib
-import signal
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,22 @@ from jax.sharding import Mesh
 from ..errors import ConfigError
 from ..model import SmolVLMForConditionalGeneration
 from .checkpoints import Checkpoints
-from .metrics import Log
+from .curves import draw_curves
+from .metrics import Log, read_metrics
 from .mirror import Mirror
 from .partition import Partition
 from .pipeline import TrainingData, check_position
 from .prefetch import prefetch
 from .processes import everyones
+from .progress import Display
 from .state import TrainState, abstract_state, create_state, learning_rate, state_shardings
 from .step import make_step
+from .stopping import Preempted, told_to_stop
 
-__all__ = ["Preempted", "fit"]
+__all__ = ["Evaluate", "Preempted", "fit"]
 
-
-class Preempted(SystemExit):
-    """The process was told to stop (SIGTERM) and has saved a checkpoint; exit code 143."""
-
-    def __init__(self, step: int):
-        super().__init__(143)
-        self.step = step
+# (state, step, what shows how far it is, whether to give up) -> figures for the log; None if it gave up.
+Evaluate = Callable[[TrainState, int, Display, Callable[[], bool]], dict[str, float] | None]
 
 
 def fit(
@@ -44,8 +42,8 @@ def fit(
     *,
     mirror: Mirror | None = None,
     base: dict | None = None,
-    evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
-    progress: bool | None = None,
+    evaluate: Evaluate | None = None,
+    display: Display | None = None,
 ) -> TrainState:
     """Train from `params`, or from the newest checkpoint under `directory` if there is one, to the configuration's last step.
 
@@ -60,19 +58,21 @@ def fit(
         directory: of the run.
         mirror: where in a store the directory is sent to.
         base: the frozen parameters, under LoRA.
-        evaluate: (state, step) -> figures for the log, called every `evaluation.every` steps and at the end; the checkpoint of
-            that step is kept or not by these figures.
-        progress: show a bar; default: when stderr is a terminal.
+        evaluate: called every `evaluation.every` steps and at the end; the checkpoint of that step is kept or not by what it
+            returns.
+        display: shows how far the run is; default: nothing does.
 
     Raises:
-        Preempted: after SIGTERM, once a checkpoint is written.
+        Preempted: after SIGTERM or SIGINT, once a checkpoint is written.
         ConfigError: the run has more steps than `steps` already.
     """
     config = partition.config
     main = jax.process_index() == 0
+    display = Display(config.steps, False) if display is None else display
     if main:
         model.config.save_pretrained(directory)  # so that the run can be loaded and exported while it continues
     with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(told_to_stop(display.remark))
         stack.callback(data.close)
         checkpoints = stack.enter_context(Checkpoints(directory, config.keep, mirror=mirror))
         restored = checkpoints.restore(abstract_state(partition, mesh), check_position)
@@ -82,6 +82,7 @@ def fit(
         else:
             state, positions = restored
             data.restore(positions[jax.process_index() % len(positions)])
+            display.remark(f"resuming from step {int(state.step):,} of {config.steps:,}")
         del params  # the state has its own
         first = int(state.step)
         if first > config.steps:
@@ -90,9 +91,10 @@ def fit(
                 "least as many, or another output"
             )
         step = make_step(model, partition, mesh)
-        log = Log(directory, steps=config.steps, first=first, progress=progress, loggers=config.loggers, main=main)
+        log = Log(directory, first=first, display=display, loggers=config.loggers, main=main)
         stack.callback(log.close)
-        stopping = stack.enter_context(_told_to_stop())
+        display.begin(first)
+        display.doing("compiling the training step")
         every = 0 if evaluate is None or config.evaluation is None else config.evaluation.every
         source = prefetch(lambda _: (next(data), data.state(), data.figures()), first, config.steps, depth=2)
         stack.callback(source.close)
@@ -102,49 +104,44 @@ def fit(
         for index, (batch, position, figures) in zip(range(first, config.steps), source, strict=True):
             state, metrics = step(state, batch, base)
             pending.append(metrics)
-            log.advance()
+            display.advance()
             done = index + 1
             ends = done == config.steps
-            if done % config.log_every == 0 or ends:
+            stop = bool(stopping) or checkpoints.preempted(done)
+            line: dict[str, Any] = {}
+            if done % config.log_every == 0 or ends or stop:
                 line = _means(pending)  # waits for the device
                 seconds, started = time.perf_counter() - started, time.perf_counter()
                 line |= {"learning_rate": float(schedule(done)), "step_s": seconds / (done - last)}
                 line |= {"tokens_s": line["tokens"] * (done - last) / seconds} | figures
-                log.write(done, line)
                 pending, last = [], done
+                for remark in data.remarks():
+                    display.remark(remark)
             found = None
-            if evaluate is not None and (ends or (every and done % every == 0)):
-                found = evaluate(state, done)
-                log.write(done, found)
-                started += found.get("evaluation_s", 0.0)
-            stop = bool(stopping) or checkpoints.preempted(done)
+            if evaluate is not None and (ends or (every and done % every == 0)) and not (stop and not ends):
+                paused = time.perf_counter()
+                found = evaluate(state, done, display, functools.partial(_told, stopping, last=ends))
+                line |= found or {}
+                started += time.perf_counter() - paused
+                stop = stop or bool(stopping)
+            if line:  # one for each step, with what was evaluated
+                log.write(done, line)
+            if found and main and not ends:
+                draw_curves(read_metrics(directory), directory / "curves.png")
             if done % config.checkpoint_every == 0 or ends or stop or found:
                 checkpoints.save(done, state, everyones(position), found)
             if stop and not ends:
-                raise Preempted(done)  # leaving `checkpoints` waits until this one is written
+                display.doing("writing the checkpoint")
+                raise Preempted(done, *stopping[:1])  # leaving `checkpoints` waits until this one is written
     return state
+
+
+def _told(stopping: list[int], last: bool) -> bool:
+    """Whether an evaluation is to be given up: the process was told to stop, and the run goes on after this step."""
+    return bool(stopping) and not last
 
 
 def _means(pending: list[dict[str, Any]]) -> dict[str, Any]:
     means = {name: float(np.mean([float(m[name]) for m in pending])) for name in pending[0]}
     means["skipped"] = int(pending[-1]["skipped"])
     return means
-
-
-@contextlib.contextmanager
-def _told_to_stop() -> Iterator[list]:
-    """A list that stays empty until SIGTERM arrives.
-
-    In a job of several processes jax's own handler is used instead, since all processes have to agree on a step; outside the
-    main thread no handler can be set.
-    """
-    told: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number)) if jax.process_count() == 1 else None
-    except ValueError:
-        before = None
-    try:
-        yield told
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""Metrics of a run: lines of JSON, a progress bar, and TensorBoard if it is asked for."""
+"""Metrics of a run: lines of JSON, one a step, and TensorBoard if it is asked for."""
 
 import json
 import math
@@ -8,55 +8,46 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import import_extra
-from ..io import errors_name
-from ..terminal import on_terminal
+from ..io import errors_name, write_text
+from .progress import Display
 
-__all__ = ["Log", "figures", "read_metrics"]
-
-_SHOWN = ("loss", "token_accuracy", "exact_match", "padding", "tile_padding", "skipped")
+__all__ = ["Log", "read_metrics"]
 
 
 class Log:
-    """Appends to metrics.jsonl, shows a progress bar on stderr, and feeds the loggers.
+    """Appends to metrics.jsonl, and shows the figures on the display and to the loggers.
+
+    Of steps after `first`, which an earlier run may have written and this one repeats, no line is left.
 
     Args:
         directory: of the run.
-        steps: of the whole run.
         first: steps that are done already.
-        progress: show the bar; default: when stderr is a terminal.
+        display: shows the figures.
         loggers: names of further loggers.
         main: whether this is the first process of its job, the only one that writes.
     """
 
-    def __init__(self, directory: Path, *, steps: int, first: int, progress: bool | None, loggers: Sequence[str], main: bool):
-        from tqdm import tqdm
-
-        self._path = directory / "metrics.jsonl"
-        self._file = _appending(self._path) if main else None
-        show = main and (on_terminal() if progress is None else progress)
-        self._bar = tqdm(total=steps, initial=first, unit="step", disable=not show, dynamic_ncols=True)
-        self._board = _tensorboard(directory / "tensorboard") if main and "tensorboard" in loggers else None
-
-    def advance(self) -> None:
-        """Move the bar by one step."""
-        self._bar.update()
+    def __init__(self, directory: Path, *, first: int, display: Display, loggers: Sequence[str], main: bool):
+        self._path, self._display = directory / "metrics.jsonl", display
+        self._file = _appending(self._path, first) if main else None
+        self._board = _tensorboard(directory / "tensorboard", first) if main and "tensorboard" in loggers else None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write one line; numbers that are not finite become strings, since JSON has none."""
+        """Write the line of a step; numbers that are not finite become strings, since JSON has none."""
         if self._file is None:
             return
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with errors_name(self._path):
             self._file.write(json.dumps({"step": step, **plain}) + "\n")
             self._file.flush()
-        self._bar.set_postfix({name: text for name, text in figures(plain).items() if text or name != "skipped"})
+        self._display.figures(values)
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._bar.close()
+        """Close the file and the loggers."""
         if self._file is not None:
             with suppress(OSError):  # a line that could not be written: `write` has said so
                 self._file.close()
@@ -64,23 +55,19 @@ class Log:
             self._board.close()
 
 
-def _appending(path: Path) -> IO[str]:
-    """The file, after its last whole line: one that a killed run left half is ended."""
-    half = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    file = path.open("a", encoding="utf-8")
-    if half:
-        file.write("\n")
-    return file
+def _appending(path: Path, first: int) -> IO[str]:
+    """The file, with one whole line for each of the steps up to `first` that it has a line of, and nothing else."""
+    if path.is_file():
+        kept = [line for line in read_metrics(path.parent) if line["step"] <= first]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if path.read_bytes() != text.encode():
+            write_text(path, text)
+    return path.open("a", encoding="utf-8")
 
 
-def figures(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a step's metrics that are shown, floats rounded."""
-    found = {name: values[name] for name in _SHOWN if name in values}
-    return {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in found.items()}
-
-
-def _tensorboard(directory: Path):
-    return import_extra("tensorboardX", "the TensorBoard logger", "tensorboard").SummaryWriter(str(directory))
+def _tensorboard(directory: Path, first: int):
+    board = import_extra("tensorboardX", "the TensorBoard logger", "tensorboard")
+    return board.SummaryWriter(str(directory), purge_step=first + 1 if first else None)
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ __all__ = ["TrainingData", "check_position", "dataset"]
 _SHOWN = 20  # skipped records that are described at the end
 _SHOWN_COLUMNS = 100
 _IDLE = 1000  # skipped records in a row after which the run fails
+_MUCH_PADDING, _MANY_EMPTY = 0.25, 0.5  # shares of tokens and of places of tiles that are worth a remark
 
 
 # What `TrainingData.state` consists of.
@@ -103,6 +104,13 @@ class TrainingData:
         count: of processes.
         model: digest of what is trained, which belongs to a position as the data do.
 
+    Attributes:
+        processor: reads the conversations.
+        shape: of a batch.
+        sources: the opened records.
+        counts: sums over the batches so far.
+        told: the first of the records that were skipped.
+
     Raises:
         ConfigError: the rows of a batch cannot be divided over the processes, or no source is named, or
             a step takes more than the machine has memory.
@@ -139,15 +147,19 @@ class TrainingData:
                 f"the arrays of a step take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB: lower "
                 "accumulation, data.batch_size, data.length or data.tiles_per_row"
             )
-        self._dataset, sources = dataset(config, seed)
-        self._records = [len(records) for records in sources]
-        self._contents = [records.contents() for records in sources]
+        self._dataset, self.sources = dataset(config, seed)
+        self._records = [len(records) for records in self.sources]
+        self._contents = [records.contents() for records in self.sources]
         self._settings = _deciding(config)
         self._taken = self._skip = 0
         self._stream: Iterator | None = None
         self.counts: Counter[str] = Counter()
         self.told: list[str] = []
         self._unread: set[str] = set()
+        # Of records read so far, some of which are of a window that is not begun: how many were skipped, and the first of each.
+        self._skipped: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._remarked: set[str] = set()
         self._generator: Iterator | None = None
 
     # ---- position
@@ -247,6 +259,8 @@ class TrainingData:
                 idle += 1
                 seen[item.reason] += 1
                 told.append(f"{item.reason}: {item.detail}")
+                self._skipped[item.reason] += 1
+                self._examples.setdefault(item.reason, item.detail)
                 if idle > _IDLE:
                     raise ConfigError(f"{_IDLE:,} records in a row make no sample; the last: {item.detail}")
                 continue
@@ -290,3 +304,29 @@ class TrainingData:
         share = lambda used, room: 1 - counts[used] / counts[room] if counts[room] else 0.0
         padding = {"padding": share("tokens", "room"), "tile_padding": share("tiles", "tile_room")}
         return padding | {name: counts[name] for name in ("samples", "too_long", "faulty", "dropped_pictures")}
+
+    def remarks(self) -> list[str]:
+        """What to tell the user of the data so far, each of it once: records that were skipped and why, and where much padding
+        comes from."""
+        config, found = self.config, {}
+        if self._skipped:
+            room = f"data.length {config.length:,}" + (
+                "" if config.tiles_per_row is None else f", {config.tiles_per_row} tiles"
+            )
+            words = {"too_long": f"too long for a row ({room})", "faulty": "faulty"}
+            parts = [f"{n:,} {words[name]}, the first {self._examples[name]}" for name, n in sorted(self._skipped.items())]
+            found["skipped"] = (
+                f"records skipped so far, of {self._skipped.total() + self.counts['samples']:,}: {'; '.join(parts)}"
+            )
+        figures, causes = self.figures(), []
+        if figures["padding"] > _MUCH_PADDING:
+            why = "raise data.window_rows or change data.length" if config.packing else "data.packing is off"
+            causes.append(f"{figures['padding']:.0%} of the tokens of a row ({why})")
+        if self.shape.tiles and figures["tile_padding"] > _MANY_EMPTY:
+            least = "data.tiles_per_row says how many there are"
+            causes.append(f"{figures['tile_padding']:.0%} of its {self.shape.tiles} places for tiles ({least})")
+        if causes:
+            found["padding"] = f"padding, which is computed and not learned from: {' and '.join(causes)}"
+        new = {name: text for name, text in found.items() if name not in self._remarked}
+        self._remarked.update(new)
+        return list(new.values())

@@ -353,7 +353,7 @@ def _refuse_splits(path: Path, source: DataSource) -> None:
 
 def _open_named(source: DataSource, splits: Sequence[str]) -> Records:
     """A directory of files in splits, or a dataset of the Hub. Only the files of the split that is asked for are read."""
-    with _reading(source.path, "holds no training data") as datasets:
+    with _reading(source.path, "holds no conversations") as datasets:
         builder = datasets.load_dataset_builder(source.path, source.name)
     found = builder.config.data_files or {}
     split = next((split for split in splits if split in found), None)

@@ -22,6 +22,7 @@ from ..locate import adapted, stack
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, unflatten_params
 from ..processing import SmolVLMTokenizer
+from ..processing.options import limits_of
 from ..retrieval_model import require_text
 from ..sharding import make_mesh
 from ..staging import check_new
@@ -31,8 +32,10 @@ from .adapter import export_adapter
 from .claim import only_run
 from .config import MeshConfig, TrainConfig
 from .curves import draw_curves
-from .evaluate import Evaluator, check_tasks, held_out
+from .evaluate import Evaluator, check_tasks, held_out, held_out_records
 from .export import export
+from .held_out import HeldOutLoss
+from .look import described, room_warning
 from .loop import fit
 from .lora import init_adapters
 from .metrics import read_metrics
@@ -41,7 +44,10 @@ from .partition import Partition, join
 from .pipeline import TrainingData
 from .plain import require_same, to_dict
 from .processes import on_host
+from .progress import Display
+from .samples import Prepare
 from .state import TrainState
+from .stopping import Preempted
 
 __all__ = ["TrainResult", "divide", "open_mesh", "open_model", "run"]
 
@@ -129,7 +135,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
 
     Args:
         config: the run.
-        progress: show a bar; default: when stderr is a terminal.
+        progress: show a bar (True) or nothing (False); default: a bar where stderr is a terminal, else a line now and then.
 
     Raises:
         ConfigError: the configuration does not fit the model, the data or the devices.
@@ -138,7 +144,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         StorageError: another run is in OUTPUT.
         InputError: there is no such data, or OUTPUT cannot be a directory.
         ChangedError: the data, or the checkpoint that training starts from, is no longer what it was when the run began.
-        Preempted: after SIGTERM, once a checkpoint is written (see `loop`).
+        Preempted: after SIGTERM or SIGINT, once a checkpoint is written (see `loop`).
     """
     if not config.model:
         raise ConfigError("model is not named: model=NAME, a directory or a name that `smolvlm-jax models` lists")
@@ -158,19 +164,19 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
                 f"output {output} is in an object store, where only one process can write checkpoints: in a job of several "
                 "name a directory that all of them see, such as a mounted bucket"
             )
-        with mirrored(output) as mirror:
-            return _train(config, mirror.directory, files, progress, mirror, named=len(parts) == 1)
+        with mirrored(output) as mirror, Display(config.steps, progress) as display:
+            return _train(config, mirror.directory, files, display, mirror, named=len(parts) == 1)
     directory = output.absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"output is a directory, and {directory} cannot be one: {error.strerror}") from error
-    with only_run(directory) if main else nullcontext():
-        return _train(config, directory, files, progress, None, named=len(parts) == 1)
+    with only_run(directory) if main else nullcontext(), Display(config.steps, progress, main=main) as display:
+        return _train(config, directory, files, display, None, named=len(parts) == 1)
 
 
 def _train(
-    config: TrainConfig, directory: Path, files: Path, progress: bool | None, mirror: Mirror | None, *, named: bool
+    config: TrainConfig, directory: Path, files: Path, display: Display, mirror: Mirror | None, *, named: bool
 ) -> TrainResult:
     """The run, in a directory that no other run is in, and that may be sent to a store. named: whether what it starts from is a
     model by itself."""
@@ -180,7 +186,9 @@ def _train(
     if config.export and main:
         check_new(output / "model", force=True)
     mesh = open_mesh(config.mesh)
-    tasks = held_out(config.evaluation) if config.evaluation else []
+    display.doing("opening the data")
+    kept = None if config.evaluation is None else held_out_records(config.evaluation)
+    tasks = [] if config.evaluation is None else held_out(config.evaluation, kept, limits_of(config.data.pictures))
     source, under = adapted(config.model, config.adapter)
     started = open_checkpoint(source, base=under)  # how its files are now
     started.close()
@@ -199,18 +207,47 @@ def _train(
             say(f"evaluation data, {line}; it counts as a wrong answer")
         if len(told) > _SHOWN:
             say(f"evaluation data: {len(told) - _SHOWN} more questions like these")
+        if warning := room_warning(data.sources, data.processor, config.data):
+            display.remark(warning)
+    display.doing(f"loading {config.model}")
     model, params = open_model(config, mesh)
     check_vocabulary(data.processor.tokenizer, model.config.text_config)
     partition = Partition.of(model, config)
     params, base = divide(params, model, partition, mesh)
+    for line in described(partition, mesh, [len(records) for records in data.sources]):
+        display.remark(line)
     evaluate = None
-    if tasks:
-        evaluate = Evaluator(model, partition, base=base, processor=data.processor, tasks=tasks, directory=directory, mesh=mesh)
+    if kept is not None and config.evaluation is not None:
+        loss = HeldOutLoss(
+            model,
+            partition,
+            base=base,
+            records=kept,
+            count=config.evaluation.samples,
+            data=config.data,
+            prepare=Prepare(files, config.data),
+            shape=data.shape,
+            mesh=mesh,
+        )
+        evaluate = Evaluator(
+            model, partition, base=base, processor=data.processor, tasks=tasks, loss=loss, directory=directory, mesh=mesh
+        )
+        display.remark(evaluate.description)
     weights = [params]  # emptied by the call, so that the loop can free the parameters that its state replaces
     del params
-    state = fit(
-        model, weights.pop(), data, partition, mesh, directory, mirror=mirror, base=base, evaluate=evaluate, progress=progress
-    )
+    options: dict[str, Any] = {"mirror": mirror, "base": base, "evaluate": evaluate, "display": display}
+    try:
+        state = fit(model, weights.pop(), data, partition, mesh, directory, **options)
+    except Preempted as stop:
+        display.close()
+        if main:
+            draw_curves(read_metrics(directory), directory / "curves.png")
+        display.remark(
+            f"stopped at step {stop.step:,} of {config.steps:,}, which is saved in {output}: run the same command again to go "
+            "on"
+        )
+        raise
+    display.close()
     metrics = read_metrics(directory)
     if main:
         draw_curves(metrics, directory / "curves.png")

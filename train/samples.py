@@ -13,10 +13,11 @@ from ..processing import SmolVLMProcessor
 from ..processing.bounds import least_tokens
 from ..processing.chat import collect_media, has_video, normalize_conversations, read_message
 from ..processing.options import call_options, open_processor
+from ..processing.pdf_pages import with_pages
 from .config import IGNORE, DataConfig
 from .records import Element, read_element
 
-__all__ = ["Prepare", "Sample", "Skipped", "label_tokens", "make_sample"]
+__all__ = ["Prepare", "Sample", "Skipped", "fitted", "label_tokens", "make_sample"]
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
     Raises:
         SmolVLMError: the processor cannot read the messages or their pictures.
     """
+    messages = with_pages(messages, processor.image_processor.limits)
     messages = [read_message(f"message {number}", message) for number, message in enumerate(messages)]
-    fitting, dropped, needed = _fit(processor, messages, config)
+    fitting, dropped, needed = fitted(processor, messages, config)
     if fitting is None:
         return Skipped("too_long", needed)
     options = {"special_tokens_in_text": config.special_tokens_in_text, **call_options(config.pictures)}
@@ -128,7 +130,7 @@ def make_sample(processor: SmolVLMProcessor, messages: list[dict[str, Any]], con
     return Sample(ids, label_tokens(processor, fitting, ids, config.loss_on), tiles, dropped)
 
 
-def _fit(processor, messages: list, config: DataConfig) -> tuple[list | None, int, str]:
+def fitted(processor: SmolVLMProcessor, messages: list, config: DataConfig) -> tuple[list | None, int, str]:
     """(messages that fit or None, pictures dropped, what all of it needs), from the headers of the pictures alone."""
     needed, dropped, images = "", 0, processor.image_processor
     if (least := least_tokens(processor, messages, pictures=False)) > config.length:

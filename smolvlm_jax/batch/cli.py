@@ -1,7 +1,6 @@
 """`smolvlm-jax batch`. Importing this module imports nothing heavy."""
 
 import argparse
-import json
 
 from ..arguments import (
     add_check,
@@ -23,10 +22,20 @@ from .logprobs import LOGPROBS
 
 __all__ = ["add_parser"]
 
+_KEEP = "columns of the input that the rows of answers have too; none: no column"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The type of --keep."""
+    return () if text == "none" else tuple(name for name in text.split(",") if name)
+
 
 def run(options: argparse.Namespace) -> int:
     """The exit code: 0, 1 where records lack a row or too many have an error, 128 + the signal where one came."""
+    from ..storage import place
     from .run import run_batch
+    from .sinks import SINKS
+    from .summary import summary_lines
 
     settings = {
         **given(options, BatchConfig),
@@ -43,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
         raise JobError(f"{error}; what is finished is kept: run the same command again") from error
     if "signal" in summary:
         return 128 + summary["signal"]
-    show(json.dumps(summary, indent=2))
+    if not options.quiet:
+        show("\n".join(summary_lines(summary, place(options.output), SINKS[options.format].ending)))
     failed = summary["error_share"] > options.max_error_rate
     if failed and not options.quiet:
         say(f"{summary['errors']} of {summary['records']} records have an error, above --max-error-rate")
@@ -69,13 +79,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model(command, "none: one of both has to be named")
     add_check(command)
     command.add_argument("--prompt", help="the question for records that bring none (default: none)")
-    add_quiet(command, "no progress and no remarks")
+    add_quiet(command, "no progress, no remarks and no summary")
     add_sampling(command, SamplingParams)
     add_pictures(command)
 
     data = command.add_argument_group("input and output")
     data.add_argument("--source", metavar="KIND", help="jsonl, parquet or media (default: by the names)")
     data.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="e.g. image=jpg; may be repeated")
+    data.add_argument("--keep", type=_names, metavar="NAME,…", help=f"{_KEEP} (default: all that nothing reads)")
     data.add_argument("--format", default=BatchConfig.format, help="jsonl or parquet")
     probable = "columns with the log-probabilities of answers: mean and least, or those of all tokens too (default: none)"
     data.add_argument("--logprobs", choices=tuple(LOGPROBS), help=probable)
@@ -92,6 +103,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="leave special tokens in the text (default: for docling checkpoints, whose doctags are such)",
     )
     document = "make a document of the DocTags of each file's pages, in OUTPUT/documents: markdown, html, json or doctags"
+    gallery = "write a page of the first 50 answers with their pictures, OUTPUT/_gallery.html"
+    data.add_argument("--gallery", action="store_true", help=gallery)
     data.add_argument("--document", metavar="FORM", help=f"{document} (default: none)")
 
     machine = add_machine(command, mesh="of this host's devices, e.g. data=2,fsdp=1,tensor=2 (default: all to data)")

@@ -42,6 +42,8 @@ class BatchConfig:
         source: Kind of the input; by default told by its names.
         columns: Pairs (name of a record's key, its name in the input).
         format: "jsonl" or "parquet".
+        keep: Names of columns of the input that the rows of answers have too; None: all that the job does not read.
+        gallery: Write a page of the first answers with their pictures, OUTPUT/_gallery.html.
         logprobs: Columns with the log-probabilities of answers: "mean" for the mean and the least of an answer's tokens,
             "tokens" for those of all tokens too.
         shard_size: Records of a part of the output.
@@ -79,6 +81,8 @@ class BatchConfig:
     source: str | None = None
     columns: tuple[tuple[str, str], ...] = ()
     format: str = "jsonl"
+    keep: tuple[str, ...] | None = None
+    gallery: bool = False
     logprobs: str | None = None
     shard_size: int = 1000
     num_shards: int | None = None

@@ -11,7 +11,7 @@ results and writes all rows. A record that could not be prepared is a request wi
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -96,6 +96,7 @@ class BatchJob:
         self._quiet = quiet
         self._added: list[str] = []  # files that came to the input while the job ran
         self._unread: set[str] = set()  # columns of records that nothing reads
+        self._own: dict[tuple[int, int], dict[str, Any]] = {}  # the user's own columns of the records that are under way
         self.tally = Tally(self._statistics, quiet)
 
     def stop(self) -> None:
@@ -188,9 +189,18 @@ class BatchJob:
             new = sorted(set(request.unread) - self._unread)
             if new and len(self._unread) < _SHOWN_COLUMNS:
                 self._unread.update(new)
-                if not self._quiet:
-                    say(f"nothing reads these columns of the records: {', '.join(new)}")
-            yield replace(request, id=(unit, position, request.id))
+                self._tell_of_columns(new, request.own)
+            self._own[unit, position] = request.own
+            yield replace(request, id=(unit, position, request.id), own={})
+
+    def _tell_of_columns(self, names: list[str], own: Mapping[str, Any]) -> None:
+        """Say what becomes of columns that nothing reads."""
+        if self._quiet:
+            return
+        if kept := [name for name in names if name in own]:
+            say(f"these columns of the records are copied to their rows: {', '.join(kept)}")
+        if left := [name for name in names if name not in own]:
+            say(f"nothing reads these columns of the records, and rows do not keep them: {', '.join(left)}")
 
     def _tasks(self) -> Iterator[tuple[tuple[int, int], Any]]:
         """((unit, position), payload) of every row that has no answer yet."""
@@ -255,6 +265,7 @@ class BatchJob:
             "tiles": result.tiles,
             "seconds": round(result.seconds, 6),
             **logprob_columns(self._sink.logprobs, result.logprobs if error is None else None),
+            **self._own.pop((unit, position), {}),
         }
         part = self._open[unit]
         with self._lock:  # together: the estimate of a row's share is corrected for the rows that the part has by then

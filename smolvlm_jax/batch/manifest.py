@@ -11,9 +11,10 @@ from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
 from ..storage import AnyPath, StorePath
 from .bucket import claimed, withdraw
 
-__all__ = ["DOCUMENTS", "MANIFEST", "Manifest", "differences"]
+__all__ = ["DOCUMENTS", "GALLERY", "MANIFEST", "Manifest", "differences"]
 
 MANIFEST = "_manifest.json"
+GALLERY = "_gallery.html"  # the page that gallery.py makes of rows
 DOCUMENTS = "documents"  # the folder of what documents.py makes of rows
 FORMAT = 1
 _OWNER = "_rows-of-"  # with a manifest's key, the name of an empty file beside rows that were made under it
@@ -176,7 +177,7 @@ class Manifest:
 
 def _outputs(folder: AnyPath) -> list[AnyPath]:
     """All files that a job writes, apart from the manifest. Of documents on a file system it is their directory."""
-    patterns = ("part-*", ".part-*", "_summary-*", f"{_OWNER}*", DOCUMENTS)
+    patterns = ("part-*", ".part-*", "_summary-*", f"{_OWNER}*", GALLERY, DOCUMENTS)
     if isinstance(folder, StorePath):
         documents = (folder / DOCUMENTS / entry.name for entry in (folder / DOCUMENTS).entries())
         return sorted((*(path for pattern in patterns for path in folder.glob(pattern)), *documents))

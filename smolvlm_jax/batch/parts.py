@@ -177,7 +177,9 @@ class Part:
         except (ValueError, TypeError, RecursionError):
             return None
         columns = self._sink.columns
-        whole = line.endswith(b"\n") and type(position) is int and isinstance(row, dict) and tuple(row) == columns
+        whole = (
+            line.endswith(b"\n") and type(position) is int and isinstance(row, dict) and tuple(row)[: len(columns)] == columns
+        )
         return (position, row) if whole else None
 
 

@@ -15,6 +15,7 @@ from ..child import AVAILABLE, Child
 from ..engine.requests import Request
 from ..engine.room import Room
 from ..errors import InputError, JobError
+from .own import payload_size
 from .workers import LOST, NO_MEMORY, OUT_OF_MEMORY, Preparer, Setup
 
 __all__ = ["WorkerPool", "default_workers"]
@@ -101,7 +102,7 @@ class WorkerPool:
                 task = next(tasks, None)
                 left = task is not None
                 if task is not None:
-                    waiting[task[0]] = _payload_size(task[1])
+                    waiting[task[0]] = payload_size(task[1])
                     self._threads.apply_async(work, task, callback=done.put, error_callback=done.put)
             if not waiting:
                 return
@@ -191,17 +192,6 @@ def _checked(request: Request) -> Request:
     if request.error is not None and request.error.startswith(LOST):
         raise JobError(f"{request.error.removeprefix(LOST)}; what is finished is kept")
     return request
-
-
-def _payload_size(payload: Any) -> int:
-    """Bytes of the texts and files in a payload."""
-    if isinstance(payload, (bytes, str)):
-        return len(payload)
-    if isinstance(payload, dict):
-        payload = payload.values()
-    elif not isinstance(payload, (list, tuple)):
-        return 0
-    return sum(map(_payload_size, payload))
 
 
 def _size(request: Request) -> int:

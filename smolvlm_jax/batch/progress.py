@@ -8,11 +8,12 @@ from typing import Any
 
 from ..engine.counters import Counters
 from ..terminal import on_terminal
+from .summary import OTHERS, error_kind
 
 __all__ = ["Tally"]
 
 _COUNTED = ("tiles", "prompt_tokens", "new_tokens")
-_SHOWN_ERRORS = 10
+_SHOWN_ERRORS, _KINDS = 10, 1000
 _SHOW_SECONDS = 0.5
 
 
@@ -29,6 +30,7 @@ class Tally:
         reasons: How many rows ended for which finish reason.
         new: Records, tiles and tokens of this run alone.
         errors: The first ten errors.
+        kinds: How many errors are of which kind, a thousand kinds at most.
     """
 
     def __init__(self, statistics: Callable[[], Counters], quiet: bool = False):
@@ -37,6 +39,7 @@ class Tally:
         self.reasons: Counter = Counter()
         self.new: Counter = Counter()  # of this run alone
         self.errors: list[dict[str, Any]] = []
+        self.kinds: Counter[str] = Counter()
         self._share, self._reused, self._shown = 0.0, 0.0, 0.0
         self._bar: Any = None
         if not quiet and on_terminal():
@@ -60,8 +63,11 @@ class Tally:
         """
         with self._lock:
             self.reasons[row["finish_reason"]] += 1
-            if row["error"] is not None and len(self.errors) < _SHOWN_ERRORS:
-                self.errors.append({"id": row["id"], "error": row["error"]})
+            if row["error"] is not None:
+                kind = error_kind(row["error"])
+                self.kinds[kind if kind in self.kinds or len(self.kinds) < _KINDS else OTHERS] += 1
+                if len(self.errors) < _SHOWN_ERRORS:
+                    self.errors.append({"id": row["id"], "error": row["error"]})
             if not reused:
                 self.new.update(records=1, **{name: row[name] for name in _COUNTED})
             self.advance(share, reused)
@@ -108,6 +114,7 @@ class Tally:
             "errors": errors,
             "error_share": errors / records if records else 0.0,
             "finish_reasons": dict(sorted(self.reasons.items())),
+            "error_kinds": dict(self.kinds.most_common(_SHOWN_ERRORS)),
             "first_errors": self.errors,
             "new_records": self.new["records"],
             **{name: self.new[name] for name in _COUNTED},

@@ -11,23 +11,26 @@ from typing import Any
 from ..convert.digest import model_digest
 from ..documents.forms import require_docling
 from ..engine.loading import check_settings, is_docling, load_engine
-from ..errors import InputError, device_errors
+from ..errors import InputError, SmolVLMError, describe, device_errors
 from ..generation_config import GenerationConfig
 from ..io import write_json
 from ..locate import adapted, resolve, stack
-from ..processing.options import check_options
+from ..processing.options import check_options, limits_of
 from ..records.sources import Source, counted, open_source, takes_in
 from ..storage import AnyPath, is_store, place
 from ..terminal import say
+from .arrow_columns import arrow_types
 from .config import BatchConfig
 from .documents import write_documents
+from .gallery import Reader, write_gallery
 from .hosts import shard_of
 from .job import BatchJob, Shard
 from .manifest import Manifest
+from .own import Own, check_columns, look
 from .parts import part_name
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
-from .sinks import Sink, open_sink
+from .sinks import ParquetSink, Sink, open_sink
 from .workers import Setup, longest_prompt
 
 __all__ = ["run_batch"]
@@ -70,11 +73,16 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
     if takes_in(os.fspath(config.input), str(folder / f"{part_name(0)}{sink.ending}")):
         raise InputError(f"OUTPUT ({folder}) is where INPUT is read from, so answers would be input: choose another directory")
+    own = Own(config.keep, sink.columns, config.columns)
+    records = look(source)
+    check_columns(records, own)
+    if config.format == ParquetSink.name:
+        sink = open_sink(config.format, config.logprobs, arrow_types(source, records, own))
     if source.unread:
         notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
     longest = longest_prompt(directory, config.ring_lengths)
     sampling = replace(config.sampling, logprobs=0 if config.logprobs else None)
-    setup = Setup(str(directory), source.parse, sampling, config.pictures, longest, config.record_memory)
+    setup = Setup(str(directory), source.parse, sampling, config.pictures, longest, config.record_memory, own)
     check_options(setup.processor())
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     if config.document is not None:
@@ -96,6 +104,8 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
         return {**summary, "signal": signals[0]}
     if config.document is not None:
         summary = {**summary, "documents": _documents(config.document, job, folder, sink, notify)}
+    if config.gallery and (page := _gallery(config, folder, sink, source, shard, notify)) is not None:
+        summary = {**summary, "gallery": page}
     with manifest.held():
         write_json(folder / f"_summary-{index}-of-{count}.json", summary)
     others = {int(path.stem.rpartition("-")[2]) for path in folder.glob("_summary-*-of-[0-9]*.json")} - {count}
@@ -141,6 +151,19 @@ def _documents(form: str, job: BatchJob, folder: AnyPath, sink: Sink, notify: Ca
     return made
 
 
+def _gallery(
+    config: BatchConfig, folder: AnyPath, sink: Sink, source: Source, shard: Shard, notify: Callable[[str], None]
+) -> str | None:
+    """Where the page of the first answers is. What goes wrong with it is no fault of the answers."""
+    reader = Reader(source.parse, limits_of(config.pictures), config.record_memory)
+    title, seconds = f"Answers of {config.model or config.adapter}", config.record_timeout
+    try:
+        return str(write_gallery(folder, sink, source, reader, shard_size=shard.size, seconds=seconds, title=title))
+    except (SmolVLMError, OSError) as error:
+        notify(f"no page of the first answers could be made: {describe(error)}")
+        return None
+
+
 def _facts(config: BatchConfig, parts: list[Path], directory: Path, source: Source, keep: bool) -> dict[str, Any]:
     """What rows depend on. The number of shards is not among it: a restart may have more hosts or fewer."""
     sampling = config.sampling.sampling(GenerationConfig.from_pretrained(directory))
@@ -156,6 +179,7 @@ def _facts(config: BatchConfig, parts: list[Path], directory: Path, source: Sour
         "dtype": config.dtype,
         "shard_size": config.shard_size,
         "output_format": config.format,
+        "keep": "all" if config.keep is None else list(config.keep),
         **({"logprobs": config.logprobs} if config.logprobs else {}),
     }
 

@@ -3,7 +3,7 @@
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import IO, Any, ClassVar
 
@@ -11,8 +11,10 @@ from ..errors import InputError
 from ..io import to_json, whole_file
 from ..records.arrow import import_pyarrow, open_parquet
 from ..storage import AnyPath, StorePath
+from .arrow_columns import own_arrays, utf8
 from .bucket import publish
 from .logprobs import LOGPROBS
+from .own import finite
 
 __all__ = ["COLUMNS", "SINKS", "Sink", "open_sink"]
 
@@ -28,9 +30,10 @@ class Sink(ABC):
         logprobs: What the job says of log-probabilities.
 
     Attributes:
-        columns: Keys of a row, in order.
+        columns: Keys of every row, in order. The user's own may follow.
     """
 
+    name: ClassVar[str]
     ending: ClassVar[str]
 
     def __init__(self, logprobs: str | None = None):
@@ -62,11 +65,11 @@ class Sink(ABC):
 class JsonlSink(Sink):
     """A line of JSON for each row."""
 
-    ending = ".jsonl"
+    name, ending = "jsonl", ".jsonl"
 
     def _write(self, file, rows):
         for row in rows:
-            file.write(to_json(row))
+            file.write(to_json(finite(row)))
 
     def read(self, path):
         with path.open("rb") as file:
@@ -74,23 +77,31 @@ class JsonlSink(Sink):
 
 
 class ParquetSink(Sink):
-    """A Parquet file with row groups of 1,000 rows."""
+    """A Parquet file with row groups of 1,000 rows.
 
-    ending = ".parquet"
+    Args:
+        logprobs: As of every sink.
+        own: The user's own columns and their types in Arrow.
+    """
 
-    def __init__(self, logprobs: str | None = None):
+    name, ending = "parquet", ".parquet"
+
+    def __init__(self, logprobs: str | None = None, own: Mapping[str, Any] | None = None):
         super().__init__(logprobs)
-        pa = import_pyarrow()
+        pa, self._own = import_pyarrow(), dict(own or {})
         kinds = {"prompt_tokens": pa.int32(), "new_tokens": pa.int32(), "tiles": pa.int32(), "seconds": pa.float64()}
         kinds |= {"mean_logprob": pa.float32(), "min_logprob": pa.float32(), "token_logprobs": pa.list_(pa.float32())}
         self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in self.columns])
+        self._whole = pa.schema([*self._schema, *self._own.items()])
 
     def _write(self, file, rows):
         pyarrow, rows = import_pyarrow(), iter(rows)
-        with pyarrow.parquet.ParquetWriter(file, self._schema, write_page_checksum=True) as writer:
+        with pyarrow.parquet.ParquetWriter(file, self._whole, write_page_checksum=True) as writer:
             while group := list(islice(rows, _GROUP)):
-                group = [{**row, **{name: _utf8(row[name]) for name in ("id", "text", "error")}} for row in group]
-                writer.write_table(pyarrow.Table.from_pylist(group, self._schema))
+                own = own_arrays([{k: v for k, v in row.items() if k not in self.columns} for row in group], self._own)
+                group = [{**row, **{name: utf8(row[name]) for name in ("id", "text", "error")}} for row in group]
+                arrays = pyarrow.Table.from_pylist(group, self._schema).columns
+                writer.write_table(pyarrow.Table.from_arrays([*arrays, *own], schema=self._whole))
 
     def read(self, path):
         with path.open("rb") as opened, open_parquet(opened) as file:
@@ -98,11 +109,16 @@ class ParquetSink(Sink):
                 yield from batch.to_pylist()
 
 
-SINKS: dict[str, type[Sink]] = {"jsonl": JsonlSink, "parquet": ParquetSink}
+SINKS: dict[str, type[Sink]] = {sink.name: sink for sink in (JsonlSink, ParquetSink)}
 
 
-def open_sink(name: str, logprobs: str | None = None) -> Sink:
+def open_sink(name: str, logprobs: str | None = None, own: Mapping[str, Any] | None = None) -> Sink:
     """The sink of a format, for rows with the columns that `logprobs` adds.
+
+    Args:
+        name: Of the format.
+        logprobs: What the job says of log-probabilities.
+        own: For Parquet, the user's own columns and their types in Arrow.
 
     Raises:
         InputError: if there is no such format.
@@ -110,8 +126,4 @@ def open_sink(name: str, logprobs: str | None = None) -> Sink:
     """
     if name not in SINKS:
         raise InputError(f"no output format {name!r}; it is one of {', '.join(SINKS)}")
-    return SINKS[name](logprobs)
-
-
-def _utf8(value: Any) -> str | None:
-    return None if value is None else str(value).encode("utf-8", "backslashreplace").decode()
+    return ParquetSink(logprobs, own) if name == ParquetSink.name else SINKS[name](logprobs)

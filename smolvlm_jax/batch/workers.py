@@ -3,21 +3,23 @@
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..child import parent
 from ..config import SmolVLMConfig
 from ..engine.requests import Request, prepare
-from ..errors import JobError, SmolVLMError, describe
+from ..errors import InputError, JobError, SmolVLMError, describe
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 from ..processing import SmolVLMProcessor
 from ..processing.options import call_options, open_processor
-from ..records.record import with_overrides
+from ..processing.pdf_pages import with_pages
+from ..records.record import Record, with_overrides
 from ..records.sources.base import Parser
+from .own import Own
 
-__all__ = ["LOST", "NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "longest_prompt", "serve"]
+__all__ = ["LOST", "NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "limit_memory", "longest_prompt", "serve"]
 
 # The exit code of a worker that a record took beyond its limit, and the error of the record.
 OUT_OF_MEMORY = 77
@@ -37,6 +39,7 @@ class Setup:
         pictures: Overrides of the checkpoint's processor.
         longest: Tokens of a prompt, at most; None: whoever answers says.
         memory: Bytes that a worker may take for a record; None: any number.
+        own: Which columns of a record its row has too.
     """
 
     directory: str
@@ -45,6 +48,7 @@ class Setup:
     pictures: PictureOptions = field(default_factory=PictureOptions)
     longest: int | None = None
     memory: int | None = None
+    own: Own = field(default_factory=Own)
 
     def processor(self) -> SmolVLMProcessor:
         """The checkpoint's processor with the job's picture options. Raises InputError and CheckpointError."""
@@ -62,6 +66,7 @@ class Preparer:
 
     def __init__(self, setup: Setup):
         self._parse, self._sampling, self._processor = setup.parse, setup.sampling, setup.processor()
+        self._own = setup.own
         self._options = {"longest": setup.longest, **call_options(setup.pictures)}
         # One worker per core: threads inside a worker would only compete with the other workers.
         self._processor.image_processor.num_threads = self._processor.video_processor.num_threads = 1
@@ -72,11 +77,21 @@ class Preparer:
             record = self._parse(payload)
         except MemoryError:
             return Request(None, error=NO_MEMORY)
+        try:
+            own = self._own.of(record.given)
+        except InputError as error:
+            return Request(record.id, error=str(error))
+        except MemoryError:
+            return Request(record.id, error=NO_MEMORY)
+        return replace(self._request(record), own=own)
+
+    def _request(self, record: Record) -> Request:
         if record.messages is None:
             return Request(record.id, error=record.error)
         try:
             params = with_overrides(self._sampling, record)
-            prepared = prepare(self._processor, record.messages, **self._options)
+            messages = with_pages(record.messages, self._processor.image_processor.limits)
+            prepared = prepare(self._processor, messages, **self._options)
             return Request(record.id, prepared=prepared, params=params, unread=record.unread)
         except MemoryError:
             return Request(record.id, error=NO_MEMORY)
@@ -95,7 +110,7 @@ def serve() -> None:
     except SmolVLMError as error:
         return channel.send(str(error))
     if setup.memory is not None:
-        _limit_memory(setup.memory)
+        limit_memory(setup.memory)
     channel.send(None)
     with contextlib.suppress(ConnectionError):  # the job has ended
         for payload in channel.messages():
@@ -105,7 +120,7 @@ def serve() -> None:
             channel.send(request)
 
 
-def _limit_memory(size: int) -> None:
+def limit_memory(size: int) -> None:
     """Let this process, and those that it starts, take so many bytes more than it has now. Only on Linux this has an effect."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource

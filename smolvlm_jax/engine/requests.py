@@ -58,6 +58,7 @@ class Request:
         error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that whoever
             reads the results of a job sees a row for every record.
         unread: names of columns of the record that nothing was made of, for whoever reads the job's remarks.
+        own: columns of the record that its row has too, as JSON.
         continuation: for `Engine.loglikelihood`, what stands after the prompt: text as in `continuation_ids`, or token ids.
     """
 
@@ -67,6 +68,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     error: str | None = None
     unread: tuple[str, ...] = ()
+    own: dict[str, Any] = field(default_factory=dict)
     continuation: str | Sequence[int] | None = None
 
     def __post_init__(self):

@@ -12,7 +12,7 @@ from .limits import MediaLimits
 from .processor import SmolVLMProcessor
 from .readers import BACKENDS
 
-__all__ = ["call_options", "check_options", "open_processor"]
+__all__ = ["call_options", "check_options", "limits_of", "open_processor"]
 
 _LIMITS = tuple(entry.name for entry in dataclasses.fields(MediaLimits))
 # What is said anew in every call: the processor has other defaults for conversations than for single calls.
@@ -27,12 +27,17 @@ def open_processor(directory: str | os.PathLike, options: PictureOptions) -> Smo
         InputError: an option makes no sense.
     """
     given = {name: value for name, value in options.given().items() if name not in _CALL}
-    limits = {name: given.pop(name) for name in _LIMITS if name in given}
+    given = {name: value for name, value in given.items() if name not in _LIMITS}
     backend = given.pop("backend", None)
-    processor = SmolVLMProcessor.from_pretrained(directory, **given, limits=MediaLimits(**limits))
+    processor = SmolVLMProcessor.from_pretrained(directory, **given, limits=limits_of(options))
     if backend is not None:  # for transformers a keyword of another meaning
         processor.video_processor.backend = backend
     return processor
+
+
+def limits_of(options: PictureOptions) -> MediaLimits:
+    """What may be read for a picture or video, by these options."""
+    return MediaLimits(**{name: value for name, value in options.given().items() if name in _LIMITS})
 
 
 def check_options(processor: SmolVLMProcessor) -> None:

@@ -18,16 +18,35 @@ from ..processing.parts import is_empty
 from ..processing.pixels import is_array
 from .kinds import PICTURES, VIDEOS
 
-__all__ = ["ANSWERS", "ASKS", "CHATS", "LEARNED", "MEDIA", "UNUSED", "left_over", "renamed"]
+__all__ = [
+    "ANSWERS",
+    "ASKS",
+    "CHATS",
+    "DOCUMENTS",
+    "LEARNED",
+    "MEDIA",
+    "NOTHING_READS",
+    "PDF",
+    "UNUSED",
+    "left_over",
+    "names_pdfs",
+    "renamed",
+]
 
 # Pictures and videos beside a conversation, in the order in which they enter it.
 MEDIA = ("image", "images", "video", "videos")
+# Columns of PDF files, each of which stands for its pages; where they hold anything else they are the user's own.
+DOCUMENTS = ("document", "documents")
+# The name of a PDF file, and perhaps of one of its pages.
+PDF = re.compile(r"([^\n]{1,1000}\.pdf)(?:#([1-9][0-9]{0,8}))?", re.IGNORECASE)
 # Columns of whole conversations, of what is asked, and of the wanted answer.
 CHATS = ("messages", "conversations", "conversation", "texts")
 ASKS = ("prompt", "question")
 ANSWERS = ("answer", "completion")
 # Our name, in a renaming, for a column that is not to be read.
 UNUSED = "unused"
+# How the error begins of a record with a column that must not be left out in silence.
+NOTHING_READS = "nothing reads the column"
 # All that training reads.
 LEARNED = (*CHATS, *ASKS, *ANSWERS, *MEDIA, "system", "body", UNUSED)
 
@@ -85,7 +104,14 @@ def renamed(record: Mapping, columns: Iterable[tuple[str, str]]) -> dict[str, An
     return out
 
 
-def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str]) -> tuple[str, ...]:
+def names_pdfs(value: Any) -> bool:
+    """Whether a value is the name of a PDF file, or a list of such."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(isinstance(one, str) and names_pdfs(one) for one in value)
+    return isinstance(value, str) and PDF.fullmatch(value) is not None
+
+
+def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *, seen: bool = True) -> tuple[str, ...]:
     """The names of the columns that nothing reads.
 
     Args:
@@ -93,6 +119,7 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str]) ->
         known: the names that are read.
         used: names of the files of the pictures and videos that are used, without folders, and texts of messages. A column
             that repeats one of these holds nothing else.
+        seen: whether the conversation has pictures or videos. Beside them the name of a PDF may say where they are from.
 
     Raises:
         InputError: such a column holds a picture, a video or messages, or has nearly the name of one that is read.
@@ -101,19 +128,19 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str]) ->
     for name, value in record.items():
         if name in known or is_empty(value):
             continue
-        what = _held(value, used)
+        what = _held(value, used) or ("a PDF" if not seen and names_pdfs(value) else None)
         if name in _REFUSED and not (isinstance(value, str) and value in used):
             what = "what a model would have to see"
         if what:
             raise InputError(
-                f"nothing reads the column {name!r:.80}, which holds {what}: rename it (column image={name:.80}) or leave it "
+                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it (column image={name:.80}) or leave it "
                 f"out (column {UNUSED}={name:.80})"
             )
         name = f"{name:.80}"
         meant = next((other for other in _nearly(name, known) if record.get(other) is None), None)
         if meant:
             raise InputError(
-                f"nothing reads the column {name!r:.80}: if {meant} is meant, rename it (column {meant}={name:.80}), or leave "
+                f"{NOTHING_READS} {name!r:.80}: if {meant} is meant, rename it (column {meant}={name:.80}), or leave "
                 f"it out (column {UNUSED}={name:.80})"
             )
         names.append(name)

@@ -15,9 +15,11 @@ from PIL import Image
 
 from ..errors import InputError
 from ..processing.parts import SOURCES, source_of
+from ..processing.pdf import PdfPage
+from ..processing.pdf_pages import PdfFile
 from ..processing.pixels import is_array
 from ..storage import StorePath, is_store
-from .columns import ANSWERS, ASKS, CHATS, MEDIA, left_over, renamed
+from .columns import ANSWERS, ASKS, CHATS, DOCUMENTS, MEDIA, PDF, left_over, names_pdfs, renamed
 from .kinds import VIDEOS
 from .layouts import answer_of, asked_of, text_of
 from .places import count_words, place_media
@@ -79,6 +81,13 @@ def read_conversation(
     else:
         asked = request_of(record)
         known = (*_KNOWN, *SETTINGS, *(BODY if isinstance(record.get("body"), Mapping) else ()))
+    documents = tuple(name for name in DOCUMENTS if names_pdfs(asked.get(name)))
+    if documents:
+        named = [one for name in documents for one in _beside(name, asked[name])]
+        asked = {
+            **{k: v for k, v in asked.items() if k not in documents},
+            "images": [*_beside("images", asked.get("images")), *named],
+        }
     messages = asked_of(asked, prompt, training=training)
     if training:
         messages = [*messages, *answer_of(record, messages)]
@@ -90,7 +99,8 @@ def read_conversation(
         raise InputError("the last message is not the assistant's, so there is nothing to learn: add its turn, or an answer")
     if not training and messages[-1]["role"] == "assistant":
         raise InputError("the last message is the assistant's own, so there is nothing to answer")
-    return Conversation(messages, left_over(record, known, used | names))
+    seen = any(_media(message) for message in messages)
+    return Conversation(messages, left_over(record, (*known, *documents), used | names, seen=seen))
 
 
 def _with_columns(messages: list[dict[str, Any]], asked: Mapping, folder: str) -> tuple[list[dict[str, Any]], set[str]]:
@@ -155,6 +165,8 @@ def _source(value: Any, folder: str, *, name: str, kind: str) -> Any:
         return value
     if not isinstance(value, str):
         raise InputError(f"{name} is a {type(value).__name__}; it needs a path, a URL, base64 text or the bytes of a file")
+    if kind == "image" and name != "base64" and (found := PDF.fullmatch(value)):
+        return _pdf(*found.groups(), folder=folder)
     start = value[:8].lower()
     if not folder or start.startswith(("http://", "https://", "data:")) or os.path.isabs(value) or name == "base64":
         return value
@@ -168,8 +180,20 @@ def _source(value: Any, folder: str, *, name: str, kind: str) -> Any:
     return joined
 
 
+def _pdf(path: str, page: str | None, *, folder: str) -> PdfFile | PdfPage:
+    """All pages of a PDF file, or the one that is named."""
+    if path[:8].lower().startswith(("http://", "https://", "data:")):
+        raise InputError(f"{path[:200]!r} is a PDF behind a URL, which is not fetched: download it, and name the file")
+    if is_store(folder) and not is_store(path) and not os.path.isabs(path):
+        path = str(StorePath.of(folder).joined(path))
+    elif not is_store(path):
+        path = os.path.join(folder, path)
+    return PdfFile(path) if page is None else PdfPage(path, int(page))
+
+
 def _names(value: Any) -> Iterator[str]:
     """The names, without folders, of the files that a picture, a video or an item is read from."""
     for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]:
+        part = part.source if isinstance(part, (PdfFile, PdfPage)) else part
         if isinstance(part, str) and len(part) < 4096:
             yield os.path.basename(part)

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..errors import InputError, describe
 from ..generation_config import SamplingParams
-from .columns import ASKS, CHATS, MEDIA, UNUSED, renamed
+from .columns import ASKS, CHATS, DOCUMENTS, MEDIA, UNUSED, names_pdfs, renamed
 from .conversations import read_conversation
-from .request import OVERRIDES, request_of
+from .request import BODY, OVERRIDES, SETTINGS, request_of
 from .values import Unreadable, id_of, plain_number
 
-__all__ = ["FIELDS", "IDS", "OVERRIDES", "Record", "id_from", "record_from", "request_seed", "with_overrides"]
+__all__ = ["FIELDS", "IDS", "OVERRIDES", "Record", "id_from", "own_columns", "record_from", "request_seed", "with_overrides"]
 
 # The names of columns that records are made of, for renaming; UNUSED is for one that is not to be read.
 IDS = ("id", "custom_id")
@@ -30,6 +30,7 @@ class Record:
         overrides: Arguments of SamplingParams that the record sets for itself.
         error: What is wrong with the record, or None.
         unread: Names of its columns that nothing reads: the user's own.
+        given: The record as it was decoded; empty where it could not be, and for files that are records themselves.
     """
 
     id: str | int
@@ -37,6 +38,7 @@ class Record:
     overrides: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     unread: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def record_from(
@@ -56,10 +58,12 @@ def record_from(
         prompt: For records without a prompt of their own.
         columns: Pairs (our name of a key, its name in `value`).
     """
-    key = default_id
+    key: str | int = default_id
+    given: Mapping[str, Any] = {}
     try:
         if not isinstance(value, Mapping):
             raise InputError(f"a record is a JSON object, this is a {type(value).__name__}")
+        given = value
         value = renamed(value, columns)
         key = _id(value, default_id)
         for name in FIELDS:
@@ -67,9 +71,22 @@ def record_from(
                 raise InputError(f"{name} cannot be read: {found.why}")
         overrides = _overrides(value)
         read = read_conversation(value, folder=folder, prompt=prompt)
-        return Record(key, read.messages, overrides, unread=read.unread)
+        return Record(key, read.messages, overrides, unread=read.unread, given=given)
     except Exception as error:  # an unforeseen failure is still the fault of this record alone
-        return Record(key, error=describe(error))
+        return Record(key, error=describe(error), given=given)
+
+
+def own_columns(record: Mapping, columns: tuple[tuple[str, str], ...] = ()) -> tuple[str, ...]:
+    """The names of the columns that a batch job does not read, whatever they hold: the user's own, such as the wanted answer.
+
+    Args:
+        record: As it was decoded.
+        columns: Pairs (our name of a key, its name in the record).
+    """
+    body = next((column for name, column in columns if name == "body"), "body")
+    read = {*FIELDS, *SETTINGS, *(BODY if isinstance(record.get(body), Mapping) else ())} - {UNUSED}
+    read |= {column for _, column in columns} | {name for name in DOCUMENTS if names_pdfs(record.get(name))}
+    return tuple(name for name in record if name not in read)
 
 
 def id_from(value: Mapping, default_id: str | int, columns: tuple[tuple[str, str], ...] = ()) -> str | int:

@@ -223,6 +223,11 @@ def kill_after(process: subprocess.Popen, out: AnyPath, rows: int, number: int =
     return True
 
 
+def summary_of(out: AnyPath) -> dict:
+    """What a job of one host has written about itself."""
+    return json.loads((out / "_summary-0-of-1.json").read_bytes())
+
+
 def rows_of(out: AnyPath) -> list[dict]:
     return [json.loads(line) for path in sorted(out.glob("part-*.jsonl")) for line in path.read_bytes().splitlines()]
 

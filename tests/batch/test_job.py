@@ -13,7 +13,6 @@ from batch_double import Double, batch, run
 from PIL import Image
 
 from smolvlm_jax.batch import BatchConfig, PictureOptions, run_batch
-from smolvlm_jax.batch import run as batch_run
 from smolvlm_jax.batch.job import EMPTY, Shard
 from smolvlm_jax.batch.sinks import open_sink
 from smolvlm_jax.checkpoint import resolve
@@ -168,21 +167,6 @@ def test_an_empty_input_is_a_finished_job(tmp_path):
 
 
 # ---- the command
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """`smolvlm-jax batch` in this process with the double for an engine: (exit code, summary or None, stderr)."""
-    monkeypatch.setattr(batch_run, "_engine", lambda *args, **given: Double())
-    for name in ("JOB_COMPLETION_INDEX", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-
-    def call(*arguments):
-        code = main(["batch", *map(str, arguments), "--model", "tiny", "--workers", "0"])
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out else None, err
-
-    return call
 
 
 def test_the_exit_code_tells_of_errors(command, lines, tmp_path):

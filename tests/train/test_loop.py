@@ -228,7 +228,7 @@ def test_resumed_equals_undisturbed(setup, tmp_path):
         data = Interrupted(config.data, str(resolve("tiny")), seed=0)
         data.left = stop
         partition = Partition.of(model, config)
-        return fit(model, init_params(model, 2, mesh=mesh), data, partition, mesh, directory, progress=False)
+        return fit(model, init_params(model, 2, mesh=mesh), data, partition, mesh, directory)
 
     whole = trained(tmp_path / "whole")
     with pytest.raises(Stop):

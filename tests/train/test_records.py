@@ -204,7 +204,7 @@ def test_records_as_the_batch_job_has_them(tmp_path):
         messages_of({"messages": [{"role": "user", "content": [{"type": "image"}]}, assistant("7")]})
     with pytest.raises(InputError, match="no such file"):
         open_records(str(tmp_path / "absent.jsonl"))
-    with pytest.raises(InputError, match="holds no training data"):
+    with pytest.raises(InputError, match="holds no conversations"):
         open_records(str(tmp_path))
 
 

@@ -31,10 +31,17 @@ def cached(home: Path) -> dict[str, str]:
     }
 
 
+# What a run says of itself off a terminal.
+TOLD = re.compile(
+    r"smolvlm-jax: (model .* parameters; trained are |[\d,]+ records from |held out: |resuming from step |step [\d,]+ of "
+    r"|padding, which is computed|(opening|loading|compiling|writing) |stopping: the step under way|stopped at step )"
+)
+
+
 def finish(process, code: int = 0) -> str:
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
-    assert err == "", "nothing to complain about, nothing left behind"
+    assert not [line for line in err.splitlines() if not TOLD.match(line)], f"nothing to complain about, nothing left: {err}"
     return out
 
 
@@ -79,7 +86,10 @@ def test_what_a_run_leaves(undisturbed):
     assert {"token_accuracy", "gradient_norm", "learning_rate", "padding", "tile_padding", "skipped", "tokens_s"} <= set(
         trained[0]
     )
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "one line for each step"
     assert [line["step"] for line in lines if "exact_match" in line] == [12, 24]
+    held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    assert len(held_out) == 2 and 0 < held_out[1] < held_out[0]
     page = (undisturbed / "samples.html").read_text()
     assert page.count("<tr>") == 6 and page.count("data:image/png;base64,") == 6 and "of 6 answers are exact" in page
     assert json.loads((undisturbed / "evaluation.json").read_text())["step"] == STEPS
@@ -112,8 +122,9 @@ def test_killed_at_five_random_steps(home, undisturbed, tmp_path):
 
 
 @pytest.mark.thorough
-def test_sigterm_saves_first_and_leaves_nothing_behind(home, undisturbed, tmp_path):
-    """With worker processes. Exit code 143, an empty stderr, no shared memory, and a checkpoint of the last step done."""
+def test_sigterm_and_ctrl_c_save_first_and_leave_nothing_behind(home, undisturbed, tmp_path):
+    """With worker processes. Exit codes 143 and 130, no complaint, no shared memory, a checkpoint of the last step done, what
+    to do next, and in the end one line of metrics for each step."""
     data = {"train": str(home / "train.jsonl"), "workers": 2}
     path = recipe(tmp_path, home / "model", steps=STEPS, output=str(tmp_path / "run"), checkpoint_every=1000, data=data)
     shared = Path("/dev/shm")
@@ -121,13 +132,23 @@ def test_sigterm_saves_first_and_leaves_nothing_behind(home, undisturbed, tmp_pa
     process = start(path, **cached(home))
     wait_for_step(tmp_path / "run", 3, process)
     process.terminate()
-    assert finish(process, 143) == ""
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (143, "") and all(TOLD.match(line) for line in err.splitlines()), err
+    stopped = re.search(rf"stopped at step (\d+) of {STEPS}, which is saved in {tmp_path}.*: run the same command again", err)
+    assert stopped and "stopping: the step under way" in err
     if shared.is_dir():
         left = {name for name in set(os.listdir(shared)) - before if (shared / name).exists()}
         assert not {name for name in left if name.startswith(("psm_", "sem."))}, left
     done = max(losses(tmp_path / "run"))
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [str(done)] and done < STEPS
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [str(done)] == [stopped[1]] and done < STEPS
+    process = start(path, "data.workers=0", **cached(home))
+    wait_for_step(tmp_path / "run", done + 3, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (130, "") and f"resuming from step {done} of {STEPS}" in err and "run the same" in err
     finish(start(path, "data.workers=0", **cached(home)))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert losses(tmp_path / "run") == losses(undisturbed)
     assert weights(tmp_path / "run") == weights(undisturbed)
 

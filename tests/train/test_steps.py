@@ -19,6 +19,7 @@ from smolvlm_jax.train.checkpoints import Checkpoints
 from smolvlm_jax.train.claim import only_run
 from smolvlm_jax.train.metrics import Log, read_metrics
 from smolvlm_jax.train.pipeline import check_position
+from smolvlm_jax.train.progress import Display
 from smolvlm_jax.train.state import TrainState
 
 
@@ -254,10 +255,24 @@ def test_one_run_at_a_time(tmp_path):
 def test_a_killed_run_may_leave_half_a_line_of_metrics(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n3\n{"st": 1}\n\xff\n{"step": 2, "lo')
-    log = Log(tmp_path, steps=5, first=1, progress=False, loggers=(), main=True)
+    log = Log(tmp_path, first=1, display=Display(5, False), loggers=(), main=True)
     log.write(2, {"loss": 1.0})
     log.close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_metrics_hold_each_step_once_whatever_was_killed(tmp_path):
+    """A run that goes on from step 2 drops what was logged of later steps, and lines that an older version doubled."""
+    path = tmp_path / "metrics.jsonl"
+    old = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "exact_match": 0.5}, {"step": 3, "loss": 9.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    log = Log(tmp_path, first=2, display=Display(5, False), loggers=(), main=True)
+    log.write(3, {"loss": float("nan")})
+    log.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [old[0], {"step": 2, "loss": 2.0, "exact_match": 0.5}, {"step": 3, "loss": "nan"}]
+    Log(tmp_path, first=0, display=Display(5, False), loggers=(), main=True).close()
+    assert path.read_text() == "", "a run from the beginning"
 
 
 def test_a_step_is_checked_when_it_is_loaded_as_a_model(tiny_a, tmp_path):

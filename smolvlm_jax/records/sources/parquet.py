@@ -27,6 +27,9 @@ class ParquetSource(FileSource):
 
     Dates and times are text as Arrow writes it, with the digits of their unit: 2024-01-31, 2024-01-31 12:00:00.000. Columns of
     bytes that are no pictures or videos hold UTF-8.
+
+    Attributes:
+        kinds: The columns that are read and their types in Arrow; None for one that has another type in another file.
     """
 
     name = "parquet"
@@ -41,6 +44,7 @@ class ParquetSource(FileSource):
         left_out = {column for name, column in columns if name == UNUSED}
         self._groups: list[list[int]] = []  # numbers of rows
         self._columns: list[list[str]] = []
+        self.kinds: dict[str, Any] = {}
         for number, place in enumerate(self.inputs.paths):
             try:
                 with self.inputs.open(number) as raw, open_parquet(io.BufferedReader(raw)) as file:
@@ -48,11 +52,13 @@ class ParquetSource(FileSource):
                     if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
                         raise OSError(f"its groups have {sum(groups)} rows, and it says {file.metadata.num_rows}")
                     self._groups.append(groups)
-                    names = file.schema_arrow.names
+                    names, found = file.schema_arrow.names, {field.name: field.type for field in file.schema_arrow}
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{place!r} is no Parquet file that can be read: {error}") from error
             require_columns(place, names, columns)
             self._columns.append([name for name in names if name not in left_out])
+            for name in self._columns[-1]:
+                self.kinds[name] = found[name] if self.kinds.get(name, found[name]) == found[name] else None
 
     @staticmethod
     def decode(number: int, read: Any) -> Any:

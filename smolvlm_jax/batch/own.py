@@ -1,0 +1,169 @@
+"""The user's own columns, from records to the rows of their answers. Imports no jax."""
+
+import datetime
+import math
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from ..arguments import nearest
+from ..errors import InputError, first_few
+from ..processing.parts import SOURCES
+from ..records.columns import NOTHING_READS, UNUSED
+from ..records.record import Record, own_columns
+from ..records.sources import Source
+from ..records.values import Unreadable
+
+__all__ = ["Own", "check_columns", "look", "plain"]
+
+_RECORDS, _BYTES, _RECORD_BYTES = 1000, 2**24, 2**20
+_UNIT = 16
+# Names of columns that say that there is a picture or video in it, and values that say where it is.
+_PICTURE = re.compile(r"(?i)(^|[^a-z])(images?|imgs?|pictures?|pics?|photos?|jpe?g|png|webp|videos?|clips?|mp4)([^a-z]|$)")
+_PLACE = re.compile(r"(?i)(https?|s3|gs|file)://\S+$|data:(image|video)/|/\S+$")
+
+
+@dataclass(frozen=True)
+class Own:
+    """Which columns of a record its row has too.
+
+    Attributes:
+        keep: Their names in the input; None: all that the job does not read.
+        taken: Names of the columns of an answer, which none of them may have.
+        columns: Pairs (our name of a key, its name in the input).
+    """
+
+    keep: tuple[str, ...] | None = ()
+    taken: tuple[str, ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
+
+    def of(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a record, as JSON. given: the record as it was decoded.
+
+        Raises:
+            InputError: one has the name of a column of the answer, or holds what no row can.
+        """
+        names = own_columns(given, self.columns) if self.keep is None else [n for n in self.keep if n != "id"]
+        for name in names:
+            if name in self.taken:
+                raise _clash(name)
+        return {name: plain(name, given.get(name)) for name in names}
+
+
+def plain(name: str, value: Any) -> Any:
+    """A value of a column as JSON: decimals, dates, times and UUIDs by their text, a value that cannot be decoded as null.
+
+    Raises:
+        InputError: it holds bytes or pixels.
+    """
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(name, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(name, item) for item in value]
+    if isinstance(value, Unreadable):
+        return None
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | uuid.UUID):
+        return str(value)
+    raise InputError(
+        f"the column {name!r:.80} holds {type(value).__name__}, which no row of answers can: leave it out of --keep"
+    )
+
+
+def look(source: Source) -> list[Record]:
+    """The first records of the input, at most a thousand, and of large ones fewer; those above a mebibyte are left out."""
+    return list(_first(source))
+
+
+def _first(source: Source) -> Iterator[Record]:
+    count = size = 0
+    with closing(source.units(_UNIT)) as units:  # type: ignore[type-var]
+        for unit in units:
+            for row in unit.rows():
+                bytes_of = payload_size(row.payload)
+                count, size = count + 1, size + bytes_of
+                if bytes_of <= _RECORD_BYTES:
+                    yield source.parse(row.payload)
+                if count >= _RECORDS or size > _BYTES:
+                    return
+
+
+def payload_size(payload: Any) -> int:
+    """Bytes of the texts and files in a payload."""
+    if isinstance(payload, (bytes, str)):
+        return len(payload)
+    if isinstance(payload, dict):
+        payload = payload.values()
+    elif not isinstance(payload, (list, tuple)):
+        return 0
+    return sum(map(payload_size, payload))
+
+
+def check_columns(records: list[Record], own: Own) -> None:
+    """Look at the first records for what would be wrong with all of them.
+
+    Raises:
+        InputError: a column that is kept has the name of one of the answers, --keep names one that there is not, or what looks
+            like pictures is read by nothing.
+    """
+    records = [record for record in records if record.given]
+    found = list(dict.fromkeys(str(name) for record in records for name in record.given))
+    if not records:
+        return
+    there = f"the first {len(records):,} records have the columns {', '.join(first_few(found, 30))}"
+    kept = [name for record in records for name in own_columns(record.given, own.columns)] if own.keep is None else own.keep
+    for name in kept:
+        if name in own.taken and name != "id":
+            raise _clash(name)
+        if name not in found and name != "id":
+            raise InputError(f"--keep {name}: no such column{nearest(name, found)}; {there}")
+    if any(_sees(record) for record in records):
+        return
+    faults = [record.error or "" for record in records]
+    if all(fault.startswith(NOTHING_READS) for fault in faults):
+        raise InputError(
+            f"none of the first {len(records):,} records can be read: {faults[0]}. The columns are {', '.join(found)}"
+        )
+    for record in records:
+        for name in own_columns(record.given, own.columns):
+            value = record.given[name]
+            if name in (own.keep or ()) or not (_PICTURE.search(str(name)) and isinstance(value, str) and _PLACE.match(value)):
+                continue
+            raise InputError(
+                f"no record has a picture or video, and the column {name!r:.80} looks like one: --column image={name:.80} "
+                f"reads it, --column {UNUSED}={name:.80} leaves it out; {there}"
+            )
+
+
+def _sees(record: Record) -> bool:
+    """Whether a record that can be answered has a picture or video."""
+    contents = [message.get("content") for message in record.messages or ()]
+    return any(
+        isinstance(item, Mapping) and item.get("type") in SOURCES
+        for part in contents
+        if isinstance(part, list)
+        for item in part
+    )
+
+
+def _clash(name: str) -> InputError:
+    return InputError(
+        f"the input has a column {name!r:.80}, which the rows of answers have too: rename it, leave it out with --column "
+        f"{UNUSED}={name:.80}, or say which are kept with --keep NAME,…"
+    )
+
+
+def finite(value: Any) -> Any:
+    """JSON without the numbers that it does not have: null in their place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list) else value
