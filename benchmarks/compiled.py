@@ -1,7 +1,7 @@
 """What the programs of engine and trainer cost on chips that are not here, counted by the chips' own compilers.
 
     python benchmarks/compiled.py [--models 256m 500m 2.2b] [--on v5e v6e h100] [--only encode prefill insert decode train]
-                                  [--rings 2048:64 …] [--kv-cache int8] [--json FILE] [--page]
+                                  [--rings 2048:64 …] [--kv-cache int8] [--quantize int8] [--json FILE] [--page]
 
 For each program: cycles on TPU (XLA's operations by its estimates, kernels by their scheduled bundles and the time for which
 they hold a matrix unit), bytes moved, temporaries; on GPU the kernels that are started and the calls of cuDNN and cuBLAS.
@@ -108,11 +108,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=["encode", "prefill", "insert", "decode"], choices=KINDS)
     parser.add_argument("--rings", nargs="+", default=[f"{length}:{slots}" for length, slots in RINGS], metavar="COLUMNS:SLOTS")
     parser.add_argument("--kv-cache", choices=["int8"], help="caches in 8 bits")
+    parser.add_argument("--quantize", choices=["int8"], help="weights in 8 bits")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--page", action="store_true", help="only what a page needs, and its cycles")
     options = parser.parse_args()
     rings = (PAGE_RING,) if options.page else tuple(tuple(map(int, ring.split(":"))) for ring in options.rings)
-    more = {"kv_cache_dtype": options.kv_cache, "live": 0.5 if options.page else None}
+    more = {"kv_cache_dtype": options.kv_cache, "quantize": options.quantize, "live": 0.5 if options.page else None}
     rows: list[Row] = []
     failed = 0
     for model in options.models:

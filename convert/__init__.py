@@ -9,6 +9,7 @@ tensors.py           which of them reads a directory
 chunks.py            how an orbax checkpoint is cut; hosts.py: which process writes what
 leaves.py            parameters that are read a region at a time, from PyTorch tensors or memory; from_orbax.py: from orbax
 manifest.py          the small files of a checkpoint; digest.py: a hash of all its files
+quantized.py         weights in 8 bits as leaves, written and read
 opened.py            an open checkpoint; place.py: its parameters on a device or a mesh
 progress.py          progress bars
 to_hf.py             parameters -> safetensors shards; to_orbax.py: -> an orbax checkpoint

@@ -53,7 +53,9 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def count_nonfinite(array: np.ndarray) -> int:
-    """How many values of a contiguous float array are NaN or infinite: an exponent of all ones, tested on the bits."""
+    """How many values of a contiguous array are NaN or infinite: an exponent of all ones, tested on the bits."""
+    if array.dtype not in _MASKS:  # integers
+        return 0
     kind, mask = _MASKS[array.dtype]
     bits = array.reshape(-1).view(kind)
     count = 0

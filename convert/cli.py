@@ -108,6 +108,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         examples=(
             "smolvlm-jax convert HuggingFaceTB/SmolVLM-256M-Instruct checkpoints/256m --dtype bfloat16",
             "smolvlm-jax convert checkpoints/256m exported --to hf",
+            "smolvlm-jax convert HuggingFaceTB/SmolVLM-256M-Instruct checkpoints/256m-int8 --quantize int8",
         ),
     )
     convert.add_argument(
@@ -118,6 +119,9 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("destination", metavar="DEST", help="directory to write, or URL")
     convert.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
     convert.add_argument("--max-shard-size", default="4GB", metavar="SIZE", help="of the safetensors files")
+    convert.add_argument(
+        "--quantize", choices=("int8",), help="store the weights in 8 bits, with a scale for each channel (default: as stored)"
+    )
     convert.add_argument("--config", metavar="FILE", help="config.json (default: the one beside the weights)")
     convert.add_argument("--adapter", metavar="DIR", help="PEFT adapter that is merged into SOURCE (default: none)")
     convert.add_argument(

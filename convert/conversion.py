@@ -12,7 +12,7 @@ import numpy as np
 from ..directories import temporary_directory
 from ..errors import InputError
 from ..locate import adapted, resolve_file
-from ..parameters import flatten_params, logical_axes
+from ..parameters import flatten_params, logical_axes, spanned_dimensions, with_scales
 from ..retrieval_model import model_of
 from ..staging import check_room, new_directory
 from ..storage import AnyPath, StorePath, place
@@ -21,10 +21,11 @@ from .arrays import checksum
 from .chunks import abstract_mesh
 from .from_orbax import find_checkpoint, open_orbax
 from .hosts import barrier, everyones, process_count, process_index
-from .leaves import total_bytes
+from .leaves import INT8, Leaf, total_bytes
 from .manifest import Checksums, describe, write_manifest
 from .opened import Checkpoint, open_checkpoint
 from .progress import byte_bar
+from .quantized import quantization, quantized_leaves
 from .safetensors_file import DTYPES
 from .to_hf import parse_size, write_hf
 from .to_orbax import OrbaxWriter
@@ -75,6 +76,7 @@ def convert(
     dtype: Any = None,
     mesh: Any = None,
     max_shard_size: str | int = "4GB",
+    quantize: str | None = None,
     revision: str | None = None,
     config: str | os.PathLike | None = None,
     base: str | os.PathLike | None = None,
@@ -93,11 +95,13 @@ def convert(
             directory of ours, of a model or of a training run, or the directory of a PEFT adapter, which is merged
             into its base.
         destination: the directory to write, also a URL of an object store.
-        to: "orbax" or "hf"; default: what the source is not.
-        dtype: of the result; default: each tensor keeps its own.
+        to: "orbax" or "hf"; default: what the source is not; with `quantize` "orbax".
+        dtype: of the result; default: each tensor keeps its own. Weights in 8 bits become it too, unless `quantize` is given.
         mesh: a jax Mesh, or a mapping {"data": …, "fsdp": …, "tensor": …}, whose shards the chunks of an orbax checkpoint
             follow.
         max_shard_size: of the safetensors files, "4GB" or a number of bytes.
+        quantize: "int8": store the matrices of projections and the table of tokens in 8 bits, with a scale for each channel
+            (see `quantization`), in an orbax checkpoint.
         revision: branch, tag or commit of a Hub id.
         config: the config.json, if it is not beside the weights.
         base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
@@ -115,17 +119,18 @@ def convert(
         source, revision = resolve_file(source, revision), None
     source, base = adapted(source, adapter, base)
     with open_checkpoint(source, revision=revision, config_file=config, base=base) as opened:
-        kind = to or ("orbax" if opened.kind == "hf" else "hf")
+        kind = to or ("orbax" if opened.kind == "hf" or quantize else "hf")
         if kind not in ("orbax", "hf"):
             raise InputError(f"cannot convert to {kind!r}: the choices are orbax and hf")
         if kind == "hf" and mesh is not None:
             raise InputError("a mesh says how an orbax checkpoint is cut; safetensors shards are cut by max_shard_size")
         wanted, limit = parse_dtype(dtype), parse_size(max_shard_size)
+        leaves = _chosen(opened, kind, wanted, quantize)
         final = place(destination)
         _check_apart(opened, final)
         if kind == "hf" and process_count() > 1:
             raise InputError("safetensors files are written by one process: run the export outside the distributed job")
-        size = total_bytes(opened.leaves, wanted)
+        size = total_bytes(leaves, wanted)
         check_room(final, size + _MARGIN)
         first = process_index() == 0
         for line in opened.notes if first else ():
@@ -142,9 +147,9 @@ def convert(
                 describe(target, opened.config, dtype=wanted or opened.dtype, companions=opened.companions)
             if kind == "hf":
                 bare = opened.layout == "base"
-                bad = write_hf(target, opened.leaves, dtype=wanted, max_shard_bytes=limit, base=bare, progress=bar.update)
+                bad = write_hf(target, leaves, dtype=wanted, max_shard_bytes=limit, base=bare, progress=bar.update)
             else:
-                bad = _write_orbax(target, opened, wanted, mesh, bar.update)
+                bad = _write_orbax(target, opened, leaves, wanted, mesh, bar.update)
         barrier("the destination is complete")
     warnings = tuple(
         f"{name} has {count:,} values that are NaN or infinite" + (f" in {wanted.name}" if wanted is not None else "")
@@ -152,7 +157,20 @@ def convert(
     )
     for line in warnings:
         notify(f"warning: {line}")
-    return Conversion(final, kind, len(opened.leaves), size, warnings)
+    return Conversion(final, kind, len(leaves), size, warnings)
+
+
+def _chosen(source: Checkpoint, kind: str, dtype: np.dtype | None, quantize: str | None) -> Mapping[str, Leaf]:
+    """The leaves to write: those in 8 bits where that is asked for, or where they are stored so and nothing else is wanted."""
+    if quantize not in (None, "int8"):
+        raise InputError(f"cannot quantize to {quantize!r:.40}: the choice is int8")
+    if quantize and kind == "hf":
+        raise InputError(
+            "transformers has no form for weights in 8 bits as they are quantized here: leave out quantize, or write orbax"
+        )
+    if kind == "orbax" and source.quantized and (quantize or dtype is None):
+        return source.quantized
+    return quantized_leaves(source.leaves, spanned_dimensions(model_of(source.model_config))) if quantize else source.leaves
 
 
 def _check_apart(source: Checkpoint, destination: AnyPath) -> None:
@@ -173,15 +191,22 @@ def _check_apart(source: Checkpoint, destination: AnyPath) -> None:
 
 
 def _write_orbax(
-    target: Path, source: Checkpoint, dtype: np.dtype | None, mesh: Any, progress: Callable[[int], object]
+    target: Path,
+    source: Checkpoint,
+    leaves: Mapping[str, Leaf],
+    dtype: np.dtype | None,
+    mesh: Any,
+    progress: Callable[[int], object],
 ) -> dict[str, int]:
     """Write the parameters, all processes together, and the manifest. Returns the values that are not finite by parameter."""
     mesh = abstract_mesh(mesh) if isinstance(mesh, Mapping) else mesh
-    axes = flatten_params(logical_axes(model_of(source.model_config)))
+    in_8_bits = [path for path, leaf in leaves.items() if leaf.dtype == INT8]
+    model = model_of(source.model_config)
+    axes = flatten_params(with_scales(model, logical_axes(model), in_8_bits))
     writer = OrbaxWriter(dtype, mesh, process_index(), progress)
     checksums = Checksums(source.root, source.files) if process_index() == 0 else None
     barrier("the destination is claimed")
-    writer.write(target / "params", source.leaves, axes)
+    writer.write(target / "params", leaves, axes)
     arrays = writer.checksums if process_count() == 1 else _checksums_together(target / "params")
     if checksums is not None:
         write_manifest(
@@ -192,6 +217,7 @@ def _write_orbax(
             step=source.step,
             layout=source.layout,
             dtype=(dtype or source.dtype).name,
+            **quantization(leaves),
             mesh=None if mesh is None else dict(mesh.shape),
             files=checksums.result(),
             arrays=dict(sorted(arrays.items())),

@@ -16,7 +16,7 @@ from ..io import read_json
 from .blocks import copy_into
 from .chunks import chunk_regions
 from .file_sums import check_name
-from .leaves import Leaf, own
+from .leaves import INT8, Leaf, own
 from .ocdbt_files import value_files
 from .regions import Region, whole
 from .safetensors_file import DTYPES, MAX_JSON
@@ -148,7 +148,7 @@ class OrbaxLeaf(Leaf):
         self.path, self.shape, self.dtype = path, tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
         self._name, self._store, self._item = name, store, item
         self.chunk = tuple(store.chunk_layout.read_chunk.shape)
-        if self.dtype not in DTYPES.values():
+        if self.dtype not in (*DTYPES.values(), INT8):
             raise ValueError(f"its dtype is {self.dtype.name}, which no weight of these models has")
         if any(chunk > size for chunk, size in zip(self.chunk, self.shape, strict=True)):
             raise ValueError(f"its chunks, {self.chunk}, are larger than its shape, {self.shape}")

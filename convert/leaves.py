@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ..quantization import SCALE
 from .blocks import copy_into
 from .readers import TensorReader
 from .regions import Region, byte_size, whole
 from .rules import Match, rearrange, torch_region, torch_shape
 
-__all__ = ["ArrayLeaf", "Leaf", "TorchLeaf", "own", "total_bytes", "widest"]
+__all__ = ["INT8", "ArrayLeaf", "Leaf", "TorchLeaf", "dtype_of", "own", "total_bytes", "widest"]
+
+INT8 = np.dtype(np.int8)  # of values that have a scale beside them (quantized.py); every other parameter is of floats
 
 
 class Leaf(ABC):
@@ -94,11 +97,21 @@ class ArrayLeaf(Leaf):
         return np.asarray(self._array)
 
 
+def dtype_of(leaf: Leaf, wanted: np.dtype | None) -> np.dtype:
+    """The dtype of a parameter where all are to be in `wanted`, if that is given: values in 8 bits and scales keep theirs."""
+    return leaf.dtype if wanted is None or _is_fixed(leaf) else wanted
+
+
 def total_bytes(leaves: Mapping[str, Leaf], dtype: np.dtype | None = None) -> int:
     """Bytes of all leaves, as stored or in `dtype`."""
-    return sum(byte_size(leaf.shape, dtype or leaf.dtype) for leaf in leaves.values())
+    return sum(byte_size(leaf.shape, dtype_of(leaf, dtype)) for leaf in leaves.values())
 
 
 def widest(leaves: Iterable[Leaf]) -> np.dtype:
-    """The dtype of leaves; the widest if they have several."""
-    return max({leaf.dtype for leaf in leaves}, key=lambda dtype: (dtype.itemsize, dtype.name))
+    """The dtype of leaves, of those whose dtype may be another; the widest if they have several."""
+    found = {leaf.dtype for leaf in leaves if not _is_fixed(leaf)}
+    return max(found, key=lambda dtype: (dtype.itemsize, dtype.name), default=np.dtype(np.float32))
+
+
+def _is_fixed(leaf: Leaf) -> bool:
+    return leaf.dtype == INT8 or leaf.path.endswith(SCALE)

@@ -26,6 +26,7 @@ from .file_sums import damaged_files
 from .from_orbax import Found, OrbaxLeaf, find_checkpoint, open_orbax
 from .leaves import Leaf, TorchLeaf, widest
 from .manifest import MANIFEST, read_manifest, stored_digests
+from .quantized import dequantized_leaves
 from .readers import TensorReader, checked_path
 from .rules import Names, check_shapes, match_parameters
 from .safetensors_file import SafetensorsReader
@@ -52,7 +53,8 @@ class Checkpoint:
         readers: of PyTorch files.
         item: the directory of an orbax checkpoint's tree.
         digests: checksums of the parameters, as the manifest of an orbax directory has them; None if it has none.
-        stored: what `digests` are of, if not `leaves`: the base of an adapter.
+        stored: what `digests` are of, if not `leaves`: the base of an adapter, weights in 8 bits.
+        quantized: the leaves as they are stored, with scales, where weights are in 8 bits; `leaves` are what they stand for.
         states: of the files, from before they were read.
         notes: what is not read, in words.
         name, revision: what `open_checkpoint` was asked for.
@@ -71,6 +73,7 @@ class Checkpoint:
     item: Path | None = None
     digests: Digests | None = None
     stored: Mapping[str, Leaf] | None = None
+    quantized: Mapping[str, Leaf] | None = None
     states: dict[Path, Identity] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     name: str = ""
@@ -294,11 +297,13 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
     config = _read_config(config_path)
     stored = sorted(path for path in found.item.rglob("*") if path.is_file())
     states = _states(stored)
-    leaves = open_orbax(found)
-    if any(path.endswith("/lora_a") for path in leaves):
+    arrays: dict[str, Leaf] = dict(open_orbax(found))
+    if any(path.endswith("/lora_a") for path in arrays):
         raise CheckpointError(
             f"{directory} holds the adapters of a training run, not a model: the merged model is in the run's folder model"
         )
+    plain = dequantized_leaves(arrays, directory)
+    leaves, quantized = (arrays, None) if plain is None else (plain, arrays)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     _check_size(config, shapes, directory)
     tied = "lm_head/kernel" not in leaves
@@ -320,6 +325,8 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
         step=found.step,
         item=found.item,
         digests=stored_digests(root / MANIFEST, manifest),
+        stored=quantized,
+        quantized=quantized,
         states=states,
     )
 
@@ -359,6 +366,7 @@ def _open_adapted(adapter: Adapter, base: str | os.PathLike | None, config_file:
         companions=companions,
         readers=(*under.readers, adapter.reader),
         stored=under.stored or under.leaves,
+        quantized=None,
     )
 
 

@@ -8,11 +8,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import abstract_params, flatten_params, logical_axes, unflatten_params
+from ..parameters import abstract_params, flatten_params, logical_axes, unflatten_params, with_scales
 from ..sharding import parameter_shardings
-from .leaves import Leaf
+from .leaves import INT8, Leaf, dtype_of
 from .opened import Checkpoint
 from .regions import bounds, concrete
+from .rules import check_shapes
 
 __all__ = ["place"]
 
@@ -23,7 +24,7 @@ def place(source: Checkpoint, model: SmolVLMForConditionalGeneration, dtype: Any
     Args:
         source: the open checkpoint.
         model: the model that takes them.
-        dtype: of the arrays; default: each parameter keeps its own.
+        dtype: of the arrays; default: each parameter keeps its own. Weights in 8 bits and their scales keep theirs in any case.
         mesh: where to put them, as their logical axes say; every host reads only what its devices hold. Default: the default
             device.
 
@@ -31,15 +32,20 @@ def place(source: Checkpoint, model: SmolVLMForConditionalGeneration, dtype: Any
         A nested dict of jax arrays.
     """
     wanted = None if dtype is None else np.dtype(dtype)
-    abstract = abstract_params(model)
-    shardings = {} if mesh is None else flatten_params(parameter_shardings(abstract, logical_axes(model), mesh))
+    leaves = source.quantized or source.leaves
+    in_8_bits = {path for path, leaf in leaves.items() if leaf.dtype == INT8}
+    abstract, axes = (with_scales(model, tree, in_8_bits) for tree in (abstract_params(model), logical_axes(model)))
+    shapes = {path: leaf.shape for path, leaf in flatten_params(abstract).items()}
+    check_shapes(shapes, {path: leaf.shape for path, leaf in leaves.items()}, str(source.path))
+    shardings = {} if mesh is None else flatten_params(parameter_shardings(abstract, axes, mesh))
     params = {}
-    for path, leaf in source.leaves.items():
-        params[path] = jnp.asarray(leaf.read(dtype=wanted)) if mesh is None else _sharded(leaf, shardings[path], wanted)
-    return unflatten_params({path: params[path] for path in flatten_params(abstract)})
+    for path, leaf in leaves.items():
+        own = dtype_of(leaf, wanted)
+        params[path] = jnp.asarray(leaf.read(dtype=own)) if mesh is None else _sharded(leaf, shardings[path], own)
+    return unflatten_params({path: params[path] for path in shapes})
 
 
-def _sharded(leaf: Leaf, sharding: NamedSharding, dtype: np.dtype | None) -> jax.Array:
+def _sharded(leaf: Leaf, sharding: NamedSharding, dtype: np.dtype) -> jax.Array:
     """One read for each distinct shard on this host, however many devices hold it."""
     parts: dict[tuple, np.ndarray] = {}
 

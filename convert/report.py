@@ -20,7 +20,11 @@ def _number(value: float | None) -> str:
 def summary(report: Report) -> list[str]:
     """The result in a few lines."""
     counts = Counter(row.status for row in report.tensors)
-    words = {"equal": "bit-equal", "rounded": "equal after rounding to the narrower dtype"}
+    words = {
+        "equal": "bit-equal",
+        "rounded": "equal after rounding to the narrower dtype",
+        "quantized": "within half a step of 8 bits",
+    }
     lines = [
         f"{'the same' if report.same else 'NOT the same'}: {report.a} (A) and {report.b} (B)",
         f"tensors: {len(report.tensors)}, " + ", ".join(f"{n} {words.get(status, status)}" for status, n in counts.items()),

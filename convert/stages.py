@@ -23,8 +23,8 @@ __all__ = ["NEW_TOKENS", "TOLERANCE", "Inputs", "StageReport", "StageRow", "buil
 
 NEW_TOKENS = 12
 # Largest difference of a stage, over the largest value of the reference there: "float32" between checkpoints of one dtype, else
-# that of the coarser of the two.
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# that of the coarser of the two; "int8" are weights in 8 bits.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
 QUESTION = "Can you describe this image?"
 STATEMENT = "Name three colours."
 
@@ -307,17 +307,17 @@ def compare_stages(
     rule = f"ours follows {POSITION_RULES[position_ids]}"
     if any(name.endswith("transformers") for name in runs):
         rule += f"; transformers {version('transformers')} is installed and follows its own"
-    dtypes = {name: sides[name[0]].dtype for name in runs}
+    dtypes = {name: "int8" if sides[name[0]].quantized else sides[name[0]].dtype.name for name in runs}
     rows, tolerances = _rows(runs, dtypes)
     return StageReport(runs=list(runs), rows=rows, tolerances=tolerances, position_rule=rule, notes=notes)
 
 
-def _tolerance(reference: np.dtype, dtype: np.dtype) -> float:
+def _tolerance(reference: str, dtype: str) -> float:
     """Everything is computed in float32: only weights that have been rounded justify more than its tolerance."""
-    return TOLERANCE["float32"] if reference == dtype else max(TOLERANCE[reference.name], TOLERANCE[dtype.name])
+    return TOLERANCE["float32"] if reference == dtype else max(TOLERANCE[reference], TOLERANCE[dtype])
 
 
-def _rows(runs: dict[str, Stages], dtypes: dict[str, np.dtype]) -> tuple[list[StageRow], dict[str, float]]:
+def _rows(runs: dict[str, Stages], dtypes: dict[str, str]) -> tuple[list[StageRow], dict[str, float]]:
     """The rows, by prompt, and the tolerance of every run but the first, which is the reference."""
     reference, *others = runs
     tolerances = {name: _tolerance(dtypes[reference], dtypes[name]) for name in others}

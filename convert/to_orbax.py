@@ -17,7 +17,7 @@ from .arrays import checksum
 from .blocks import copy_into, count_nonfinite
 from .chunks import AnyMesh, chunk_regions, chunk_shape
 from .hosts import my_regions
-from .leaves import Leaf
+from .leaves import Leaf, dtype_of
 from .regions import Region, byte_size, region_shape, relative
 
 __all__ = ["OrbaxWriter"]
@@ -77,7 +77,7 @@ class OrbaxWriter:
                 return []
 
         lazies = {
-            path: _Lazy(order, leaf, axes[path], np.dtype(self._dtype or leaf.dtype))
+            path: _Lazy(order, leaf, axes[path], dtype_of(leaf, self._dtype))
             for order, (path, leaf) in enumerate(leaves.items())
         }
         registry = ocp.type_handlers.create_type_handler_registry(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,11 +16,14 @@ from .chunks import chunk_regions
 from .leaves import Leaf, own, total_bytes
 from .opened import Checkpoint, open_checkpoint
 from .progress import byte_bar
+from .quantized import DequantizedLeaf
 from .rules import torch_name
 
 __all__ = ["Report", "TensorRow", "compare_tensors", "verify"]
 
 _BLOCK = 8 << 20
+# Of a channel in 8 bits, the largest difference in steps that rounding explains, with that of the arithmetic in float32.
+HALF_STEP = 0.5001
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class TensorRow:
 
     Attributes:
         name, path: as PyTorch and as we call it.
-        status: "equal" (bit for bit), "rounded" (equal once the wider is rounded to the narrower dtype), "different",
-            "misshapen", "only in A" or "only in B".
+        status: "equal" (bit for bit), "rounded" (equal once the wider is rounded to the narrower dtype), "quantized"
+            (one side is in 8 bits, and every value is within half a step of it), "different", "misshapen", "only in A" or
+            "only in B".
         shapes, dtypes: in A and in B, in our layout.
         different: how many values differ.
         max_abs, mean_abs: of the differences, in float64; NaN where a value is NaN on one side only.
         where: index of the largest difference, in our layout.
+        steps: largest difference over the step of its channel, where one side is in 8 bits.
+        relative: there, the root mean square of the differences over that of the values.
     """
 
     name: str
@@ -46,10 +52,12 @@ class TensorRow:
     max_abs: float = 0.0
     mean_abs: float = 0.0
     where: tuple[int, ...] | None = None
+    steps: float = 0.0
+    relative: float = 0.0
 
     @property
     def good(self) -> bool:
-        return self.status in ("equal", "rounded")
+        return self.status in ("equal", "rounded", "quantized")
 
 
 @dataclass
@@ -97,12 +105,14 @@ def compare_leaves(path: str, a: Leaf | None, b: Leaf | None) -> TensorRow:
         path=path,
         status="equal",
         shapes=(None if a is None else a.shape, None if b is None else b.shape),
-        dtypes=(None if a is None else a.dtype.name, None if b is None else b.dtype.name),
+        dtypes=(_dtype_name(a), _dtype_name(b)),
     )
     if a is None or b is None:
         return replace(row, status="only in B" if a is None else "only in A")
     if a.shape != b.shape:
         return replace(row, status="misshapen")
+    if isinstance(a, DequantizedLeaf) != isinstance(b, DequantizedLeaf):
+        return _compare_steps(row, *((a, b) if isinstance(b, DequantizedLeaf) else (b, a)))
     narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     left, right = a.borrow(), b.borrow()
     rows = max(1, _BLOCK // max(1, a.nbytes // a.shape[0]))
@@ -124,6 +134,43 @@ def compare_leaves(path: str, a: Leaf | None, b: Leaf | None) -> TensorRow:
         mean = total / math.prod(a.shape)
         return replace(row, status="different", different=different, max_abs=largest, mean_abs=mean, where=where)
     return row if a.dtype == b.dtype else replace(row, status="rounded")
+
+
+def _dtype_name(leaf: Leaf | None) -> str | None:
+    return None if leaf is None else "int8" if isinstance(leaf, DequantizedLeaf) else leaf.dtype.name
+
+
+def _compare_steps(row: TensorRow, exact: Leaf, ours: DequantizedLeaf) -> TensorRow:
+    """Compare a parameter with the same in 8 bits, in steps of its channels."""
+    wide = np.dtype(np.float32)
+    x, step = exact.read(dtype=wide), ours.scale.read(dtype=wide)
+    gap = np.abs(ours.read(dtype=wide) - x)
+    steps = gap / step
+    worst, total = float(steps.max()), float(np.square(x, dtype=np.float64).sum())
+    return replace(
+        row,
+        status="quantized" if worst <= HALF_STEP else "different",
+        different=int((gap != 0).sum()),
+        max_abs=float(gap.max()),
+        mean_abs=float(gap.mean(dtype=np.float64)),
+        where=tuple(int(number) for number in np.unravel_index(int(np.argmax(steps)), x.shape)),
+        steps=worst,
+        relative=math.sqrt(float(np.square(gap, dtype=np.float64).sum()) / total) if total else 0.0,
+    )
+
+
+def _drift(rows: Sequence[TensorRow]) -> list[str]:
+    """What rounding to 8 bits has changed, in words."""
+    found = [row for row in rows if "int8" in row.dtypes and row.steps]
+    if not found:
+        return []
+    worst, mean = max(row.steps for row in found), sum(row.relative for row in found) / len(found)
+    most = max(found, key=lambda row: row.relative)
+    return [
+        f"{len(found)} tensors are in 8 bits on one side: values differ by at most {worst:.3f} of a channel's step (the bound "
+        f"is 0.5); root mean square of the differences over that of the values: {mean:.2%} on average, {most.relative:.2%} at "
+        f"most ({most.name})"
+    ]
 
 
 def compare_tensors(a: Checkpoint, b: Checkpoint, progress: Callable[[int], object]) -> list[TensorRow]:
@@ -197,6 +244,7 @@ def verify(
         with left.unchanged(), right.unchanged():
             with byte_bar("comparing", total_bytes(left.leaves), quiet=quiet) as bar:
                 report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))
+                report.notes += _drift(report.tensors)
             check_sides(left, right, report)
         if stages:
             from .stages import compare_stages

@@ -21,6 +21,7 @@ from .convert.manifest import describe, write_manifest
 from .convert.opened import open_checkpoint
 from .convert.orbax_errors import reason, tell_once
 from .convert.place import place
+from .convert.quantized import dequantized_leaves, quantization
 from .convert.to_hf import parse_size, write_hf
 from .directories import disk_full
 from .errors import StorageError
@@ -60,7 +61,7 @@ def load(
             orbax directory of ours, a training run, of which the parameters of the last step are read, or a PEFT adapter,
             which is merged into its base.
         dtype: what to compute in and store the parameters as. Default: parameters keep the dtype of the file, and computation
-            is in `default_dtype()`.
+            is in `default_dtype()`. Weights in 8 bits stay so.
         mesh: place each parameter on this mesh as its logical axes say; every host reads only what its devices hold.
         revision: branch, tag or commit of a Hub id.
         attention: the model's field, "auto" or the name of a form. The kernels that it admits are tried here, if there is a
@@ -162,7 +163,9 @@ def save(
             if disk_full(error):
                 raise
             raise StorageError(f"cannot write {directory}: {reason(error)}") from error
-        write_manifest(target, source=None, layout="full", dtype=dtype.name, files={}, arrays=arrays)
+        write_manifest(
+            target, source=None, layout="full", dtype=dtype.name, **quantization(_leaves(params)), files={}, arrays=arrays
+        )
 
 
 def save_hf(
@@ -174,7 +177,7 @@ def save_hf(
     companions: str | os.PathLike | None = None,
     force: bool = False,
 ) -> None:
-    """Write a Hugging Face directory, which transformers and `load` read.
+    """Write a Hugging Face directory, which transformers and `load` read; weights in 8 bits as the numbers they stand for.
 
     Args:
         directory, model, params: as in `save`.
@@ -186,6 +189,7 @@ def save_hf(
         InputError: `max_shard_size` is no size.
     """
     limit, leaves = parse_size(max_shard_size), _leaves(params)
+    leaves = dequantized_leaves(leaves, place_of(directory)) or leaves
     with new_directory(place_of(directory), force) as target:
         _describe(target, model, widest(leaves.values()), companions)
         write_hf(target, leaves, max_shard_bytes=limit)

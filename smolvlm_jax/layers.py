@@ -20,6 +20,7 @@ from .attention import LayerCache, check_form
 from .config import SmolVLMTextConfig, SmolVLMVisionConfig
 from .errors import ConfigError
 from .precision import matmul_precision
+from .quantization import SCALE, dequantize
 from .sharding import Dimension, constrain, parameter
 from .text_families import RopeScaling
 
@@ -190,7 +191,7 @@ class Projection(nn.Module):
             x = x.reshape(*x.shape[: len(free)], -1)
             kernel = kernel.reshape(x.shape[-1], *kernel.shape[len(summed) :])
         product = partial(jnp.tensordot, axes=1, precision=matmul_precision(self.dtype))
-        y = product(x, kernel)
+        y = times_scale(product(x, kernel), self.get_variable("params", f"kernel{SCALE}"), kernel.shape[1:])
         if self.has_variable("params", "lora_a"):  # only in trees that an adapter has been put into (train/lora.py)
             a: jax.Array = self.get_variable("params", "lora_a").astype(self.dtype)
             b: jax.Array = self.get_variable("params", "lora_b").astype(self.dtype)
@@ -269,18 +270,26 @@ class Embedding(nn.Module):
     def setup(self) -> None:
         init = nn.initializers.normal(self.initializer_range)
         self.embedding = parameter(self, "embedding", init, self.rows, self.width)
+        self.scale: jax.Array | None = self.get_variable("params", f"embedding{SCALE}")  # of a table in 8 bits
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Look up rows: int (…) -> (…, width)."""
         # Rows are made whole before they are looked up. In a table split along its width the result would be split by width
         # over the mesh axis that the batch is split over, and the compiler would copy it whole to every device.
-        table = constrain(self.embedding, "act_vocab", None)
-        return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
+        rows = lambda table: jnp.take(constrain(table, "act_vocab", None), ids, axis=0, mode="clip")
+        found = rows(self.embedding)
+        return (found if self.scale is None else dequantize(found, rows(self.scale))).astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Products with every row: (b, t, d) -> (b, t, v)."""
         table = self.embedding.astype(self.dtype)
-        return jnp.einsum("btd,vd->btv", x.astype(self.dtype), table, precision=matmul_precision(self.dtype))
+        products = jnp.einsum("btd,vd->btv", x.astype(self.dtype), table, precision=matmul_precision(self.dtype))
+        return times_scale(products, self.scale, table.shape[:1])
+
+
+def times_scale(products: jax.Array, scale: jax.Array | None, columns: tuple[int, ...]) -> jax.Array:
+    """Products (…, *columns) with a parameter in 8 bits, times the scale of its columns; with any other, as they are."""
+    return products if scale is None else (products * scale.reshape(columns)).astype(products.dtype)
 
 
 def scaled(x: jax.Array, multiplier: float) -> jax.Array:

@@ -1,6 +1,7 @@
 """The parameter tree as a contract: abstract shapes, logical axes and random initial values, all derived from the model."""
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
 from .model import SmolVLMForConditionalGeneration
+from .quantization import SCALE, quantize, scale_shape
 from .sharding import Declared, parameter_shardings
 
 __all__ = [
@@ -18,7 +20,10 @@ __all__ = [
     "for_lookups",
     "init_params",
     "logical_axes",
+    "quantize_params",
+    "spanned_dimensions",
     "summed_dimensions",
+    "with_scales",
     "unflatten_params",
 ]
 
@@ -48,6 +53,53 @@ def summed_dimensions(model: SmolVLMForConditionalGeneration) -> dict[str, int]:
     """For the path of each projection's kernel, how many leading dimensions the projection sums over."""
     leaves = jax.tree_util.tree_flatten_with_path(_declared(model), is_leaf=_is_declared)[0]
     return {_joined(path): declared.summed for path, declared in leaves if declared.summed is not None}
+
+
+def spanned_dimensions(model: SmolVLMForConditionalGeneration) -> dict[str, tuple[int, ...]]:
+    """For the path of each parameter that is stored in 8 bits when weights are, the dimensions that its scale spans: what a
+    projection sums over, and the width of the table of tokens."""
+    kernels = {path: tuple(range(summed)) for path, summed in summed_dimensions(model).items()}
+    return {**kernels, "model/text_model/embed_tokens/embedding": (1,)}
+
+
+def with_scales(model: SmolVLMForConditionalGeneration, tree: Any, only: Collection[str] | None = None) -> Any:
+    """A tree of abstract parameters, or of logical axes, of a model whose weights are in 8 bits.
+
+    Args:
+        model: whose tree it is.
+        tree: of ShapeDtypeStructs or AxisNames, whole or a part.
+        only: paths of those in 8 bits. Default: all that `spanned_dimensions` names.
+
+    Returns:
+        The same tree with scales, and with int8 in place of the dtype of what they belong to.
+    """
+    spanned, flat = spanned_dimensions(model), flatten_params(tree)
+    out: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        out[path] = leaf
+        if path not in spanned or not (only is None or path in only):
+            continue
+        if isinstance(leaf, AxisNames):
+            names = enumerate(leaf)
+            out[path + SCALE] = AxisNames(None if axis in spanned[path] else name for axis, name in names)
+        else:
+            out[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.int8)
+            out[path + SCALE] = jax.ShapeDtypeStruct(scale_shape(leaf.shape, spanned[path]), jnp.float32)
+    return unflatten_params(out)
+
+
+def quantize_params(model: SmolVLMForConditionalGeneration, params: Any) -> Any:
+    """Parameters, whole or a part, with the matrices of projections and the table of tokens in 8 bits (see `quantization`).
+
+    What is in 8 bits already stays as it is. Arrays keep their devices and shardings.
+    """
+    spanned = spanned_dimensions(model)
+    out: dict[str, Any] = {}
+    for path, leaf in flatten_params(params).items():
+        out[path] = leaf
+        if path in spanned and leaf.dtype != jnp.int8:
+            out[path], out[path + SCALE] = jax.jit(quantize, static_argnums=1)(leaf, spanned[path])
+    return unflatten_params(out)
 
 
 class AxisNames(tuple):

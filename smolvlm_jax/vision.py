@@ -17,6 +17,7 @@ from .errors import ConfigError, InputError
 from .layers import Embedding, Execution, LayerNorm, Part, StackOutput, dimensions, run_layers
 from .outputs import ModelOutput
 from .precision import matmul_precision
+from .quantization import dequantized
 from .sharding import Dimension, constrain, parameter
 from .unbound import says_what_to_type
 
@@ -206,7 +207,7 @@ class SmolVLMEncoderLayer(_Part):
         """x (i, p, d), mask bool (i, 1, p) or None."""
         if mask is None and not self.return_weights and not self.is_initializing():
             alone = SmolVLMEncoderLayer(self.config, self.execution, parent=None)
-            params = nn.meta.unbox(self.variables.get("params", {}))
+            params = dequantized(nn.meta.unbox(self.variables.get("params", {})), self.execution.dtype)
             layer = layer_kernels(alone, x, params)
             if layer is not None:
                 return Attended(layer(x, params))

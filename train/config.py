@@ -18,6 +18,7 @@ __all__ = [
     "TrainConfig",
 ]
 
+INT8 = "int8"
 PARTS = ("vision", "connector", "text")
 # The label of a token that is not learned, as in PyTorch and transformers.
 IGNORE = -100
@@ -214,7 +215,8 @@ class TrainConfig:
         output: the run's directory.
         dtype: of the computation, "float32" or "bfloat16"; default: bfloat16, on CPU float32.
         param_dtype: of the weights that are trained and of their gradients.
-        frozen_dtype: of the frozen base under LoRA; default: `dtype`.
+        frozen_dtype: of the frozen base under LoRA, "int8" for matrices in 8 bits (QLoRA); default: `dtype`, or as it is stored
+            where that is in 8 bits.
         data: the training data.
         lora: adapters.
         mesh: the devices.
@@ -284,8 +286,11 @@ class TrainConfig:
         _choice("remat", self.remat, ("none", "full", "dots"))
         for name in ("dtype", "param_dtype", "frozen_dtype"):
             # Not float16: gradients and the encoder's activations exceed its range.
-            if getattr(self, name) not in (None, "float32", "bfloat16") or (name == "param_dtype" and self.param_dtype is None):
-                raise ConfigError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
+            allowed = (None, "float32", "bfloat16", INT8) if name == "frozen_dtype" else (None, "float32", "bfloat16")
+            if getattr(self, name) not in allowed or (name == "param_dtype" and self.param_dtype is None):
+                raise ConfigError(f"{name} must be {' or '.join(filter(None, allowed))}, not {getattr(self, name)!r}")
+        if self.frozen_dtype == INT8 and self.lora is None:
+            raise ConfigError("frozen_dtype int8 is of the base that adapters are trained over: add lora, or leave it out")
         if len(dict(self.learning_rates)) < len(self.learning_rates):
             raise ConfigError(f"learning_rates names a part twice: {self.learning_rates}")
         for part, rate in self.learning_rates:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ..merge import merge_image_features
 from ..model import SmolVLMForConditionalGeneration
+from ..quantization import dequantized
 from ..sharding import constrain
 from .lora import product
 from .loss import chunked_loss, next_token_targets, row_axes
@@ -117,8 +118,8 @@ def image_features(
 def output_kernel(model: SmolVLMForConditionalGeneration, params) -> jax.Array:
     """The head's kernel (d, v), or where it is tied the embedding (v, d); an adapter on it is added in."""
     if model.config.tie_word_embeddings:
-        return params["model"]["text_model"]["embed_tokens"]["embedding"]
-    head = params["lm_head"]
+        return dequantized(params["model"]["text_model"]["embed_tokens"], model.dtype)["embedding"]
+    head = dequantized(params["lm_head"], model.dtype)
     if "lora_a" not in head:
         return head["kernel"]
     return head["kernel"] + product(head["lora_a"], head["lora_b"], 1.0, head["kernel"].shape)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import abstract_params, flatten_params, logical_axes, unflatten_params
+from ..parameters import abstract_params, flatten_params, logical_axes, unflatten_params, with_scales
+from ..quantization import is_quantized
 from ..sharding import parameter_shardings
-from .config import TrainConfig
+from .config import INT8, TrainConfig
 from .lora import adapter_axes, adapter_shapes
 
 __all__ = ["Partition", "combine", "join", "part_of", "split"]
@@ -85,8 +86,14 @@ class Partition:
     base_axes: dict[str, Any]
 
     @classmethod
-    def of(cls, model: SmolVLMForConditionalGeneration, config: TrainConfig) -> "Partition":
+    def of(cls, model: SmolVLMForConditionalGeneration, config: TrainConfig, *, quantized: bool = False) -> "Partition":
         """Resolve the partition. Nothing is allocated.
+
+        Args:
+            model: the model.
+            config: the run's configuration.
+            quantized: whether the weights that training starts from are in 8 bits; a frozen base then stays so, unless
+                `frozen_dtype` says otherwise.
 
         Raises:
             ConfigError: `lora.targets` is no regular expression or matches no projection.
@@ -97,10 +104,18 @@ class Partition:
             return cls(config, shapes, axes, {}, {})
         chosen = lambda path: _is_trained(config, path)
         whole, _ = split(shapes, chosen)
-        _, base = split(abstract_params(model, jnp.dtype(config.frozen_dtype or model.dtype)), chosen)
+        in_8_bits = config.frozen_dtype == INT8 or (quantized and config.frozen_dtype is None)
+        _, base = split(abstract_params(model, model.dtype if in_8_bits else config.frozen_dtype or model.dtype), chosen)
         whole_axes, base_axes = split(axes, chosen)
+        if in_8_bits:
+            base, base_axes = with_scales(model, base), with_scales(model, base_axes)
         params = join(whole, adapter_shapes(model, config.lora, dtype))
         return cls(config, params, join(whole_axes, adapter_axes(model, config.lora)), base, base_axes)
+
+    @property
+    def in_8_bits(self) -> bool:
+        """Whether the base is in 8 bits."""
+        return is_quantized(self.base)
 
     @property
     def scale(self) -> float:

@@ -20,9 +20,10 @@ from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..io import read_json, write_json
 from ..locate import adapted, stack
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import flatten_params, init_params, unflatten_params
+from ..parameters import flatten_params, init_params, quantize_params, unflatten_params
 from ..processing import SmolVLMTokenizer
 from ..processing.options import limits_of
+from ..quantization import SCALE, dequantized, is_quantized
 from ..retrieval_model import require_text
 from ..sharding import make_mesh
 from ..staging import check_new
@@ -105,9 +106,14 @@ def divide(
     config = partition.config
     dtype = jnp.dtype(config.param_dtype)
     if config.lora is None:
-        return _cast(params, dtype), {}
+        return _cast(dequantized(params, dtype), dtype), {}
     whole, frozen = partition.split(params)
-    frozen = _cast(frozen, jnp.dtype(config.frozen_dtype or model.dtype))
+    whole = dequantized(whole, dtype)
+    if partition.in_8_bits:
+        frozen = _cast(quantize_params(model, frozen), model.dtype)
+    else:
+        kept = jnp.dtype(config.frozen_dtype or model.dtype)
+        frozen = _cast(dequantized(frozen, kept), kept)
     make = lambda whole: join(whole, init_adapters(model, config.lora, config.seed, dtype))
     return jax.jit(make, out_shardings=partition.shardings(mesh))(_cast(whole, dtype)), frozen
 
@@ -121,10 +127,11 @@ def _random_params(model: SmolVLMForConditionalGeneration, seed: int, mesh: Mesh
 
 
 def _cast(params: dict, dtype) -> dict:
-    """One leaf after the other, so that the two copies never exist side by side."""
+    """One leaf after the other, so that the two copies never exist side by side. Weights in 8 bits and their scales stay so."""
     flat = flatten_params(params)
     del params
-    return unflatten_params({path: flat.pop(path).astype(dtype) for path in list(flat)})
+    fixed = {name for path in flat if path.endswith(SCALE) for name in (path, path.removesuffix(SCALE))}
+    return unflatten_params({path: flat.pop(path) if path in fixed else flat.pop(path).astype(dtype) for path in list(flat)})
 
 
 def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
@@ -212,7 +219,7 @@ def _train(
     display.doing(f"loading {config.model}")
     model, params = open_model(config, mesh)
     check_vocabulary(data.processor.tokenizer, model.config.text_config)
-    partition = Partition.of(model, config)
+    partition = Partition.of(model, config, quantized=is_quantized(params))
     params, base = divide(params, model, partition, mesh)
     for line in described(partition, mesh, [len(records) for records in data.sources]):
         display.remark(line)

@@ -76,6 +76,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     cache = "int8: caches in 8 bits, as in batch (default: as --dtype)"
     work.add_argument("--kv-cache", dest="kv_cache_dtype", choices=("int8",), help=cache)
+    work.add_argument("--quantize", choices=("int8",), help="weights in 8 bits, as convert writes them (default: as stored)")
     live = "share of a ring that rows see on average while they decode (default: that of the records)"
     work.add_argument("--live", type=float, metavar="SHARE", help=live)
     work.add_argument("--max-slots", action="store_true", help="search the largest number of slots that fits")

@@ -48,6 +48,7 @@ class EngineOnChips:
         mesh: of the chips.
         measurer: compiles for them.
         config: what was asked.
+        quantized: whether weights are in 8 bits.
         notify: told the name of each program before it is compiled, its number and how many there are.
     """
 
@@ -56,10 +57,11 @@ class EngineOnChips:
     measurer: Measurer
     config: PlanConfig
     notify: Notify
+    quantized: bool = False
 
     def __post_init__(self):
         self.usable = self.measurer.chip.usable if self.measurer.chip else None
-        self.weights = for_lookups(abstract_weights(self.model, self.mesh, self.model.dtype))
+        self.weights = for_lookups(abstract_weights(self.model, self.mesh, self.model.dtype, quantized=self.quantized))
         with activate(self.mesh):
             self.weight_bytes = held_bytes(self.weights)
         self.lanes = self.mesh.shape["data"] * self.mesh.shape["fsdp"]

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 
 from ..convert.opened import open_checkpoint
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import abstract_params, logical_axes
+from ..parameters import abstract_params, logical_axes, with_scales
 from ..sharding import parameter_shardings
 from ..sizes import PUBLISHED, published_config
 
-__all__ = ["abstract_weights", "describe"]
+__all__ = ["abstract_weights", "describe", "in_8_bits"]
 
 
 def describe(
@@ -31,8 +31,7 @@ def describe(
     Raises:
         CheckpointError: the checkpoint cannot be read.
     """
-    name = str(source).removeprefix("shape:").rsplit("/", 1)[-1]
-    if name in PUBLISHED:
+    if name := _published(source):
         config = published_config(name)
     else:
         with open_checkpoint(source) as opened:
@@ -45,8 +44,24 @@ def describe(
     return SmolVLMForConditionalGeneration(config, dtype=jnp.dtype(dtype), **fields)
 
 
-def abstract_weights(model: SmolVLMForConditionalGeneration, mesh: Mesh, dtype: Any) -> Any:
-    """The parameters as ShapeDtypeStructs, in a dtype and placed as `load` places them."""
-    shapes = abstract_params(model, dtype)
-    shardings = parameter_shardings(shapes, logical_axes(model), mesh)
+def in_8_bits(source: str | os.PathLike) -> bool:
+    """Whether a checkpoint's weights are stored in 8 bits; a published size's are not."""
+    if _published(source):
+        return False
+    with open_checkpoint(source) as opened:
+        return opened.quantized is not None
+
+
+def _published(source: str | os.PathLike) -> str | None:
+    """The name of a published size, or None for a checkpoint."""
+    name = str(source).removeprefix("shape:").rsplit("/", 1)[-1]
+    return name if name in PUBLISHED else None
+
+
+def abstract_weights(model: SmolVLMForConditionalGeneration, mesh: Mesh, dtype: Any, *, quantized: bool = False) -> Any:
+    """The parameters as ShapeDtypeStructs, in a dtype, or matrices in 8 bits, and placed as `load` places them."""
+    shapes, axes = abstract_params(model, dtype), logical_axes(model)
+    if quantized:
+        shapes, axes = with_scales(model, shapes), with_scales(model, axes)
+    shardings = parameter_shardings(shapes, axes, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -53,6 +53,7 @@ class PlanConfig:
         kinds: of the workload's programs only these: "encode", "prefill", "insert", "decode". Then there is no rate.
         layers: compile only so many layers of (encoder, decoder), for a quick look.
         dtype: of weights and computation. Default: bfloat16; of a recipe, its own.
+        quantize: "int8" for weights in 8 bits, of mode "infer". Default: as `model` is stored.
         attention: as in `load`.
     """
 
@@ -72,6 +73,7 @@ class PlanConfig:
     kinds: tuple[str, ...] = KINDS
     layers: tuple[int, int] | None = None
     dtype: str | None = None
+    quantize: str | None = None
     attention: str = "auto"
 
     def __post_init__(self):
@@ -83,6 +85,10 @@ class PlanConfig:
             raise InputError(f"--live must be above 0 and at most 1, got {self.live}")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise InputError(f"{unknown[0]!r:.40} is no kind of program; known are {', '.join(KINDS)}")
+        if self.quantize not in (None, "int8"):
+            raise InputError(f"--quantize {self.quantize!r:.40}: the choice is int8")
+        if self.quantize and self.trains:
+            raise InputError("--quantize is of the engine's weights; of a recipe with lora, frozen_dtype=int8 is the same")
         if self.overrides and self.recipe is None:
             raise InputError(f"{self.overrides[0]!r} changes a recipe, and there is none: add --recipe NAME")
         if self.max_slots and (self.slots or self.trains):

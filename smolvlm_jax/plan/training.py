@@ -18,7 +18,7 @@ from ..train.step import batch_placement, jit_step
 from .figures import Cost, Memory
 from .flops import flops
 from .measure import Measurer, TooLarge, held_bytes
-from .models import describe
+from .models import describe, in_8_bits
 from .settings import PlanConfig
 
 __all__ = ["abstract_inputs", "measure_step", "recipe_of", "training_mesh", "training_model"]
@@ -77,11 +77,12 @@ def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer) -> tuple[C
         InputError: it does not fit; the message says by how much, and what to lower.
     """
     model = training_model(recipe)
-    partition = Partition.of(model, recipe)
+    quantized = in_8_bits(recipe.model)
+    partition = Partition.of(model, recipe, quantized=quantized)
     # Outside the mesh: the optimiser's zeros would be put on its devices, which may not exist.
     inputs, step = abstract_inputs(model, partition, mesh), jit_step(model, partition, mesh)
     plain = training_model(replace(recipe, attention="einsum", scan_layers=False, remat="none"))
-    plain_step = jit_step(plain, Partition.of(plain, recipe), mesh)
+    plain_step = jit_step(plain, Partition.of(plain, recipe, quantized=quantized), mesh)
     state, base, batch = inputs
     name = f"step of {recipe.data.batch_size} × {recipe.data.length}"
     with activate(mesh):

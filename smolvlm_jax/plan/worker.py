@@ -89,11 +89,13 @@ def _inference(config, devices, measurer, notify) -> dict:
     from ..sharding import make_mesh
     from .inference import EngineOnChips, prefill_bucket
     from .models import describe as describe_model
+    from .models import in_8_bits
 
     sizes = parse_mesh(config.mesh) or {"data": len(devices)}
     mesh = make_mesh(**sizes, devices=devices)
     model = describe_model(config.full_name, layers=config.layers, dtype=config.dtype or "bfloat16", attention=config.attention)
-    engine = EngineOnChips(model, mesh, measurer, config, notify)
+    quantized = config.quantize is not None or in_8_bits(config.full_name)
+    engine = EngineOnChips(model, mesh, measurer, config, notify, quantized)
     shapes, costs, memory = engine.measure()
     programs, rate = engine.programs(shapes), None
     if measurer.chip is not None and config.kinds == KINDS:
