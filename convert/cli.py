@@ -117,25 +117,25 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         help="directory, URL (s3://, gs://), Hub id (owner/name), bundled name, …",
     )
     convert.add_argument("destination", metavar="DEST", help="directory to write, or URL")
-    convert.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
-    convert.add_argument("--max-shard-size", default="4GB", metavar="SIZE", help="of the safetensors files")
-    convert.add_argument(
+    made = convert.add_argument_group("destination")
+    made.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
+    made.add_argument("--max-shard-size", default="4GB", metavar="SIZE", help="of the safetensors files")
+    made.add_argument(
         "--quantize", choices=("int8",), help="store the weights in 8 bits, with a scale for each channel (default: as stored)"
     )
-    convert.add_argument("--config", metavar="FILE", help="config.json (default: the one beside the weights)")
-    convert.add_argument("--adapter", metavar="DIR", help="PEFT adapter that is merged into SOURCE (default: none)")
-    convert.add_argument(
-        "--base", metavar="MODEL", help="what a PEFT adapter as SOURCE is merged into (default: what it names)"
-    )
-    convert.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
-    _add_revision(convert)
-    add_check(convert)
-    add_quiet(convert, "no progress, no summary; warnings and errors only")
+    made.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
+    read = convert.add_argument_group("source")
+    read.add_argument("--config", metavar="FILE", help="config.json (default: the one beside the weights)")
+    read.add_argument("--adapter", metavar="DIR", help="PEFT adapter that is merged into SOURCE (default: none)")
+    read.add_argument("--base", metavar="MODEL", help="what a PEFT adapter as SOURCE is merged into (default: what it names)")
+    _add_revision(read)
+    add_check(read)
     mesh = "cut the orbax checkpoint for this mesh, e.g. data=1,fsdp=8,tensor=1 (default: fsdp=8)"
     machine = add_machine(convert, dtype="as stored", dtypes=None, mesh=mesh, attention=False)
     machine.add_argument(
         "--distributed", action="store_true", help="one process of a jax job (TPU pod, Slurm, …); each writes its part"
     )
+    add_quiet(convert.add_argument_group("output"), "no progress, no summary; warnings and errors only")
 
     verify = add_command(
         commands,
@@ -151,20 +151,22 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     )
     verify.add_argument("a", metavar="A", help="as SOURCE of convert")
     verify.add_argument("b", metavar="B", help="as SOURCE of convert")
-    verify.add_argument(
+    compared = verify.add_argument_group("comparison")
+    compared.add_argument(
         "--stages", action="store_true", help="run both over built-in prompts and a picture, and compare each stage"
     )
-    verify.add_argument("--report", metavar="FILE", help="write a self-contained HTML page (default: none)")
-    verify.add_argument("--json", metavar="FILE", help="write JSON, - for standard output (default: none)")
-    verify.add_argument(
+    compared.add_argument(
         "--position-ids",
         choices=("intended", "transformers-4.56"),
         default="intended",
         help="rule for our encoder's position ids",
     )
-    _add_revision(verify)
-    add_quiet(verify, "nothing but the exit code and errors")
+    _add_revision(compared)
+    output = verify.add_argument_group("output")
+    output.add_argument("--report", metavar="FILE", help="write a self-contained HTML page (default: none)")
+    output.add_argument("--json", metavar="FILE", help="write JSON, - for standard output (default: none)")
+    add_quiet(output, "nothing but the exit code and errors")
 
 
-def _add_revision(command: argparse.ArgumentParser) -> None:
+def _add_revision(command: argparse._ActionsContainer) -> None:
     command.add_argument("--revision", help="branch, tag or commit of a Hub id; the commit is recorded (default: main)")

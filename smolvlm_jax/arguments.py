@@ -64,8 +64,8 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown.split()[0].partition("=")[0]
-            message = f"there is no option {unknown}" if word.startswith("-") else f"{unknown}: one word too many"
-            message += nearest(word, flags) if word.startswith("-") else ""
+            message = f"there is no option {word}{nearest(word, flags)}" if word.startswith("-") else ""
+            message = message or f"{unknown}: one word too many"
         invalid = re.match(r"(argument .*: )?invalid choice: '(.*?)' \(choose from (.*)\)$", message)
         if invalid:
             where, word, known = invalid.groups()
@@ -122,13 +122,15 @@ def add_command(
 
 
 def add_model(parser: argparse.ArgumentParser, default: str) -> None:
-    """--model, --adapter and --base, which `model_names` reads. `default` says what is taken where none is given."""
+    """--model, --adapter and --base, which `model_names` reads, and --check. `default`: what is taken where none is given."""
+    group = parser.add_argument_group("model")
     model = f"bundled name, directory or Hub id (default: {default}; with --adapter what its config names)"
-    parser.add_argument("--model", metavar="NAME|DIR", help=model)
+    group.add_argument("--model", metavar="NAME|DIR", help=model)
     adapter = "PEFT adapter (LoRA), a directory or Hub id, that is merged into the model (default: none)"
-    parser.add_argument("--adapter", metavar="DIR", help=adapter)
+    group.add_argument("--adapter", metavar="DIR", help=adapter)
     base = "what an adapter given as --model is merged into (default: what its config names)"
-    parser.add_argument("--base", metavar="MODEL", help=base)
+    group.add_argument("--base", metavar="MODEL", help=base)
+    add_check(group)
 
 
 def model_names(options: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def model_names(options: argparse.Namespace) -> dict[str, Any]:
     return {"model": model, "adapter": adapter}
 
 
-def add_check(parser: argparse.ArgumentParser) -> None:
+def add_check(parser: argparse._ActionsContainer) -> None:
     """--check"""
     parser.add_argument("--check", action="store_true", help="compare the arrays of the checkpoint with their checksums")
 
@@ -224,7 +226,7 @@ def add_machine(
     return group
 
 
-def add_quiet(parser: argparse.ArgumentParser, what: str) -> None:
+def add_quiet(parser: argparse._ActionsContainer, what: str) -> None:
     """--quiet; `what` says what is left out."""
     parser.add_argument("--quiet", action="store_true", help=what)
 

@@ -7,6 +7,7 @@ where it came from.
 """
 
 import argparse
+import sys
 import warnings
 
 from . import __version__
@@ -38,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of a command. Where it takes any number of words, some may stand behind a switch."""
     parser = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0].startswith("--") and words[0].partition("=")[0] not in parser._option_string_actions:
+        parser.error(f"{words[0]} stands before the command: smolvlm-jax COMMAND {words[0]} …")
     options, left = parser.parse_known_args(arguments)
     if hasattr(options, "overrides"):
         options.overrides += [word for word in left if not word.startswith("-")]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
-from .errors import ConfigError
-from .habits import no_attribute, plain_value, unchanging, unknown_argument
+from .errors import ConfigError, MissingFileError
+from .habits import SaysWhatToType, no_attribute, plain_value, unchanging, unknown_argument
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 from .text_families import finite, require
@@ -43,7 +43,6 @@ _OF_A_CALL = {"output_attentions": False, "output_hidden_states": False, "return
 _INSTEAD = {
     "update": "config.replace(name=value) gives a changed copy",
     "to_diff_dict": "to_dict() gives all of it",
-    "get_config_dict": "from_pretrained(source).to_dict()",
     "sub_configs": "they are vision_config and text_config",
     "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
     "image_token_index": "it is called image_token_id",
@@ -84,17 +83,19 @@ def config_class(cls: _Class) -> _Class:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(metaclass=SaysWhatToType):
     """What the three configs share: reading, writing, checks.
 
     Attributes:
         extra: keys of the config.json that mean nothing here, as a JSON object.
         KEY: the key of this config in that of a whole model.
         UNSAID: what further attributes are where the config.json does not say.
+        _instead: what to type for attributes of transformers that there are not.
     """
 
     KEY: ClassVar[str] = ""
     UNSAID: ClassVar[dict[str, Any]] = {}
+    _instead: ClassVar[dict[str, str]] = _INSTEAD
     extra: str = field(default="{}", compare=False, repr=False, kw_only=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -104,7 +105,7 @@ class Config:
                     return said[name]
         places = [part for part in ("text_config", "vision_config") if name in getattr(self.__dict__.get(part), "__dict__", ())]
         where = "it is " + " or ".join(f"config.{part}.{name}" for part in places)
-        raise no_attribute(self, name, {**_INSTEAD, **({name: where} if places else {})})
+        raise no_attribute(self, name, {**self._instead, **({name: where} if places else {})})
 
     @classmethod
     def _respelled(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -145,15 +146,34 @@ class Config:
             ConfigError: there is no such file, or no model can be built from it.
             InputError: a keyword that nobody reads.
         """
-        known = {entry.name for entry in dataclasses.fields(cls)} - {"extra"} | _CARRIED
-        path, given = find_directory(f"{cls.__name__}.from_pretrained", source, kwargs, frozenset(known))
-        path = path / "config.json" if path.is_dir() else path
-        data = read_json(path, error=ConfigError)
+        data, given, path = cls._read("from_pretrained", source, kwargs)
         nested = data.get(cls.KEY) if cls.KEY else None
         try:
             return cls.from_dict({**(nested if isinstance(nested, dict) else data), **given})
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The contents of a config.json as they stand there, and the keywords that do not say where it is.
+
+        Arguments and errors are those of `from_pretrained`.
+        """
+        return cls._read("get_config_dict", pretrained_model_name_or_path, kwargs)[:2]
+
+    @classmethod
+    def _read(
+        cls, where: str, source: str | os.PathLike, keywords: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], Path]:
+        """What a config.json holds, the keywords that are arguments of this class, and the path of the file."""
+        known = {entry.name for entry in dataclasses.fields(cls)} - {"extra"} | _CARRIED
+        path, given = find_directory(f"{cls.__name__}.{where}", source, keywords, frozenset(known))
+        path = path / "config.json" if path.is_dir() else path
+        if not path.exists():
+            raise MissingFileError(f"cannot read {path}: there is no such file; download the whole repository")
+        return read_json(path, error=ConfigError), given, path
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .arguments import add_check, add_command, add_machine, add_model, add_pictures, add_sampling, given, model_names
+from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given, model_names
 from .errors import InputError, MediaError, PromptError, device_errors
 from .generation_config import SamplingParams
 from .media_options import PictureOptions
@@ -39,8 +39,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         ),
     )
     command.add_argument("prompt", metavar="PROMPT", nargs="?", help="the question, or - to read it from standard input")
+    asked = command.add_argument_group("question")
     for kind in _MEDIA:
-        command.add_argument(
+        asked.add_argument(
             f"--{kind}",
             dest="media",
             action=_Append,
@@ -48,14 +49,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             metavar="FILE",
             help=f"a {'picture' if kind == 'image' else 'video'}; may be repeated",
         )
-    command.add_argument(
+    asked.add_argument(
         "--chat",
         action="store_true",
         help="go on asking: each line of standard input is a question; /image FILE and /video FILE belong to the next one, "
         "/clear starts anew, the end of the input ends it",
     )
     add_model(command, "tiny, the bundled reader of digits")
-    add_check(command)
     add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
     add_pictures(command)
     add_machine(command)
@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError('there is no question: pass PROMPT, such as "What is in this picture?", - to read one, or --chat')
     if options.prompt == "-" and options.chat:
         raise InputError("with --chat standard input holds the conversation: pass the first question as PROMPT")
+    if options.prompt is not None and not options.prompt.strip() and not options.media:
+        raise InputError('the question is empty: pass PROMPT, such as "What is in this picture?"')
     conversation = _Conversation(options)
     media = list(options.media)
     if options.prompt is not None:
@@ -103,6 +105,7 @@ class _Conversation:
         self._call = call_options(pictures)
         self._longest = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings - 1
         self._sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
+        SamplingParams(**self._sampling)  # wrong values are told before weights are read
         self._loaded: Any = None
         self.turns: list[dict[str, Any]] = []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, InputError
-from .habits import ANY, Neutral, asks_for_something, no_attribute, plain_value, unasked, unchanging
+from .habits import ANY, Neutral, SaysWhatToType, asks_for_something, no_attribute, plain_value, unasked, unchanging
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 
@@ -99,7 +99,6 @@ _OTHERS: dict[str, Neutral] = {
 _INSTEAD = {
     "update": "config.replace(name=value) gives a changed copy",
     "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
-    "from_model_config": "GenerationConfig.from_pretrained(source), or model.generation_config",
     "validate": "values are checked when a config is made",
 }
 _EITHER = Neutral((True, False))
@@ -153,7 +152,7 @@ def _check(settings: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(metaclass=SaysWhatToType):
     """How tokens are drawn, with the names and defaults of transformers. None for a setting switches it off.
 
     Attributes:
@@ -172,6 +171,8 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+
+    _instead = _INSTEAD
 
     def __post_init__(self):
         for field in fields(self):
@@ -236,7 +237,26 @@ class GenerationConfig(Sampling):
         # settings of transformers that ask for nothing here are None
         if name in _OTHERS or name in _OF_A_CALL:
             return None
-        raise no_attribute(self, name, _INSTEAD)
+        raise no_attribute(self, name, self._instead)
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> "GenerationConfig":
+        """The settings that a config.json holds, of the whole model or else of its decoder, as old checkpoints have them.
+
+        Args:
+            model_config: a SmolVLMConfig, or a mapping such as its `to_dict` gives.
+
+        Raises:
+            InputError: it is neither.
+            ConfigError: a value in it is out of range.
+        """
+        data = model_config.to_dict() if hasattr(model_config, "to_dict") else model_config
+        if not isinstance(data, Mapping):
+            raise InputError(f"model_config is a {type(model_config).__name__}; it needs a SmolVLMConfig")
+        text = data.get("text_config")
+        said = [part for part in (text, data) if isinstance(part, Mapping)]
+        whole = {name: value for part in said for name, value in part.items() if value is not None}
+        return cls._from_mapping(whole, "model_config")
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> "GenerationConfig":

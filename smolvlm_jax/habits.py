@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from .errors import HabitError, InputError
 
 __all__ = [
-    "ANY", "Neutral", "asks_for_something", "no_attribute", "no_part", "plain_value", "torch_name", "unasked", "unbound",
-    "unchanging", "unknown_argument",
+    "ANY", "Neutral", "SaysWhatToType", "asks_for_something", "no_attribute", "no_part", "plain_value", "torch_name", "unasked",
+    "unbound", "unchanging", "unknown_argument",
 ]  # fmt: skip
 
 
@@ -73,17 +73,30 @@ def no_attribute(value: Any, name: str, instead: Mapping[str, str] | None = None
     """The error for an attribute that a value does not have.
 
     Args:
-        value: what it is looked up in.
+        value: what it is looked up in, an object or a class.
         name: of the attribute; of a private one the error is Python's own.
         instead: what to type, by name, for attributes that transformers has.
     """
-    kind = type(value).__name__
+    kind = value.__name__ if isinstance(value, type) else type(value).__name__
     if name.startswith("_"):
-        return AttributeError(f"{kind!r} object has no attribute {name!r}")
+        return AttributeError(f"{kind!r} has no attribute {name!r}")
     if instead and name in instead:
         return HabitError(f"{kind}.{name}: {instead[name]}")
     close = get_close_matches(name, [known for known in dir(value) if not known.startswith("_")], 1)
     return HabitError(f"{kind} has no attribute {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+
+
+class SaysWhatToType(type):
+    """The class of classes under transformers' names: looking up what one of them does not have is an error of ours.
+
+    Attributes:
+        _instead: what to type, by name, for attributes that transformers has.
+    """
+
+    _instead: Mapping[str, str] = {}
+
+    def __getattr__(cls, name: str) -> Any:
+        raise no_attribute(cls, name, cls._instead)
 
 
 def unchanging(cls: Any, instead: str) -> None:

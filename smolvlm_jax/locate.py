@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -280,8 +281,10 @@ def resolve_file(
     path = place(source)
     if isinstance(path, StorePath):
         return stored_model(path / folder, small=small)
+    name, bundled = str(source), bundled_models()
+    if path.exists() and name in bundled:
+        _announce_shadow(name, path.absolute())
     if not path.exists():
-        name, bundled = str(source), bundled_models()
         if name in bundled:
             path = Path(str(_ASSETS / name))
         elif name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -295,6 +298,15 @@ def resolve_file(
     if folder and not (path / folder).is_dir():
         raise MissingFileError(f"{source} has no directory {folder!r}")
     return path / folder if folder else path
+
+
+@functools.cache
+def _announce_shadow(name: str, path: Path) -> None:
+    """Say once that a name means a directory and no bundled checkpoint."""
+    warnings.warn(
+        f"{name} is the directory {path} here, not the bundled checkpoint: write ./{name} if that is meant, or rename it",
+        stacklevel=1,
+    )
 
 
 def _nearest_id(name: str) -> str:
@@ -325,6 +337,7 @@ def _download(name: str, revision: str | None, patterns: list[str], cache: Mappi
         first = next(iter(str(error).splitlines()), "")
         if any(kind.__name__ in _NOT_CACHED for kind in type(error).__mro__):
             why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-            what = f"it is not whole in the local cache, and {why}; pass a directory that holds it"
-            raise failure(f"cannot download {name}: {what}: {first}") from error
+            said = "" if hub.constants.HF_HUB_OFFLINE else f" ({first})"
+            what = f"it is not whole in the local cache, and {why}{said}; pass a directory that holds it"
+            raise failure(f"cannot download {name}: {what}") from error
         raise failure(f"cannot download {name}: {type(error).__name__}: {first}") from error

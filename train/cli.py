@@ -77,11 +77,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "smolvlm-jax train recipe.yaml lora.rank=16 output=runs/rank16",
         ),
     )
-    command.add_argument("--list", action=_List, help="list the built-in recipes and every key, and stop")
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a built-in recipe such as lora-256m")
     command.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe: steps=100 data.length=1024 lora.rank=8"
     )
-    command.add_argument("--print", action="store_true", help="print the recipe as it would be run, and stop")
-    add_check(command)
-    add_quiet(command, "no bar, no remarks on progress, no summary")
+    asked = command.add_argument_group("instead of training")
+    asked.add_argument("--list", action=_List, help="list the built-in recipes and every key, and stop")
+    asked.add_argument("--print", action="store_true", help="print the recipe as it would be run, and stop")
+    run = command.add_argument_group("run")
+    add_check(run)
+    add_quiet(run, "no bar, no remarks on progress, no summary")

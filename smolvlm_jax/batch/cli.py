@@ -3,7 +3,6 @@
 import argparse
 
 from ..arguments import (
-    add_check,
     add_command,
     add_machine,
     add_model,
@@ -77,13 +76,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument("input", metavar="INPUT", help="JSONL, Parquet, or a directory or glob of pictures, videos and PDFs")
     command.add_argument("output", metavar="OUTPUT", help="directory for the answers")
     add_model(command, "none: one of both has to be named")
-    add_check(command)
-    command.add_argument("--prompt", help="the question for records that bring none (default: none)")
-    add_quiet(command, "no progress, no remarks and no summary")
     add_sampling(command, SamplingParams)
     add_pictures(command)
 
     data = command.add_argument_group("input and output")
+    data.add_argument("--prompt", help="the question for records that bring none (default: none)")
+    add_quiet(data, "no progress, no remarks and no summary")
     data.add_argument("--source", metavar="KIND", help="jsonl, parquet or media (default: by the names)")
     data.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="e.g. image=jpg; may be repeated")
     data.add_argument("--keep", type=_names, metavar="NAME,…", help=f"{_KEEP} (default: all that nothing reads)")

@@ -55,9 +55,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "smolvlm-jax plan --recipe lora-256m --on h100 data.batch_size=8",
         ),
     )
-    command.add_argument("--model", metavar="NAME|DIR", help="256m, 500m, 2.2b, a published name, a directory or a Hub id "
+    what = command.add_argument_group("model and chips")
+    what.add_argument("--model", metavar="NAME|DIR", help="256m, 500m, 2.2b, a published name, a directory or a Hub id "
                          "(default: 256m, or the recipe's)")  # fmt: skip
-    command.add_argument("--on", metavar="CHIPS", help="v5e:2x4, v5p:2x2x1, v6e:2x4, tpu7x:2x2x1, h100, a100:8, l4, b200, here "
+    what.add_argument("--on", metavar="CHIPS", help="v5e:2x4, v5p:2x2x1, v6e:2x4, tpu7x:2x2x1, h100, a100:8, l4, b200, here "
                          "(default: here, or the recipe's topology)")  # fmt: skip
     work = command.add_argument_group("the engine's work (--mode infer)")
     work.add_argument(
@@ -94,4 +95,4 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--json", metavar="FILE", help="also write every figure as JSON; - for nothing but that (default: none)"
     )
     output.add_argument("--chart", metavar="FILE", help="draw the memory as .svg, .png or .pdf (default: none)")
-    add_quiet(command, "no progress")
+    add_quiet(output, "no progress")

@@ -42,6 +42,14 @@ class BatchFeature(dict[str, Any]):
                 ) from None
             raise AttributeError(f"this batch has no {name!r}; it has {sorted(self)}") from None
 
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, (int, slice)):
+            raise HabitError(
+                f"a batch has no row {key!r}: batch['input_ids'][{key!r}] has the ids of one, and tokenizer.encoding(text) the "
+                "tokens and offsets"
+            )
+        return super().__getitem__(key)
+
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 

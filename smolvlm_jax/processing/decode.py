@@ -97,7 +97,7 @@ def _read(
         if len(indices) > limits.max_frames:
             raise MediaError(
                 f"{len(indices)} frames are above the limit of {limits.max_frames}; choose with do_sample_frames=True, "
-                "or raise MediaLimits.max_frames"
+                "or raise --max-frames (MediaLimits.max_frames)"
             )
         kept = []
         for frame in reader.frames(indices):

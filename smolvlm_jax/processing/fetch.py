@@ -387,7 +387,7 @@ def _check_size(source: Any, image: Image.Image, limits: MediaLimits) -> None:
     if width * height > limits.max_pixels:
         raise MediaError(
             f"the picture {describe_source(source)} claims {width}×{height} pixels, above the limit of "
-            f"{limits.max_pixels}; raise MediaLimits.max_pixels if that is meant"
+            f"{limits.max_pixels}; raise --max-pixels (MediaLimits.max_pixels) if that is meant"
         )
 
 
@@ -426,7 +426,9 @@ def _page_numbers(image: Any, limits: MediaLimits) -> list[int]:
         for number in range(limits.max_frames + 1):
             image.seek(number)
             if number == limits.max_frames:
-                raise MediaError(f"it has more pages than the limit of {limits.max_frames} (MediaLimits.max_frames)")
+                raise MediaError(
+                    f"it has more pages than the limit of {limits.max_frames}; raise --max-frames (MediaLimits.max_frames)"
+                )
             if not number or not int(image.tag_v2.get(_SUBFILE, 0)) & _NO_PAGE:
                 numbers.append(number)
     image.seek(place)

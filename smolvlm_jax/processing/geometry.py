@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import InputError
+from ..habits import no_attribute
 from .choices import one_of
 
 # How a picture becomes tiles: SmolVLM's way, nanoVLM's, and nanoVLM's from before it showed the whole picture too.
@@ -19,6 +20,28 @@ MAX_IMAGE_SIZE = 4096
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+# The arguments of processors that are sizes in words.
+SIZES = ("size", "max_image_size")
+
+
+class Sides(dict[str, int]):
+    """A size in words, {"longest_edge"} or {"height", "width"}, whose keys are attributes too, as in transformers: None for
+    those that it does not have."""
+
+    def __getattr__(self, name: str) -> int | None:
+        if name in _SIDES:
+            return self.get(name)
+        raise no_attribute(self, name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *_SIDES]
+
+    def __missing__(self, name: str) -> None:
+        if name not in _SIDES:
+            raise KeyError(name)
+
+
+_SIDES = ("height", "width", "longest_edge", "shortest_edge", "max_height", "max_width", "min_pixels", "max_pixels")
 
 
 def _scaled(size: Size, long_side: int) -> Size:

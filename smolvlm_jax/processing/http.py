@@ -145,8 +145,8 @@ def _checked_address(url: str, host: str, port: int, limits: MediaLimits) -> tup
             ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
             if not is_public(ip):
                 raise MediaError(
-                    f"{describe_source(url)} leads to the address {ip}, which is not public; set "
-                    "MediaLimits.private_addresses if that is meant"
+                    f"{describe_source(url)} leads to the address {ip}, which is not public; pass "
+                    "--private-addresses (MediaLimits.private_addresses) if that is meant"
                 )
     return found[0]
 

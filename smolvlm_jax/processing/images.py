@@ -1,5 +1,6 @@
 """SmolVLMImageProcessor: pictures to tiles, as float32 in the reference's layout or as flat uint8 for the device."""
 
+import os
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -133,6 +134,16 @@ class SmolVLMImageProcessor(MediaProcessor):
         return as_tensors(batch, kind)
 
     __call__ = preprocess
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the files of a checkpoint say, {} where there are none, and the keywords that do not say where they are.
+
+        Arguments and errors are those of `from_pretrained`.
+        """
+        return cls._read("get_image_processor_dict", pretrained_model_name_or_path, kwargs)
 
     def pages_of(self, picture: Any, **kwargs: Any) -> list[Any]:
         """The pictures that stand for `picture`: more than one for a TIFF of several pages with pages="all".

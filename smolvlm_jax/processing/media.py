@@ -7,18 +7,29 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from ..errors import CheckpointError, InputError
-from ..habits import Neutral, plain_value, unasked
+from ..habits import Neutral, SaysWhatToType, no_attribute, plain_value, unasked
 from ..io import read_json, to_json, write_json
 from ..locate import find_directory
 from .file_values import check_values
+from .geometry import SIZES, Sides
 from .limits import MediaLimits
 from .pixels import PixelRule
 
+_INSTEAD = {
+    "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
+    "register_for_auto_class": "there are no classes that a checkpoint names",
+    "fetch_images": "pass paths and URLs themselves",
+    "fetch_videos": "pass paths and URLs themselves",
+    **dict.fromkeys(
+        ("resize", "rescale", "normalize", "center_crop", "pad", "convert_to_rgb", "rescale_and_normalize", "process_image"),
+        "the steps are switches of one call: do_resize=…, do_rescale=…, do_normalize=…, do_pad=…",
+    ),
+}
 _dataclass = dataclass(init=False, repr=False, eq=False)
 
 
 @_dataclass
-class MediaProcessor(PixelRule):
+class MediaProcessor(PixelRule, metaclass=SaysWhatToType):
     """Base of the image and the video processor; they describe the arguments.
 
     Each annotated attribute of a subclass is an argument: it can be passed to the constructor, set as an attribute later,
@@ -44,6 +55,7 @@ class MediaProcessor(PixelRule):
     limits: MediaLimits = MediaLimits()
     num_threads: int | None = None
 
+    _instead: ClassVar[dict[str, str]] = _INSTEAD
     DEFAULTS: ClassVar[dict[str, Any]]
     OWN: ClassVar[tuple[str, ...]]
     UNSAVED: ClassVar[tuple[str, ...]] = ("limits", "num_threads")
@@ -74,6 +86,12 @@ class MediaProcessor(PixelRule):
         self._extra: tuple[str, ...] = ()
         unasked(type(self).__name__, kwargs, self.NEUTRAL, ())
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, Sides(value) if name in SIZES and isinstance(value, Mapping) else value)
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name, self._instead)
+
     def _for_call(self, kwargs: Mapping[str, Any]) -> Self:
         """This processor with the arguments of one call, checked. Raises InputError where they make no sense."""
         call = copy.copy(self)
@@ -101,6 +119,7 @@ class MediaProcessor(PixelRule):
             value = getattr(self, name)
             unset = (value is None or name in self.OWN) and value == self.DEFAULTS.get(name)
             if not unset and name not in self.UNSAVED:
+                value = dict(value) if isinstance(value, Sides) else value
                 out[name] = list(value) if isinstance(value, tuple) else copy.deepcopy(value)
         out[self.TYPE_KEY] = type(self).__name__
         return out
@@ -138,8 +157,14 @@ class MediaProcessor(PixelRule):
             CheckpointError: there is no such checkpoint, or a file is not valid JSON, or a value in it is not what it must be.
             InputError: a keyword is no argument.
         """
+        config, kwargs = cls._read("from_pretrained", pretrained_model_name_or_path, kwargs)
+        return cls.from_dict(config, **kwargs)
+
+    @classmethod
+    def _read(cls, where: str, source: str | os.PathLike, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the files of a checkpoint say of this class, {} where there are none, and its own keywords."""
         known = frozenset({*cls.DEFAULTS, *cls.NEUTRAL}) - {"backend"}  # the reference's keyword of this name is another
-        path, kwargs = find_directory(f"{cls.__name__}.from_pretrained", pretrained_model_name_or_path, kwargs, known)
+        path, own = find_directory(f"{cls.__name__}.{where}", source, keywords, known)
         files = [str(path)] if path.is_file() else [str(path / name) for name in ("processor_config.json", *cls.FILES)]
         for file in files:
             config = read_json(file, missing_ok=True)
@@ -147,10 +172,11 @@ class MediaProcessor(PixelRule):
             if nested is not None and not isinstance(nested, dict):
                 raise CheckpointError(f"{file}: {cls.NESTED_KEY} must be an object, got {nested!r:.80}")
             if nested is not None or (config and (file != files[0] or path.is_file())):
-                where = f"{file}: {cls.NESTED_KEY}" if nested is not None else file
-                check_values(config if nested is None else nested, cls.DEFAULTS, where)
-                return cls.from_dict(config if nested is None else nested, **kwargs)
-        return cls.from_dict({}, **kwargs)
+                place = f"{file}: {cls.NESTED_KEY}" if nested is not None else file
+                found = config if nested is None else nested
+                check_values(found, cls.DEFAULTS, place)
+                return found, own
+        return {}, own
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> list[str]:
         """Write the arguments to this class's own file in `save_directory`, which is made if need be.

@@ -3,7 +3,7 @@
 import os
 from typing import Any, Self
 
-from ..habits import no_attribute
+from ..habits import SaysWhatToType, no_attribute
 from ..io import to_json, write_json
 from . import checkpoint_files
 from .images import SmolVLMImageProcessor
@@ -12,12 +12,18 @@ from .videos import SmolVLMVideoProcessor
 
 __all__ = ["ProcessorFiles"]
 
-_INSTEAD = {"push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder"}
+_INSTEAD = {
+    "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
+    "get_processor_dict": "from_pretrained(source).to_dict()",
+    "from_args_and_dict": "SmolVLMProcessor(image_processor, tokenizer, video_processor)",
+    "register_for_auto_class": "there are no classes that a checkpoint names",
+}
 
 
-class ProcessorFiles:
+class ProcessorFiles(metaclass=SaysWhatToType):
     """Base of SmolVLMProcessor, which describes the attributes."""
 
+    _instead = _INSTEAD
     image_processor: SmolVLMImageProcessor
     video_processor: SmolVLMVideoProcessor
     tokenizer: SmolVLMTokenizer
@@ -25,7 +31,7 @@ class ProcessorFiles:
     chat_template: str | dict[str, str] | None
 
     def __getattr__(self, name: str) -> Any:
-        raise no_attribute(self, name, _INSTEAD)
+        raise no_attribute(self, name, self._instead)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:

@@ -20,7 +20,8 @@ MODES = ("error", "escape", "allow")
 # the private ones, so rare letters follow.
 _MARKS = (*range(0xE000, 0xF8FF), *range(0x2A000, 0x2A600))
 _ADVICE = (
-    "pass special_tokens_in_text='escape' to have it read as plain characters, or 'allow' if it is meant to steer the model"
+    "pictures are named beside the text (--image FILE); special_tokens_in_text='escape' has it read as plain characters, "
+    "'allow' lets it steer the model"
 )
 
 

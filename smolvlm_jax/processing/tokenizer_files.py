@@ -217,7 +217,10 @@ def _from_vocab(directory: str, config: dict[str, Any]) -> "Tokenizer":
 
     vocab, merges = os.path.join(directory, "vocab.json"), os.path.join(directory, "merges.txt")
     if not (os.path.exists(vocab) and os.path.exists(merges)):
-        raise MissingFileError(f"no tokenizer in {directory!r}: neither tokenizer.json nor vocab.json with merges.txt")
+        raise MissingFileError(
+            f"no tokenizer in {directory!r}: neither tokenizer.json nor vocab.json with merges.txt; copy them from the "
+            "original model, or download the whole repository"
+        )
     for path in (vocab, merges):
         read_bytes(path, limit=_MOST_BYTES)
     backend = Tokenizer(guarded(f"read the tokenizer {vocab!r}", CheckpointError, lambda: models.BPE.from_file(vocab, merges)))

@@ -1,5 +1,6 @@
 """SmolVLMVideoProcessor: videos to one tile per frame, and the choice of frames."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -194,6 +195,16 @@ class SmolVLMVideoProcessor(MediaProcessor):
         return as_tensors(batch, kind)
 
     __call__ = preprocess
+
+    @classmethod
+    def get_video_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the files of a checkpoint say, {} where there are none, and the keywords that do not say where they are.
+
+        Arguments and errors are those of `from_pretrained`.
+        """
+        return cls._read("get_video_processor_dict", pretrained_model_name_or_path, kwargs)
 
     def _clip(
         self,

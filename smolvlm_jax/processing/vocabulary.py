@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CheckpointError, InputError
-from ..habits import no_attribute, unknown_argument
+from ..habits import SaysWhatToType, no_attribute, unknown_argument
 from .prompts import GRID_PATTERN, MEDIA_TOKENS
 from .tokenizer_files import NAMED_TOKENS, guarded, named_templates
 
@@ -37,8 +37,10 @@ _INSTEAD = {
 }
 
 
-class Vocabulary:
+class Vocabulary(metaclass=SaysWhatToType):
     """Base of SmolVLMTokenizer, which describes the arguments and attributes."""
+
+    _instead = _INSTEAD
 
     def __init__(self, backend: "Tokenizer", config: dict[str, Any] | None = None):
         config = dict(config or {})
@@ -121,7 +123,7 @@ class Vocabulary:
         if name.endswith("_token_id") and name[: -len("_id")] in self.__dict__:
             token = self.__dict__[name[: -len("_id")]]
             return None if token is None else self.convert_tokens_to_ids(token)
-        raise no_attribute(self, name, _INSTEAD)
+        raise no_attribute(self, name, self._instead)
 
     def __setattr__(self, name: str, value: Any) -> None:
         token = name.removesuffix("_id")

@@ -57,5 +57,5 @@ class Work:
         if self._pixels > self.max_decoded_pixels:
             raise LimitError(
                 f"its frames take more than {self.max_decoded_pixels} pixels to decode; choose fewer frames, or raise "
-                "MediaLimits.max_decoded_pixels"
+                "--max-decoded-pixels (MediaLimits.max_decoded_pixels)"
             )

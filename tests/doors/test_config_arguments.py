@@ -122,6 +122,6 @@ def test_a_generation_config_takes_what_asks_for_nothing():
     for wrong, words in (({"num_beams": 2}, "num_beams=2"), ({"max_new_token": 3}, "did you mean 'max_new_tokens'")):
         with pytest.raises(InputError, match=words):
             GenerationConfig(**wrong)
-    for name in ("update", "from_model_config", "max_new_token"):
+    for name in ("update", "validate", "max_new_token"):
         with pytest.raises(HabitError, match=name):
             getattr(made, name)
