@@ -202,8 +202,9 @@ def add_machine(
     dtypes: Collection[str] | None = ("float32", "bfloat16"),
     mesh: str | None = None,
     attention: bool = True,
+    cache: bool = False,
 ) -> argparse._ArgumentGroup:
-    """--dtype, --attention and --mesh.
+    """--dtype, --attention, --mesh and --compilation-cache.
 
     Args:
         parser: Of the command.
@@ -211,6 +212,7 @@ def add_machine(
         dtypes: What --dtype may be; None leaves the check to the command.
         attention: Whether there is --attention.
         mesh: What the mesh is for and its default, in words; None: there is no --mesh.
+        cache: Whether there is --compilation-cache.
 
     Returns:
         The group, for options that only this command has.
@@ -223,6 +225,10 @@ def add_machine(
         group.add_argument("--attention", default="auto", metavar="FORM", help=forms)
     if mesh is not None:
         group.add_argument("--mesh", metavar="AXIS=N,…", help=mesh)
+    if cache:
+        where = "directory, or URL of an object store, in which compiled programs are kept for the next start"
+        default = "JAX_COMPILATION_CACHE_DIR, else ~/.cache/smolvlm_jax/programs"
+        group.add_argument("--compilation-cache", metavar="DIR", help=f"{where} (default: {default})")
     return group
 
 

@@ -1,14 +1,18 @@
 """`smolvlm-jax generate`: one answer, or a conversation. Importing this module imports nothing heavy."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given, model_names
 from .errors import InputError, MediaError, PromptError, device_errors
 from .generation_config import SamplingParams
 from .media_options import PictureOptions
+from .progress import Progress
 from .terminal import on_terminal, say
 
 __all__ = ["add_parser"]
@@ -58,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model(command, "tiny, the bundled reader of digits")
     add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
     add_pictures(command)
-    add_machine(command)
+    add_machine(command, cache=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,14 +72,29 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("with --chat standard input holds the conversation: pass the first question as PROMPT")
     if options.prompt is not None and not options.prompt.strip() and not options.media:
         raise InputError('the question is empty: pass PROMPT, such as "What is in this picture?"')
-    conversation = _Conversation(options)
-    media = list(options.media)
-    if options.prompt is not None:
-        conversation.ask(_standard_input() if options.prompt == "-" else options.prompt, media)
-        media = []
-    if options.chat:
-        conversation.go_on(media)
+    with Progress() as progress:
+        conversation = _Conversation(options, progress)
+        media = list(options.media)
+        if options.prompt is not None:
+            conversation.ask(_standard_input() if options.prompt == "-" else options.prompt, media)
+            media = []
+        if options.chat:
+            conversation.go_on(media)
     return 0
+
+
+@contextmanager
+def _ends_at_once() -> Iterator[None]:
+    """Within the block Ctrl-C ends the process. Python's own handler would wait until a compilation, or a tile, is done."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT)
+    if ours is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, ours)
 
 
 def _standard_input() -> str:
@@ -88,12 +107,14 @@ def _standard_input() -> str:
 class _Conversation:
     """The turns so far, and the model that answers the next one. Weights are read when the first prompt has been checked."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, progress: Progress):
         from .checkpoint import resolve
         from .config import SmolVLMConfig
         from .locate import adapted
         from .processing.options import call_options, open_processor
 
+        self._progress = progress
+        progress.tell("looking for the model")
         names = model_names(options)
         self._unnamed = names == {"model": None, "adapter": None}
         if self._unnamed:
@@ -114,15 +135,25 @@ class _Conversation:
         from .processing.bounds import check_length
 
         turns = [*self.turns, {"role": "user", "content": [*media, {"type": "text", "text": question}]}]
+        self._progress.tell("preparing the question")
         check_length(self._processor, turns, self._longest)
         inputs = self._processor.encode_chat(turns, **self._call)
-        with device_errors("--max-new-tokens, or take --dtype bfloat16"):
+        with device_errors("--max-new-tokens, or take --dtype bfloat16"), _ends_at_once():
             answer = ""
             for piece in _text_pieces(self._processor, self._tokens(inputs)):
+                self._writing()
                 print(piece, end="", flush=True)
                 answer += piece
+        self._progress.pause()
         print(flush=True)
         self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+    def _writing(self) -> None:
+        """An answer appears, where the line of progress stands if both are on one terminal."""
+        if sys.stdout.isatty():
+            self._progress.pause()
+        else:
+            self._progress.tell("writing the answer")
 
     def go_on(self, media: list[dict[str, str]]) -> None:
         """Answer the lines of standard input. What is wrong with a question is said, and the conversation goes on."""
@@ -151,18 +182,20 @@ class _Conversation:
         return line.strip() if line else None
 
     def _tokens(self, inputs: dict[str, Any]) -> Iterator[int]:
+        self._progress.tell("loading jax")
         from .checkpoint import load
         from .compilation_cache import keep_compiled_programs
         from .generation import stream
 
         if self._loaded is None:
             options = self._options
-            keep_compiled_programs()
+            self._progress.tell("loading the weights")
+            keep_compiled_programs(options.compilation_cache)
             self._loaded = load(
                 self._source, base=self._base, dtype=options.dtype, attention=options.attention, check=options.check
             )
         model, params = self._loaded
-        steps = stream(model, params, **inputs, **self._sampling)  # which checks its arguments
+        steps = stream(model, params, **inputs, **self._sampling, report=self._progress.tell)  # which checks its arguments
         if self._unnamed and not self.turns:
             say(f"no --model is given: this is {_BUNDLED}, which reads handwritten numbers and little else")
         return (int(step[0]) for step in steps)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .cache import CacheFormat, KVCache, check_kv_cache_dtype
+from .config import SmolVLMConfig
 from .decoding import (
     Decoded,
     DecodeState,
@@ -78,6 +79,38 @@ class _Scores(NamedTuple):
         return cls(processed(allowed(rules, rows, logits), settings, seen=rows.seen), logits)
 
 
+class _Work:
+    """Says what a call is doing.
+
+    Args:
+        report: called with that, in words, and where there are several of these with two numbers: which one, and how many.
+        encoder_programs: how many sizes of batches are to be encoded.
+    """
+
+    def __init__(self, report: Callable[..., None] | None, encoder_programs: int):
+        self._report = report
+        self._compiled: set[Any] = set()
+        self._programs = encoder_programs + 2
+
+    def compiles(self, program: Any) -> None:
+        """A program is called, for the first time if it is a new one."""
+        if self._report is not None and program not in self._compiled:
+            self._compiled.add(program)
+            self._report("compiling", len(self._compiled), self._programs)
+
+    def computes(self, what: str, *numbers: int, until: Any = None) -> None:
+        """The device is at work, and is waited for, so that what is said next is true."""
+        if self._report is not None:
+            self._report(what, *numbers)
+            jax.block_until_ready(until)
+
+
+def _encoder_sizes(config: SmolVLMConfig, tiles: int) -> list[int]:
+    """Batches in which so many tiles are encoded."""
+    most = encoder_batch(config.vision_config)
+    return list(encoder_batches(tiles, [most >> k for k in range(most.bit_length())]))
+
+
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="features")
 def _encode(model, params, features: jax.Array, tiles: jax.Array, mask: jax.Array | None, start: jax.Array) -> jax.Array:
     """Features (n, tokens, d), with those of these tiles from `start` on."""
@@ -85,7 +118,7 @@ def _encode(model, params, features: jax.Array, tiles: jax.Array, mask: jax.Arra
     return jax.lax.dynamic_update_slice(features, found.astype(features.dtype), (start, 0, 0))
 
 
-def _encoded(model: SmolVLMForConditionalGeneration, params, inputs: dict[str, Any]) -> dict[str, Any]:
+def _encoded(model: SmolVLMForConditionalGeneration, params, inputs: dict[str, Any], work: "_Work") -> dict[str, Any]:
     """The inputs with features in place of tiles.
 
     Tiles are encoded in batches of a few sizes, none of it padding, so that 17 tiles cost 17 and not the 24 of a bucket; the
@@ -93,13 +126,15 @@ def _encoded(model: SmolVLMForConditionalGeneration, params, inputs: dict[str, A
     """
     inputs = dict(inputs)
     tiles, mask = inputs.pop("pixel_values"), inputs.pop("pixel_attention_mask", None)
-    count, most = len(tiles), encoder_batch()
+    count = len(tiles)
     shape = (bucket(count, 1), tokens_of(model.config, tiles), model.config.text_config.hidden_size)
     features, start = jnp.zeros(shape, model.dtype), 0
-    for size in encoder_batches(count, [most >> k for k in range(most.bit_length())]):
+    for size in _encoder_sizes(model.config, count):
         part = slice(start, start + size)
         piece = None if mask is None else mask[part]
+        work.compiles(("encoder", size))
         features = _encode(model, params, features, tiles[part], piece, np.asarray(start, np.int32))
+        work.computes("encoding tile", start + size, count, until=features)
         start += size
     return {**inputs, "image_hidden_states": features}
 
@@ -245,6 +280,7 @@ def _start(
     seed: int | Sequence[int] = 0,
     mesh: Mesh | None = None,
     kv_cache_dtype: str | None = None,
+    report: Callable[..., None] | None = None,
     **overrides,
 ) -> _Run:
     """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
@@ -267,18 +303,23 @@ def _start(
         pad_tiles=mesh is not None,
     )
     config, inputs, settings = prompts.config, prompts.inputs, prompts.settings
+    tiles = len(inputs.get("pixel_values", ())) if mesh is None else 0
+    work = _Work(report, len(set(_encoder_sizes(model.config, tiles))))
     if mesh is not None:
         put = lambda x: jax.device_put(x, batch_sharding(mesh, np.shape(x)))
         inputs, settings = {name: put(x) for name, x in inputs.items()}, jax.tree.map(put, settings)
     elif "pixel_values" in inputs:
-        inputs = _encoded(model, params, inputs)
+        inputs = _encoded(model, params, inputs, work)
     tile = 64 if jax.default_backend() == "cpu" else 128  # a TPU's tiles have 128 columns, which the decode kernel wants whole
     cache_length = -(-(prompts.length + (config.max_new_tokens or 0)) // tile) * tile
     text = model.config.text_config
     stored = CacheFormat.choose(text, cache_length, model.dtype, quantized=quantized, mesh=mesh)
     scored = config.return_dict_in_generate and (config.output_scores or config.output_logits)
+    work.compiles("prefill")
     with activate(mesh):
         decoded, first = _prefill(model, Rules.of(config), cache_length, params, inputs, settings, stored, scored=scored)
+    work.computes("reading the prompt", until=decoded.state.rows)
+    work.compiles("decoding")
     return _Run(model, params, config, mesh, prompts.input_ids, decoded, first)
 
 
@@ -317,6 +358,8 @@ def generate(run: _Run) -> Any:
         seed: an int, or one for each row.
         mesh: where `params` were placed.
         kv_cache_dtype: "int8" stores keys and values in 8 bits. Default: as the model computes.
+        report: called with what is being done, in words, and where there are several of these with two numbers: which one it
+            is, and how many there are. Such as "compiling", 3, 5.
         **overrides: fields of `GenerationConfig` that differ from `generation_config`; None switches one off. Arguments of
             transformers' generate that do not exist here are taken with values that ask for nothing, such as num_beams=1.
 

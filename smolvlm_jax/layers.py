@@ -134,18 +134,35 @@ def run_layers(
                 step = jax.checkpoint(step, policy=policy, prevent_cse=False)
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layers_{l}"] for l in range(len(params))))
             return StackOutput(jax.lax.scan(step, x, stacked)[0])
+    weights = _weights_of(stack)
+    # Traced once for all layers; the compiler inlines the calls. Not where nothing is traced: there each layer would become a
+    # program of its own.
+    apply: Any = None
+    if isinstance(x, jax.core.Tracer) and not rematerialize and weights is not None:
+        alone = layer(config, execution, return_weights, parent=None)
+        apply = jax.jit(lambda weights, x, given: alone.apply({"params": weights}, x, **given))
     layer = nn.remat(layer, policy=policy) if rematerialize else layer
     inputs: list[jax.Array] = []
     outputs: list[Any] = []
     for l in range(config.num_hidden_layers):
         inputs.append(x)
         own = {} if caches is None else {"cache": caches[l]}
-        out = layer(config, execution, return_weights, name=f"layers_{l}")(x, **shared, **own)
+        if apply is not None and weights is not None:
+            out = apply(weights[l], x, {**shared, **own})
+        else:
+            out = layer(config, execution, return_weights, name=f"layers_{l}")(x, **shared, **own)
         outputs.append(out)
         x = out.output
     keys_values = tuple(out.keys_values for out in outputs if out.keys_values is not None)
-    weights = tuple(out.weights for out in outputs) if return_weights else None
-    return StackOutput(x, tuple(inputs), keys_values, weights)
+    attended = tuple(out.weights for out in outputs) if return_weights else None
+    return StackOutput(x, tuple(inputs), keys_values, attended)
+
+
+def _weights_of(stack: nn.Module) -> list[Any] | None:
+    """The parameters of each layer of a stack; None where some are missing, or are being made."""
+    found = {} if stack.is_initializing() else stack.variables.get("params", {})
+    names = [f"layers_{l}" for l in range(stack.config.num_hidden_layers)]
+    return [found[name] for name in names] if all(name in found for name in names) else None
 
 
 def _alike(trees) -> bool:

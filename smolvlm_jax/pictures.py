@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .config import SmolVLMConfig
+from .attention.forms import LARGE
+from .config import SmolVLMConfig, SmolVLMVisionConfig
 from .errors import InputError
 
 __all__ = [
@@ -87,9 +88,15 @@ def flat_tiles(config: SmolVLMConfig, pixel_values, pixel_attention_mask=None, n
     return Tiles(xp.einsum("ichw->ihwc", pixels[order]), real.sum(), mask)
 
 
-def encoder_batch() -> int:
-    """How many tiles the encoder takes at once by default, of each data shard: more make no CPU faster, and 16 fill a TPU."""
-    return 4 if jax.default_backend() == "cpu" else 16
+def encoder_batch(config: SmolVLMVisionConfig) -> int:
+    """How many tiles the encoder takes at once by default, of each data shard: 16 fill a TPU.
+
+    A CPU takes tiles of many patches one at a time: attention works through them so anyway, and the rest stays nearer in its
+    caches. More small ones than four make it no faster.
+    """
+    if jax.default_backend() != "cpu":
+        return 16
+    return 1 if config.num_patches**2 >= LARGE else 4
 
 
 def encoder_batches(count: int, sizes: Sequence[int]) -> Iterator[int]:

@@ -6,14 +6,19 @@ that nobody can read costs no work and no exit code. Imports nothing of this pac
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["on_terminal", "say", "show", "standard_streams", "table"]
+__all__ = ["draw", "on_terminal", "said_at", "say", "show", "standard_streams", "table"]
 
 _NAMES = ("stdin", "stdout", "stderr")  # by descriptor
 _BROKEN = (OSError, ValueError)  # what a stream raises that cannot be written; ValueError: it is closed
+_lock = threading.RLock()  # of what follows
+_drawn = False  # whether the line of `draw` stands on the terminal
+_said = 0.0  # when something was said last
 
 
 def say(message: str) -> None:
@@ -32,10 +37,32 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name:{width}}  {text}".rstrip() for name, text in rows)
 
 
-def _print(stream: Any, text: str) -> None:
-    if stream is not None:  # None would mean standard output to print()
+def draw(text: str) -> None:
+    """Show a line on the terminal in place of the one that was drawn before, until something is said; "" takes it away."""
+    global _drawn
+    with _lock:
+        if sys.stderr is None or not (text or _drawn):
+            return
         with suppress(*_BROKEN):
-            print(text, file=stream, flush=True)
+            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+            sys.stderr.write(f"\r{text[: width or 79]}\x1b[K")
+            sys.stderr.flush()
+        _drawn = bool(text)
+
+
+def said_at() -> float:
+    """When the last line was said, by the monotonic clock; 0 before the first."""
+    return _said
+
+
+def _print(stream: Any, text: str) -> None:
+    global _said
+    if stream is None:  # would mean standard output to print()
+        return
+    with _lock, suppress(*_BROKEN):
+        draw("")
+        _said = time.monotonic()
+        print(text, file=stream, flush=True)
 
 
 def on_terminal() -> bool:

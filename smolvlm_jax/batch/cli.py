@@ -105,7 +105,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     data.add_argument("--gallery", action="store_true", help=gallery)
     data.add_argument("--document", metavar="FORM", help=f"{document} (default: none)")
 
-    machine = add_machine(command, mesh="of this host's devices, e.g. data=2,fsdp=1,tensor=2 (default: all to data)")
+    machine = add_machine(
+        command, cache=True, mesh="of this host's devices, e.g. data=2,fsdp=1,tensor=2 (default: all to data)"
+    )
     machine.add_argument("--workers", type=int, metavar="N", help="processes that prepare records (default: cores - 1)")
     timeout = BatchConfig.record_timeout
     machine.add_argument("--record-timeout", type=float, default=timeout, metavar="S", help="seconds to prepare one record")

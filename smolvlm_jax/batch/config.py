@@ -64,6 +64,8 @@ class BatchConfig:
         slots: Rows decoded at once, for each ring.
         ring_lengths: Columns of the caches, ascending.
         kv_cache_dtype: "int8" for caches in 8 bits; by default as the computation.
+        compilation_cache: Directory, or URL of an object store, in which compiled programs are kept for the next start; by
+            default what JAX_COMPILATION_CACHE_DIR says, else one below the user's cache directory.
 
     Raises:
         ConfigError: a value has the wrong type.
@@ -101,6 +103,7 @@ class BatchConfig:
     slots: tuple[int, ...] | None = None
     ring_lengths: tuple[int, ...] | None = None
     kv_cache_dtype: str | None = None
+    compilation_cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self):
         from ..documents import FORMS

@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from ..engine.counters import Counters
 from ..engine.requests import Request, Result
 from ..errors import InputError, first_few
+from ..progress import Progress
 from ..records.sources import Source, Unit
 from ..storage import AnyPath, StorePath
 from ..terminal import say
@@ -64,10 +66,11 @@ class BatchJob:
         sink: Writes a part.
         shard: The units to work on.
         pool: Prepares records.
-        make_engine: Called once the first record is prepared; makes an Engine, or an object with its generate(), stats,
+        make_engine: Called once there is a record without an answer; makes an Engine, or an object with its generate(), stats,
             summary() and processor.
-        quiet: Show no progress.
+        quiet: Make no remarks.
         manifest: Of the job; None if nothing else uses the folder.
+        progress: Is told what the job is doing.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class BatchJob:
         make_engine: Callable[[], Any],
         quiet: bool = False,
         manifest: Manifest | None = None,
+        progress: Progress | None = None,
     ):
         self._source, self._folder, self._sink, self._shard = source, folder, sink, shard
         self._pool, self._make_engine, self._manifest = pool, make_engine, manifest
@@ -88,6 +92,7 @@ class BatchJob:
         self._payloads: dict[tuple[int, int], Any] = {}  # of the records that are being prepared
         self._lock = threading.Lock()  # guards _open, which a unit that is read, a part that is whole and park() change or read
         self._stopping, self._all_read = threading.Event(), False
+        self._settled, self._unanswered = threading.Event(), False  # whether any record has no answer yet
         self._checked = time.monotonic()
         self._check_seconds = _CHECK_STORE_SECONDS if isinstance(folder, StorePath) else _CHECK_SECONDS
         self._began = 0.0
@@ -97,7 +102,9 @@ class BatchJob:
         self._added: list[str] = []  # files that came to the input while the job ran
         self._unread: set[str] = set()  # columns of records that nothing reads
         self._own: dict[tuple[int, int], dict[str, Any]] = {}  # the user's own columns of the records that are under way
-        self.tally = Tally(self._statistics, quiet)
+        self.tally = Tally(self._statistics)
+        self._progress = progress or Progress(show=False)
+        self._progress.follow(self.tally.figures)
 
     def stop(self) -> None:
         """From any thread: ask for no more requests. `run` returns as soon as those under way have their rows."""
@@ -117,11 +124,12 @@ class BatchJob:
             The summary.
         """
         requests = self._requests()
+        self._progress.tell("waiting for the first record")
         clean_up(self._folder, self._sink)
         try:
-            first = next(requests, None)
-            if first is not None:  # a finished shard needs no model
-                self._engine = self._make_engine()
+            first = self._first(requests)
+            if first is not None:
+                self._progress.tell("starting")
                 self._began = time.perf_counter()
                 with contextlib.closing(self._engine.generate(chain([first], requests))) as results:
                     for result in results:
@@ -133,8 +141,35 @@ class BatchJob:
         finally:
             if self._open:
                 self.park()
-            self.tally.close()
         return self.summary()
+
+    def kept(self) -> str:
+        """What is saved, in words."""
+        return f"{self.tally.records:,} records are saved in {self._folder}"
+
+    def _first(self, requests: Iterator[Request]) -> Request | None:
+        """The first request; the engine is made while it is prepared. A finished shard has none, and needs no model."""
+        with ThreadPoolExecutor(1) as thread:
+            first = thread.submit(next, requests, None)
+            first.add_done_callback(lambda _: self._settled.set())
+            self._settled.wait()
+            try:
+                if self._unanswered:
+                    self._progress.tell("loading jax")
+                    self._engine = self._make_engine()
+                    self._progress.tell("waiting for the first record")
+            except BaseException:
+                self._stopping.set()
+                raise
+            found = first.result()
+        if found is not None:
+            self._resuming()
+        return found
+
+    @property
+    def answering(self) -> bool:
+        """Whether requests are under way, whose answers a stop would lose."""
+        return self._engine is not None
 
     def summary(self) -> dict[str, Any]:
         """Figures of the job so far, as JSON."""
@@ -165,8 +200,14 @@ class BatchJob:
         """The engine's counters so far; it adds up its seconds only in the end."""
         if self._engine is None:
             return Counters()
-        stats = self._engine.stats
-        return replace(stats, seconds=stats.seconds or time.perf_counter() - self._began)
+        stats, compiling = self._engine.stats, self._engine.summary().get("compile_seconds", 0.0)
+        return replace(stats, seconds=stats.seconds or max(0.0, time.perf_counter() - self._began - compiling))
+
+    def _resuming(self) -> None:
+        """Say what earlier runs have left, as far as it has been read."""
+        if self.tally.records and not self._quiet:
+            first = min(self._open, default=0)
+            say(f"resuming from {part_name(first)}: {self.tally.records:,} records have their answers from earlier runs")
 
     def _check(self) -> None:
         """Raise JobError if another job has taken the folder over."""
@@ -225,6 +266,8 @@ class BatchJob:
                 answer = part.taken_over.pop(row.position, None)
                 if answer is None:
                     self._payloads[unit.index, row.position] = row.payload
+                    self._unanswered = True
+                    self._settled.set()
                     yield (unit.index, row.position), row.payload
                 else:
                     self.tally.add(answer, part.row_share, reused=True)

@@ -1,4 +1,4 @@
-"""Figures of a running job: a progress line on a terminal, and the summary."""
+"""Figures of a running job: how far it is, and the summary."""
 
 import threading
 import time
@@ -7,24 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 from ..engine.counters import Counters
-from ..terminal import on_terminal
+from ..progress import Figures
 from .summary import OTHERS, error_kind
 
 __all__ = ["Tally"]
 
 _COUNTED = ("tiles", "prompt_tokens", "new_tokens")
 _SHOWN_ERRORS, _KINDS = 10, 1000
-_SHOW_SECONDS = 0.5
 
 
 class Tally:
-    """Counts rows of this run and of earlier runs, and shows the progress of the job.
+    """Counts rows of this run and of earlier runs.
 
     Rows of earlier runs are counted by the thread that reads the input, new rows by the one that reads results.
 
     Args:
         statistics: Gives the counters of the engine.
-        quiet: Show no line, even on a terminal.
 
     Attributes:
         reasons: How many rows ended for which finish reason.
@@ -33,20 +31,15 @@ class Tally:
         kinds: How many errors are of which kind, a thousand kinds at most.
     """
 
-    def __init__(self, statistics: Callable[[], Counters], quiet: bool = False):
+    def __init__(self, statistics: Callable[[], Counters]):
         self._statistics, self._lock = statistics, threading.RLock()
         self._begin = time.perf_counter()
         self.reasons: Counter = Counter()
         self.new: Counter = Counter()  # of this run alone
         self.errors: list[dict[str, Any]] = []
         self.kinds: Counter[str] = Counter()
-        self._share, self._reused, self._shown = 0.0, 0.0, 0.0
-        self._bar: Any = None
-        if not quiet and on_terminal():
-            from tqdm import tqdm
-
-            form = "{percentage:5.1f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
-            self._bar = tqdm(total=1.0, bar_format=form, mininterval=0)
+        self._share, self._reused = 0.0, 0.0
+        self._last = 0.0, 0.0  # the engine's seconds at the last row of this run, and when that was
 
     @property
     def records(self) -> int:
@@ -70,10 +63,8 @@ class Tally:
                     self.errors.append({"id": row["id"], "error": row["error"]})
             if not reused:
                 self.new.update(records=1, **{name: row[name] for name in _COUNTED})
+                self._last = self._statistics().seconds, time.perf_counter()
             self.advance(share, reused)
-            if self._bar is not None and (now := time.perf_counter()) - self._shown > _SHOW_SECONDS:
-                self._shown = now
-                self._show()
 
     def advance(self, share: float, reused: bool = False) -> None:
         """Correct the share of the job that is done, by a positive or negative amount."""
@@ -82,18 +73,25 @@ class Tally:
             if reused:
                 self._reused += share
 
-    def _show(self) -> None:
-        # The speed of this run is that of its own rows.
-        self._bar.initial = min(1.0, self._reused)
-        self._bar.n = self._share
-        rates = self.rates()
-        words = [f"{rates[name]:.3g} {name.split('_')[0]}/s" for name in ("records_per_second", "tiles_per_second")]
-        words.append(f"{rates['new_tokens_per_second']:.3g} tokens/s")
-        if rates["device_idle_share"] is not None:
-            words.append(f"device idle {rates['device_idle_share']:.0%}")
-        if errors := self.reasons["error"]:
+    def figures(self) -> Figures:
+        """How far the job is. The time that is left follows from the rows of this run alone, and from the time that the engine
+        took for them, without that of loading and compiling."""
+        with self._lock:
+            share, own = self._share, self._share - self._reused
+            seconds, when = self._last
+            rates, errors = self.rates(), self.reasons["error"]
+        left = None
+        if when and own > 0:
+            left = max(0.0, seconds * (1 - share) / own - (time.perf_counter() - when))
+        words = []
+        if self.new["records"]:
+            words = [f"{rates[name]:.3g} {name.split('_')[0]}/s" for name in ("records_per_second", "tiles_per_second")]
+            words.append(f"{rates['new_tokens_per_second']:.3g} tokens/s")
+            if rates["device_idle_share"] is not None:
+                words.append(f"device idle {rates['device_idle_share']:.0%}")
+        if errors:
             words.append(f"{errors} errors")
-        self._bar.set_postfix_str(", ".join(words))
+        return Figures(share, left, ", ".join(words))
 
     def rates(self) -> dict[str, float | None]:
         """Figures of this run a second, and the share of the engine's time in which the device was idle."""
@@ -120,9 +118,3 @@ class Tally:
             **{name: self.new[name] for name in _COUNTED},
             **self.rates(),
         }
-
-    def close(self) -> None:
-        """End the line."""
-        if self._bar is not None:
-            self._show()
-            self._bar.close()

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..compilation_cache import check_cache, keep_compiled_programs
 from ..convert.digest import model_digest
 from ..documents.forms import require_docling
 from ..engine.loading import check_settings, is_docling, load_engine
@@ -16,6 +17,7 @@ from ..generation_config import GenerationConfig
 from ..io import write_json
 from ..locate import adapted, resolve, stack
 from ..processing.options import check_options, limits_of
+from ..progress import Progress
 from ..records.sources import Source, counted, open_source, takes_in
 from ..storage import AnyPath, is_store, place
 from ..terminal import say
@@ -57,6 +59,12 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
         OSError: if the output cannot be written; finished rows are kept.
     """
     notify = (lambda line: None) if config.quiet else notify
+    with Progress(show=not config.quiet) as progress:
+        return _run(config, notify, progress)
+
+
+def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress) -> dict[str, Any]:
+    progress.tell("looking at the input")
     _require_current_directory(config)
     index, count = shard_of(config.shard_index, config.num_shards)
     if config.shard_index is None and count > 1:
@@ -91,18 +99,21 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
     if given or config.mesh is not None:  # before anything is written; needs jax, which otherwise starts beside the workers
         with device_errors("--slots or --ring-lengths"):
             check_settings(directory, mesh=config.mesh, **given)
+    if config.compilation_cache is not None:
+        check_cache(place(config.compilation_cache))
     manifest = Manifest(folder, _facts(config, parts, directory, source, keep))
     manifest.agree(config.force, notify)
-    engine = functools.partial(_engine, config, model, base=base, keep_special_tokens=keep)
+    engine = functools.partial(_engine, config, model, base=base, keep_special_tokens=keep, report=progress.tell)
     workers = default_workers() if config.workers is None else config.workers
     with WorkerPool(setup, workers, config.record_timeout) as pool:
-        job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet, manifest)
-        with stop_on_signals(job) as signals, device_errors("--slots or --ring-lengths"):
+        job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet, manifest, progress)
+        with stop_on_signals(job, notify=notify) as signals, device_errors("--slots or --ring-lengths"):
             summary = job.run()
     if not summary["complete"] and signals:
-        notify(f"stopped after {summary['records']} records; run the same command again to go on")
+        notify(f"stopped: {job.kept()}; run the same command again to go on")
         return {**summary, "signal": signals[0]}
     if config.document is not None:
+        progress.tell("making documents")
         summary = {**summary, "documents": _documents(config.document, job, folder, sink, notify)}
     if config.gallery and (page := _gallery(config, folder, sink, source, shard, notify)) is not None:
         summary = {**summary, "gallery": page}
@@ -189,6 +200,8 @@ _ENGINE = ("check", "dtype", "mesh", "attention", "slots", "ring_lengths", "kv_c
 
 def _engine(config: BatchConfig, model: Path, **given: Any):
     settings: dict[str, Any] = {name: getattr(config, name) for name in _ENGINE}
+    if config.compilation_cache is not None:
+        keep_compiled_programs(config.compilation_cache)
     with warnings.catch_warnings():
         if config.quiet:
             warnings.simplefilter("ignore")

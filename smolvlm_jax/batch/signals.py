@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .job import BatchJob
@@ -21,13 +21,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stop_on_signals(job: BatchJob, grace: float = GRACE_SECONDS) -> Iterator[list[int]]:
+def stop_on_signals(
+    job: BatchJob, grace: float = GRACE_SECONDS, notify: Callable[[str], None] = lambda line: None
+) -> Iterator[list[int]]:
     """Within the block, a signal stops `job`.
 
     Args:
         job: Runs within the block.
         grace: Seconds after which, if the job has not returned, its finished rows are written to the disk and the process ends
-            with 128 + the signal's number. A second signal does the same at once.
+            with 128 + the signal's number. A second signal does the same at once, and so does the first while no request is
+            under way.
+        notify: Called at once with what is kept, and how to go on.
 
     Yields:
         The list of signals that came. Outside of the main thread, which alone may handle signals, it stays empty.
@@ -46,11 +50,17 @@ def stop_on_signals(job: BatchJob, grace: float = GRACE_SECONDS) -> Iterator[lis
             return
         came.append(first)
         job.stop()
-        ours.settimeout(grace)
-        with suppress(TimeoutError):
-            if _next_signal(ours) is None:
-                return  # the job has returned
+        if job.answering:
+            notify(
+                f"stopping: {job.kept()}. Answers that are under way have {grace:g} seconds to end; a second Ctrl-C (or "
+                "signal) ends them at once"
+            )
+            ours.settimeout(grace)
+            with suppress(TimeoutError):
+                if _next_signal(ours) is None:
+                    return  # the job has returned
         job.park()
+        notify(f"stopped: {job.kept()}; run the same command again to go on")
         os._exit(128 + first)
 
     old = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}

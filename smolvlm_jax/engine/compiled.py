@@ -44,13 +44,25 @@ class Programs:
         buckets: lengths of packed rows, ascending.
         segments: for each of them, how many prompts a row holds at most.
         compilations: how many programs were compiled.
-        compile_seconds: the sum of the seconds that each took.
+        compile_seconds: that were spent waiting for them.
+
+    Args:
+        model, params, mesh: as in `Engine`.
+        config: the shapes.
+        report: called with "compiling", the number of the program, and how many are wanted at the time.
     """
 
-    def __init__(self, model: SmolVLMForConditionalGeneration, params, config: EngineShapes, mesh: Mesh | None):
+    def __init__(
+        self,
+        model: SmolVLMForConditionalGeneration,
+        params,
+        config: EngineShapes,
+        mesh: Mesh | None,
+        report: Callable[..., None] | None = None,
+    ):
         self.model, self.config, self.mesh = model, config, mesh
         self.compilations, self.compile_seconds = 0, 0.0
-        self._lock = threading.Lock()
+        self._lock, self._report = threading.Lock(), report
         self._done: dict[Hashable, Any] = {}
         self._params = for_lookups(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
         self.buckets = _prefill_buckets(config)
@@ -102,16 +114,34 @@ class Programs:
     def get(self, *key):
         """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", T, L), ("decode", L, greedy),
         ("score", T). Prefill and decode have one number more where log-probabilities are asked for, see `alternatives`."""
-        program = self._done.get(key)
-        if program is None:
-            begin = time.perf_counter()
+        if key not in self._done:
+            self.compile([key], self._report)
+        return self._done[key]
+
+    def compile(self, keys: Iterable[tuple], report: Callable[..., None] | None) -> None:
+        """Compile what is not compiled yet of some programs, several at a time.
+
+        Args:
+            keys: of the programs, as `get` takes them.
+            report: as in the constructor.
+        """
+        missing = [key for key in dict.fromkeys(keys) if key not in self._done]
+        begin = time.perf_counter()
+
+        def one(key: tuple) -> None:
             with activate(self.mesh):
                 program = self.lower(*key).compile()
             with self._lock:
                 self._done[key] = program
                 self.compilations += 1
-                self.compile_seconds += time.perf_counter() - begin
-        return program
+
+        tell = report or (lambda *_: None)
+        if missing:
+            tell("compiling", 1, len(missing))
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1, len(missing))) as pool:
+                for done, _ in enumerate(pool.map(one, missing), 1):
+                    tell("compiling", min(done + 1, len(missing)), len(missing))
+            self.compile_seconds += time.perf_counter() - begin
 
     def parts(self, kind: str, *size: int) -> _Program:
         """A program's function, its abstract arguments, and the numbers of those that are donated."""
@@ -210,11 +240,7 @@ class Programs:
         Args:
             report: called with the numbers of programs done and to do.
         """
-        keys = [key for key in self.keys() if key not in self._done]
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for done, _ in enumerate(pool.map(lambda key: self.get(*key), keys), 1):
-                if report is not None:
-                    report(done, len(keys))
+        self.compile(self.keys(), None if report is None else lambda _, done, total: report(done, total))
 
 
 def _prefill_buckets(config: EngineShapes) -> list[int]:

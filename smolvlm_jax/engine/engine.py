@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..logprobs import TokenLogprobs
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import for_lookups
+from ..pictures import encoder_batches
 from ..retrieval_model import require_text
 from ..vision import try_encoder
 from .compiled import Programs
@@ -42,6 +43,10 @@ from .tiles import TileFeatures
 __all__ = ["Engine", "EngineConfig"]
 
 
+def _silent(doing: str, done: int | None = None, total: int | None = None) -> None:
+    """Nobody is told what the engine is doing."""
+
+
 @dataclass(frozen=True)
 class _Event:
     """Something under way on the device: tokens that will be there, and the requests they belong to.
@@ -52,6 +57,7 @@ class _Event:
         logprobs: of the tokens, if one of the requests asks for them.
         owners: of a prefill ((lane, segment), request); of a chunk (slot, request).
         since: when the first of its programs was dispatched.
+        doing: what is waited for until then, in words.
     """
 
     prefill: bool
@@ -59,6 +65,7 @@ class _Event:
     logprobs: TokenLogprobs | None
     owners: Sequence[tuple[Any, RequestState]]
     since: float
+    doing: str
 
 
 class Engine:
@@ -83,6 +90,7 @@ class Engine:
         processor,
         config: EngineConfig | None = None,
         mesh: Mesh | None = None,
+        report: Callable[..., None] | None = None,
     ):
         """Args:
         model: as `load` gives it.
@@ -90,12 +98,15 @@ class Engine:
         processor: as `SmolVLMProcessor.from_pretrained` gives it.
         config: shapes and sizes.
         mesh: where `params` were placed.
+        report: called with what the engine is doing, in words, and where there are several of these, with two numbers: which
+            one it is, and how many there are.
         """
         require_text(model)
         keep_compiled_programs()
         self.model, self.params, self.processor = model, for_lookups(params), processor
         self.config = (config or EngineConfig()).resolve(model, mesh)
-        self.programs = Programs(model, self.params, self.config, mesh)
+        self._report = report or _silent
+        self.programs = Programs(model, self.params, self.config, mesh, self._report)
         self.stats = Counters()
         self._tiles = TileFeatures(self.programs, self.params, self.stats)
         self._arrive = Reception(model, processor, self.config)
@@ -113,6 +124,7 @@ class Engine:
         mesh: Mesh | None = None,
         attention: str = "auto",
         check: bool = False,
+        report: Callable[..., None] | None = None,
         **config,
     ) -> "Engine":
         """An engine for a checkpoint.
@@ -124,6 +136,7 @@ class Engine:
             mesh: of the devices to use.
             attention: as in `load`.
             check: as in `load`.
+            report: as above.
             **config: fields of `EngineConfig`.
         """
         from ..checkpoint import load, resolve, resolve_file
@@ -131,8 +144,9 @@ class Engine:
 
         source = resolve_file(source)
         directory = resolve(source, base=base)
+        (report or _silent)("loading the weights")
         model, params = load(source, base=base, dtype=dtype, mesh=mesh, attention=attention, check=check)
-        return cls(model, params, SmolVLMProcessor.from_pretrained(directory), EngineConfig(**config), mesh)
+        return cls(model, params, SmolVLMProcessor.from_pretrained(directory), EngineConfig(**config), mesh, report)
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:
         """Compile every program that an answer can need; after this nothing is compiled any more, apart from what
@@ -237,6 +251,8 @@ class Engine:
         held = sum(state.prepared.nbytes for state in waiting)
         while not waiting or (len(waiting) < self.config.lookahead and held < self.config.lookahead_bytes // 2):
             nothing = not waiting and not self._under_way and all(ring.idle == ring.slots for ring in self._rings)
+            if nothing:
+                self._report("waiting for the next record")
             state = feed.take(wait=nothing)
             if state is None:
                 return
@@ -279,9 +295,24 @@ class Engine:
         begin = self._clock()
         if self._tiles.new:
             self._tiles.look_ahead(waiting)
-            self._tiles.encode()
-        self._prefill(pack, begin)
+        self._compile_for(pack)
+        tiles = len(self._tiles.new)
+        self._tiles.encode()
+        self._prefill(pack, begin, tiles)
         return True
+
+    def _compile_for(self, pack: Pack) -> None:
+        """Compile what these prompts will need first, all at a time; everything else is compiled when its turn comes."""
+        rings = {
+            p.ring.length: all(q.state.sampling.greedy for q in pack.placed if q.ring is p.ring) for p in pack.placed if p.ring
+        }
+        asked = self.programs.alternatives(p.state.request.params.logprobs for p in pack.placed)
+        sizes = set(encoder_batches(len(self._tiles.new), self.programs.encoder_batches()))
+        keys: list[tuple] = [("encode", size) for size in sorted(sizes)]
+        keys += [("prefill", pack.length, *asked), *([("pool",)] if pack.placed else [])]
+        for length, greedy in rings.items():
+            keys += [("decode", length, greedy, *asked), ("insert", pack.length, length), ("ring", length)]
+        self.programs.compile(keys, self._report)
 
     def _worth_it(self, waiting: deque[RequestState]) -> bool:
         """Whether to admit now, or to wait until a few more slots are free and share the cost of a prefill."""
@@ -296,7 +327,7 @@ class Engine:
 
     # ---- dispatch
 
-    def _prefill(self, pack: Pack, begin: float) -> None:
+    def _prefill(self, pack: Pack, begin: float, tiles: int) -> None:
         """Dispatch the prefill of a pack, and the insertion of its prompts into their rings."""
         t = pack.length
         wanted = self.programs.alternatives(p.state.request.params.logprobs for p in pack.placed)
@@ -312,7 +343,9 @@ class Engine:
                 put = self.programs.get("insert", t, ring.length)
                 for arguments in pack.rounds(ring):
                     ring.state = put(ring.state, out, *arguments)
-        self._start(_Event(True, out.rows.token, logprobs, [((p.lane, p.segment), p.state) for p in pack.placed], begin))
+        owners = [((p.lane, p.segment), p.state) for p in pack.placed]
+        doing = f"encoding {tiles:,} tiles" if tiles else f"reading {sum(pack.fill):,} tokens of prompts"
+        self._start(_Event(True, out.rows.token, logprobs, owners, begin, doing))
         self.stats.prompt_tokens += sum(pack.fill)
         self.stats.prefill_columns += t * self.config.lanes
         self.stats.tiles += sum(len(p.state.prepared.tiles) for p in pack.placed)
@@ -334,7 +367,7 @@ class Engine:
             asked = self.programs.alternatives(state.request.params.logprobs for _, state in live)
             program = self.programs.get("decode", ring.length, greedy, *asked)
             ring.state, report, logprobs = program(self.params, ring.state, np.asarray(steps, np.int32))
-            self._start(_Event(False, report, logprobs, live, begin))
+            self._start(_Event(False, report, logprobs, live, begin, f"writing {len(live):,} answers"))
             dispatched = True
             self.stats.decode_steps += steps
             self.stats.decode_rows += steps * ring.slots
@@ -360,6 +393,7 @@ class Engine:
 
     def _read(self, event: _Event) -> Iterator[Result]:
         """Wait for tokens and hand them to their requests."""
+        self._report(event.doing)
         tokens, logprobs = jax.device_get((event.tokens, event.logprobs))
         now = self._clock()
         seconds, self._last_read = now - max(event.since, self._last_read), now

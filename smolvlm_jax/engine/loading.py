@@ -1,6 +1,7 @@
 """An engine on the devices of this host, from a checkpoint's name."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def load_engine(
     base: str | os.PathLike | None = None,
     mesh: str | None = None,
     keep_special_tokens: bool | None = None,
+    report: Callable[..., None] | None = None,
     **options,
 ):
     """An Engine on all devices of this host. Hosts do not communicate, so that one may fail without the others.
@@ -30,6 +32,7 @@ def load_engine(
         base: as in `load`.
         mesh: sizes like "data=2,tensor=2". Default: every device is data parallel.
         keep_special_tokens: as in `EngineConfig`. Default: for docling checkpoints.
+        report: as in `Engine`.
         **options: `dtype`, `attention`, `check` and fields of `EngineConfig`, as in `Engine.from_pretrained`.
 
     Raises:
@@ -42,7 +45,8 @@ def load_engine(
     source = resolve_file(source)  # of the Hub's one commit, though a branch may move on meanwhile
     directory = resolve(source, base=base)
     keep = is_docling(directory) if keep_special_tokens is None else keep_special_tokens
-    return Engine.from_pretrained(source, base=base, mesh=_mesh_here(mesh), keep_special_tokens=keep, **options)
+    options |= {"mesh": _mesh_here(mesh), "keep_special_tokens": keep}
+    return Engine.from_pretrained(source, base=base, report=report, **options)
 
 
 def check_settings(directory: str | os.PathLike, *, mesh: str | None = None, **settings: Any) -> None:

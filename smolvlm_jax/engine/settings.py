@@ -39,7 +39,8 @@ class EngineConfig:
             the model computes.
         prefill_tokens: several prompts are packed into a row of up to so many tokens; longer ones stand alone. Default: 2,048,
             on CPU 512.
-        encoder_tiles: tiles that the encoder takes at once, per data shard, a power of two. Default: 16, on CPU 4.
+        encoder_tiles: tiles that the encoder takes at once, per data shard, a power of two. Default: 16, on CPU 4, and 1 of
+            large ones.
         chunk: decode steps per dispatch. Default: 16, on CPU 4.
         run_ahead: chunks that may be under way before the host reads the oldest. Default: 1, on CPU 0.
         lookahead: requests that are read, and whose pictures may be encoded, before there is a slot for them.
@@ -96,7 +97,7 @@ class EngineConfig:
                 f"slots is {slots!r:.80}; it has {each} for each of the {len(lengths)} rings, whose lengths are "
                 f"{', '.join(map(str, lengths))}: for example --slots {example}"
             )
-        tiles = self.encoder_tiles or encoder_batch()
+        tiles = self.encoder_tiles or encoder_batch(model.config.vision_config)
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")
         for name, least in (("chunk", 1), ("lookahead", 1), ("lookahead_bytes", 1), ("prefill_tokens", 1), ("run_ahead", 0)):
