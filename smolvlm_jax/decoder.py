@@ -53,11 +53,17 @@ class TextAttention(Part):
         cache: LayerCache | None = None,
     ) -> Attended:
         """See `TextLayer.__call__`."""
-        q = self.project("btd,dnh->bnth", "q_proj")(x)
-        k = self.project("btd,dkh->bkth", "k_proj")(x)
-        v = self.project("btd,dkh->bkth", "v_proj")(x)
-        q = constrain(scaled(apply_rotary(q, *rotary), self.config.query_multiplier), "batch", "act_heads", None, None)
-        k = constrain(apply_rotary(k, *rotary), "batch", "act_kv_heads", None, None)
+        heads, kv = self.config.num_attention_heads, self.config.num_key_value_heads
+        if (whole := self.fused(x, "qkv_proj")) is None:
+            q = apply_rotary(self.project("btd,dnh->bnth", "q_proj")(x), *rotary)
+            k = apply_rotary(self.project("btd,dkh->bkth", "k_proj")(x), *rotary)
+            v = self.project("btd,dkh->bkth", "v_proj")(x)
+        else:
+            whole = jnp.einsum("btnh->bnth", whole)
+            turned = apply_rotary(whole[:, : heads + kv], *rotary)
+            q, k, v = turned[:, :heads], turned[:, heads:], whole[:, heads + kv :]
+        q = constrain(scaled(q, self.config.query_multiplier), "batch", "act_heads", None, None)
+        k = constrain(k, "batch", "act_kv_heads", None, None)
         form, weighed = self.execution.attention, self.return_weights
         if cache is None:
             found = attention(q, k, v, mask, form=form, return_weights=weighed)._replace(keys_values=(k, v))
@@ -71,8 +77,11 @@ class TextMLP(Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = self.project("btd,df->btf", "gate_proj")(x)
-        up = self.project("btd,df->btf", "up_proj")(x)
+        if (whole := self.fused(x, "gate_up_proj")) is not None:
+            gate, up = jnp.split(whole, 2, axis=-1)
+        else:
+            gate = self.project("btd,df->btf", "gate_proj")(x)
+            up = self.project("btd,df->btf", "up_proj")(x)
         x = constrain(activation(self.config.hidden_act)(gate) * up, "batch", None, "act_mlp")
         return self.project("btf,fd->btd", "down_proj")(x)
 

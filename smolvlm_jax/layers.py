@@ -235,6 +235,14 @@ class Part(nn.Module):
         init, dtype = self.config.initializer_range, self.execution.dtype
         return Projection(equation, dimensions(self.config), self.use_bias, initializer_range=init, dtype=dtype, name=name)
 
+    def fused(self, x: jax.Array, name: str) -> jax.Array | None:
+        """x (b, t, d) times the kernels that `parameters.fused` has put side by side under this name; None in other trees."""
+        if not self.has_variable("params", name):
+            return None
+        dtype = self.execution.dtype
+        kernel: jax.Array = self.get_variable("params", name)["kernel"].astype(dtype)
+        return jnp.tensordot(x.astype(dtype), kernel, axes=1, precision=matmul_precision(dtype))
+
 
 class LayerNorm(nn.Module):
     """Layer norm with mean and variance in float32, rounded once at the end, as torch does it."""

@@ -18,7 +18,9 @@ __all__ = [
     "abstract_params",
     "flatten_params",
     "for_lookups",
+    "fused",
     "init_params",
+    "laid_out",
     "logical_axes",
     "quantize_params",
     "spanned_dimensions",
@@ -149,6 +151,61 @@ def for_lookups(params: Any, platform: str = "tpu") -> Any:
         )
 
     return jax.tree_util.tree_map_with_path(lay_out, params)
+
+
+def laid_out(params: Any) -> Any:
+    """Parameters as the engine's programs read them on their devices: `for_lookups`, and `fused`."""
+    return fused(for_lookups(params))
+
+
+# Projections of the decoder's layers that have one input: what they are called as one, and along which dimension of their
+# kernels, (d, heads, h) and (d, f), they stand side by side.
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def fused(params: Any, platform: str = "tpu") -> Any:
+    """Parameters in which the decoder's projections of one input are one.
+
+    On a TPU one product, and the rotary embedding of its heads together, cost less than three (figures in docs/design.md). A
+    GPU's compiler merges such products by itself.
+
+    The tree of a model keeps its paths everywhere else: this one is for running it only. Projections whose heads or columns are
+    divided between devices stay as they are, and so do those that are more than a kernel. What is joined is copied: a caller
+    that keeps its own tree holds both.
+
+    Args:
+        params: arrays, or ShapeDtypeStructs with shardings, of which a program is to be made for such arrays.
+        platform: of the devices whose kernels are joined; those of others stay apart.
+    """
+    if not isinstance(params, dict):
+        return params
+    tree = {name: fused(part, platform) for name, part in params.items()}
+    for name, parts in _FUSED.items():
+        if all(part in tree for part in parts) and _can_join([tree[part] for part in parts], platform):
+            kernels = [tree.pop(part)["kernel"] for part in parts]
+            tree[name] = {"kernel": _side_by_side(kernels)}
+    return tree
+
+
+def _can_join(parts: list[Any], platform: str) -> bool:
+    """Whether projections are nothing but kernels of one dtype on devices of this platform, undivided along their columns."""
+    if any(part.keys() != {"kernel"} for part in parts):
+        return False
+    kernels = [part["kernel"] for part in parts]
+    shardings = [kernel.sharding for kernel in kernels]
+    if any(sharding is None or next(iter(sharding.device_set)).platform != platform for sharding in shardings):
+        return False
+    whole = all(sharding.shard_shape(x.shape)[1:] == x.shape[1:] for sharding, x in zip(shardings, kernels, strict=True))
+    return whole and len({x.dtype for x in kernels}) == 1
+
+
+def _side_by_side(kernels: list[Any]) -> Any:
+    """Kernels (d, …) one after the other along their second dimension, placed as the first."""
+    first = kernels[0]
+    if isinstance(first, jax.Array):
+        return jax.jit(lambda *x: jnp.concatenate(x, 1), out_shardings=first.sharding)(*kernels)
+    shape = (first.shape[0], sum(x.shape[1] for x in kernels), *first.shape[2:])
+    return jax.ShapeDtypeStruct(shape, first.dtype, sharding=first.sharding)
 
 
 def _joined(path: tuple[Any, ...]) -> str:

@@ -13,8 +13,8 @@ from jax.sharding import SingleDeviceSharding
 from smolvlm_jax import SmolVLMForConditionalGeneration, abstract_params, init_params, logical_axes, published_config
 from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restore, torch_name, torch_shape
 from smolvlm_jax.errors import CheckpointError
-from smolvlm_jax.parameters import flatten_params, for_lookups, unflatten_params
-from smolvlm_jax.sharding import AXIS_RULES
+from smolvlm_jax.parameters import flatten_params, for_lookups, fused, unflatten_params
+from smolvlm_jax.sharding import AXIS_RULES, make_mesh, parameter_shardings
 
 # Every parameter of one layer and of the frame: shape in symbols, logical axes.
 FRAME = {
@@ -158,3 +158,34 @@ def test_a_table_laid_out_for_lookups_is_the_same_table():
     assert described["model"]["embed_tokens"]["embedding"].format.layout.major_to_minor == (0, 1)
     program = jax.jit(lambda tree: tree["model"]["embed_tokens"]["embedding"][2]).lower(described).compile()
     assert program(ours).tolist() == [6.0, 7.0, 8.0] and bool((found == table).all())
+
+
+def test_fused_projections_compute_what_they_did_apart(tiny_a):
+    """q, k and v are one kernel, gate and up another, of a TPU's trees alone; logits and the cache are the same."""
+    assert jax.tree.structure(fused(tiny_a.params)) == jax.tree.structure(tiny_a.params), "a CPU's tree stays as it is"
+    ours = fused(tiny_a.params, "cpu")
+    layer = ours["model"]["text_model"]["layers_0"]
+    assert layer["self_attn"].keys() == {"qkv_proj", "o_proj"} and layer["mlp"].keys() == {"gate_up_proj", "down_proj"}
+    assert sum(x.size for x in jax.tree.leaves(ours)) == sum(x.size for x in jax.tree.leaves(tiny_a.params))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tiny_a.params)
+    assert jax.tree.map(lambda x: x.shape, fused(abstract, "cpu")) == jax.tree.map(lambda x: x.shape, ours)
+    found, wanted = (
+        tiny_a.model.apply({"params": params}, input_ids=tiny_a.ids, pixel_values=tiny_a.pixels, use_cache=True)
+        for params in (ours, tiny_a.params)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_projections_that_are_more_than_kernels_or_divided_stay_apart(tiny_a):
+    adapted = jax.tree.map(lambda x: x, tiny_a.params)
+    layer = adapted["model"]["text_model"]["layers_0"]
+    layer["self_attn"]["v_proj"]["lora_a"] = layer["mlp"]["up_proj"]["lora_a"] = jnp.zeros((2, 2))
+    found = fused(adapted, "cpu")["model"]["text_model"]
+    assert found["layers_0"]["self_attn"].keys() == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert found["layers_0"]["mlp"].keys() == {"gate_proj", "up_proj", "down_proj"}
+    assert "qkv_proj" in found["layers_1"]["self_attn"]
+    mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
+    placed = jax.device_put(tiny_a.params, parameter_shardings(tiny_a.params, logical_axes(tiny_a.model), mesh))
+    divided = fused(placed, "cpu")["model"]["text_model"]["layers_0"]
+    assert "gate_proj" in divided["mlp"], "its columns are divided between two devices"

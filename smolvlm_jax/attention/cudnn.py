@@ -1,9 +1,9 @@
-"""Attention of whole prompts and pictures on NVIDIA's GPUs by cuDNN's flash attention, which keeps no scores, in neither pass.
+"""Attention on NVIDIA's GPUs by cuDNN's flash attention, which keeps no scores, in neither pass.
 
 jax calls it as one operation with a gradient. It is used in bfloat16 and float16 only, which is what it computes in. Where
 queries and keys belong to several segments, cuDNN takes the mask as a bias that all heads share: one number for each query and
-key, where the einsums keep one in float32 for each head. It is available where jax's CUDA plugin is installed, also in a
-process that only compiles for GPUs.
+key, where the einsums keep one in float32 for each head. In a decode step it is one kernel where the einsums are three, and
+writes no scores to memory. It is available where jax's CUDA plugin is installed, also in a process that only compiles for GPUs.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ..sharding import on_each_device
 from .forms import Mask, SegmentMask
 
-__all__ = ["cudnn_attention", "fits_cudnn"]
+__all__ = ["cudnn_attention", "cudnn_step", "fits_cudnn", "fits_cudnn_step"]
 
 # Fewest queries for which it is used: below, the scores are small.
 SHORTEST = 128
@@ -61,3 +61,31 @@ def _one_device(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=causal, implementation="cudnn")
     return out.swapaxes(1, 2)
+
+
+def fits_cudnn_step(q: jax.Array, k: jax.Array, mask: Mask) -> bool:
+    """Whether this is one query a row in 16 bits and a cache that is long enough, with a mask of its columns."""
+    (*_, t, size), length = q.shape, k.shape[2]
+    sizes = t == 1 and length >= SHORTEST and length % 8 == 0 and size % 8 == 0 and size <= _LARGEST_HEAD
+    return (
+        sizes and isinstance(mask, jax.Array) and q.dtype in (jnp.bfloat16, jnp.float16) and q.dtype == k.dtype and _installed()
+    )
+
+
+def cudnn_step(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of one query a row to a cache. Arguments as in `cudnn_attention`, with t = 1 and a mask bool (b, 1, L)."""
+    return on_each_device(_one_step, q, k, v, mask)
+
+
+def _one_step(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """The operation on the arrays of one device.
+
+    cuDNN wants columns before heads. A cache has them behind, which with a single head is the same: each key head is taken for
+    a row of its own, and its query heads for the heads of that row, so that nothing of the cache is moved.
+    """
+    (b, n, _, h), (_, kv, length, _) = q.shape, k.shape
+    rows = lambda x: x.reshape(b * kv, length, 1, h)
+    seen = jnp.broadcast_to(mask[:, None], (b, kv, 1, length)).reshape(b * kv, 1, 1, length)
+    grouped = q.reshape(b * kv, 1, n // kv, h)
+    out = jax.nn.dot_product_attention(grouped, rows(k), rows(v), mask=seen, implementation="cudnn")
+    return out.reshape(b, n, 1, h)

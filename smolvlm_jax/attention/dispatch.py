@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from ..errors import ConfigError
 from . import forms
-from .cudnn import cudnn_attention, fits_cudnn
+from .cudnn import cudnn_attention, cudnn_step, fits_cudnn, fits_cudnn_step
 from .decode import decode_attention, fits_decode
 from .forms import Mask
 from .splash import fits_splash, splash_attention
-from .trial import cudnn_example, decode_example, decode_int8_example, splash_example, trusted
+from .trial import cudnn_example, cudnn_step_example, decode_example, decode_int8_example, splash_example, trusted
 from .work import WorkList
 
 __all__ = ["Attended", "LayerCache", "attention", "cached_attention", "check_form", "try_kernels"]
@@ -92,6 +92,7 @@ def _fits_decode(dtype: Any) -> Callable[[jax.Array, LayerCache], bool]:
 FORMS = (
     Form("splash", "tpu", fits_splash, _by_splash, splash_example),
     Form("cudnn", "cuda", fits_cudnn, cudnn_attention, cudnn_example),
+    Form("cudnn", "cuda", fits_cudnn_step, cudnn_step, cudnn_step_example),
     Form("one-query", "cpu", forms.fits_one_query, forms.one_query),
     Form("head-by-head", "cpu", forms.fits_head_by_head, forms.head_by_head),
     Form("einsum", "default", forms.fits_whole, forms.by_einsum),

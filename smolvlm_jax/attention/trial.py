@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .cudnn import cudnn_attention
+from .cudnn import cudnn_attention, cudnn_step
 from .decode import decode_attention, decode_pieces
 from .forms import SegmentMask, by_einsum
 from .int8 import dequantize, quantize
 from .splash import splash_attention
 from .work import work_list
 
-__all__ = ["cudnn_example", "decode_example", "decode_int8_example", "splash_example", "trusted"]
+__all__ = ["cudnn_example", "cudnn_step_example", "decode_example", "decode_int8_example", "splash_example", "trusted"]
 
 # Largest norm of the difference over the norm of the result: rounding to bfloat16 makes 0.003.
 _TOLERANCE = 0.02
@@ -35,7 +35,7 @@ def trusted(example: Callable[[], tuple[jax.Array, jax.Array]]) -> bool:
 
     True in a process without such a chip: it compiles for what it does not have, and cannot try. The verdict is kept.
     """
-    if jax.default_backend() != ("gpu" if example is cudnn_example else "tpu"):
+    if jax.default_backend() != ("gpu" if example in (cudnn_example, cudnn_step_example) else "tpu"):
         return True
     found: list[str | None] = []
     # In a thread of its own, because a program may be in the middle of being traced, with a mesh in scope, and both are
@@ -127,6 +127,13 @@ def cudnn_example() -> tuple[jax.Array, jax.Array]:
         return jnp.stack([out.astype(jnp.float32), backward(towards.astype(out.dtype))[0].astype(jnp.float32)])
 
     return both(lambda q: cudnn_attention(q, k, v, described)), both(lambda q: _plain(q, k, v, mask))
+
+
+def cudnn_step_example() -> tuple[jax.Array, jax.Array]:
+    """One query a row and a cache of which rows see different columns: by cuDNN, and by the formula."""
+    q, k, v = _inputs((4, 6, 1, 64), (4, 2, 256, 64), (4, 2, 256, 64))
+    seen = (40 - jnp.arange(256)) % 256 < jnp.asarray([256, 100, 1, 30])[:, None, None]
+    return cudnn_step(q, k, v, seen), _plain(q, k, v, seen)
 
 
 def decode_example() -> tuple[jax.Array, jax.Array]:

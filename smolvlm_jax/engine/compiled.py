@@ -18,7 +18,7 @@ from ..cache import CacheFormat, check_kv_cache_dtype
 from ..decoding import DecodeState, RowSettings, Rules
 from ..generation_config import GenerationConfig, Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import for_lookups
+from ..parameters import laid_out
 from ..sharding import activate, batch_sharding
 from . import programs
 from .settings import EngineShapes
@@ -64,7 +64,7 @@ class Programs:
         self.compilations, self.compile_seconds = 0, 0.0
         self._lock, self._report = threading.Lock(), report
         self._done: dict[Hashable, Any] = {}
-        self._params = for_lookups(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
+        self._params = laid_out(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
         self.buckets = _prefill_buckets(config)
         self.segments = {t: max(1, min(_MOST_SEGMENTS, t // _SEGMENT_TOKENS)) for t in self.buckets}
 

@@ -25,7 +25,7 @@ from ..compilation_cache import keep_compiled_programs
 from ..errors import InputError
 from ..logprobs import TokenLogprobs
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import for_lookups
+from ..parameters import laid_out
 from ..pictures import encoder_batches
 from ..retrieval_model import require_text
 from ..vision import try_encoder
@@ -103,7 +103,7 @@ class Engine:
         """
         require_text(model)
         keep_compiled_programs()
-        self.model, self.params, self.processor = model, for_lookups(params), processor
+        self.model, self.params, self.processor = model, laid_out(params), processor
         self.config = (config or EngineConfig()).resolve(model, mesh)
         self._report = report or _silent
         self.programs = Programs(model, self.params, self.config, mesh, self._report)

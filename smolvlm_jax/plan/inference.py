@@ -12,7 +12,7 @@ from ..engine.compiled import Programs
 from ..engine.settings import FREE_MEMORY_SHARE, RINGS, EngineConfig, EngineShapes
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
-from ..parameters import for_lookups
+from ..parameters import laid_out
 from ..sharding import activate
 from .figures import Cost, Memory
 from .flops import flops
@@ -61,7 +61,7 @@ class EngineOnChips:
 
     def __post_init__(self):
         self.usable = self.measurer.chip.usable if self.measurer.chip else None
-        self.weights = for_lookups(abstract_weights(self.model, self.mesh, self.model.dtype, quantized=self.quantized))
+        self.weights = laid_out(abstract_weights(self.model, self.mesh, self.model.dtype, quantized=self.quantized))
         with activate(self.mesh):
             self.weight_bytes = held_bytes(self.weights)
         self.lanes = self.mesh.shape["data"] * self.mesh.shape["fsdp"]

@@ -52,6 +52,29 @@ def test_it_is_asked_for_what_the_einsums_compute(kind, mesh, by_xla):
     assert np.abs(difference).max() <= 0.03 and set(by_xla) == {"cudnn"}
 
 
+@pytest.mark.parametrize("mesh", [None, pytest.param((4, 1, 2), marks=pytest.mark.thorough)])
+def test_a_step_is_asked_for_what_the_einsums_compute(mesh, by_xla):
+    """One query a row and a cache: each key head is a row of its own; nothing but a view of the cache is passed on."""
+    q, k, v, _ = inputs(4)
+    q, seen = q[:, :, :1], (jnp.arange(160) - 30) % 160 < jnp.asarray([160, 70, 1, 20])[:, None, None]
+    with activate(mesh and make_mesh(*mesh)):
+        ours = jax.jit(cudnn.cudnn_step)(q, k, v, seen)
+    wanted = by_einsum(*(x.astype(jnp.float32) for x in (q, k, v)), seen)
+    assert ours.shape == q.shape and np.abs(np.asarray(ours, np.float32) - np.asarray(wanted)).max() <= 0.03
+    assert set(by_xla) == {"cudnn"}
+
+
+def test_when_a_step_takes_it(monkeypatch):
+    q, k, _, masks = inputs(1)
+    q, seen = q[:, :, :1], jnp.ones((1, 1, 160), bool)
+    assert not cudnn.fits_cudnn_step(q, k, seen), "not without jax's CUDA plugin"
+    monkeypatch.setattr(cudnn, "_installed", lambda: True)
+    assert cudnn.fits_cudnn_step(q, k, seen)
+    assert not cudnn.fits_cudnn_step(q.astype(jnp.float32), k, seen) and not cudnn.fits_cudnn_step(q, k, None)
+    assert not cudnn.fits_cudnn_step(k[:, :, :2], k, seen) and not cudnn.fits_cudnn_step(q, k[:, :, :90], seen)
+    assert not any(cudnn.fits_cudnn(q, k, mask) for mask in (*masks.values(), seen)), "the other form's rows are whole"
+
+
 def test_when_it_is_taken(monkeypatch):
     q, k, _, masks = inputs(1)
     assert not any(cudnn.fits_cudnn(q, k, mask) for mask in masks.values()), "not without jax's CUDA plugin"
@@ -79,6 +102,7 @@ def test_programs_for_other_platforms_have_none_of_it(monkeypatch, by_xla):
 
 @pytest.mark.thorough
 def test_the_trial_compares_output_and_gradient(by_xla, monkeypatch):
-    assert trial._fault(trial.cudnn_example) is None and by_xla
-    monkeypatch.setattr(trial, "cudnn_attention", lambda q, k, v, mask: jnp.zeros_like(q))
-    assert "is wrong" in str(trial._fault(trial.cudnn_example))
+    assert trial._fault(trial.cudnn_example) is None and trial._fault(trial.cudnn_step_example) is None and by_xla
+    for name, example in (("cudnn_attention", trial.cudnn_example), ("cudnn_step", trial.cudnn_step_example)):
+        monkeypatch.setattr(trial, name, lambda q, k, v, mask: jnp.zeros_like(q))
+        assert "is wrong" in str(trial._fault(example))
