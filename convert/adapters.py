@@ -43,7 +43,7 @@ _UNSUPPORTED: Mapping[str, tuple] = {
     "arrow_config": (None, {}),
 }
 # Ways to start, by name, that leave the base's weights alone. With others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) the adapter
-# belongs to a base that nobody has.
+# belongs to a base that is not available.
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal")
 _FACTOR = re.compile(
     r"(.+)\.lora_(?:((?:embedding_)?[AB]|magnitude_vector)(?:\.default)?(?:\.weight)?|B(?:\.default)?\.(bias))"

@@ -111,6 +111,9 @@ def convert(
         quiet: show no progress.
         notify: called with every line for the user.
 
+    Returns:
+        What was done, with what the user should know.
+
     Raises:
         CheckpointError, ConfigError, InputError, ChangedError: the destination is then as it was. The last means that the
             source changed while it was read.

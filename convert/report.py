@@ -72,7 +72,7 @@ def _stage_table(report: Report) -> list[list[str]]:
             row.stage,
             "×".join(map(str, row.shape)),
             _number(row.scale),
-            *(_number(row.relative[run]) + (" ✗" if run in row.parted else "") for run in runs),
+            *(_number(row.relative[run]) + (" ✗" if run in row.differing else "") for run in runs),
         ]
         for row in report.stages.rows
     ]

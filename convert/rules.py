@@ -205,7 +205,17 @@ _LAYER = r"/layers_(\d+)/"
 
 
 def torch_name(path: str) -> tuple[str, str]:
-    """The PyTorch name and the pattern of one of our paths. Raises CheckpointError for any other path."""
+    """What PyTorch calls a parameter.
+
+    Args:
+        path: of ours, such as "model/text_model/norm/scale".
+
+    Returns:
+        The PyTorch name, and the pattern by which the array is rearranged.
+
+    Raises:
+        CheckpointError: there is no such parameter.
+    """
     pattern = RULES.get(re.sub(_LAYER, "/layers_{l}/", path))
     if pattern is None:
         raise CheckpointError(f"no rule converts the parameter {path}")

@@ -60,7 +60,7 @@ class StageRow:
         scale: their largest magnitude.
         relative: run -> largest difference from the reference run over `scale`, for tokens the share that differs; None if the
             run has no such stage.
-        parted: the runs beyond the tolerance.
+        differing: the runs beyond the tolerance.
     """
 
     prompt: str
@@ -68,7 +68,7 @@ class StageRow:
     shape: tuple[int, ...]
     scale: float
     relative: dict[str, float | None]
-    parted: tuple[str, ...]
+    differing: tuple[str, ...]
 
 
 @dataclass
@@ -91,11 +91,11 @@ class StageReport:
 
     @property
     def same(self) -> bool:
-        return not any(row.parted for row in self.rows)
+        return not any(row.differing for row in self.rows)
 
     def first_parting(self, run: str) -> StageRow | None:
         """The first stage at which a run exceeds the tolerance."""
-        return next((row for row in self.rows if run in row.parted), None)
+        return next((row for row in self.rows if run in row.differing), None)
 
     def to_dict(self) -> dict[str, Any]:
         facts = asdict(self)
@@ -325,13 +325,13 @@ def _rows(runs: dict[str, Stages], dtypes: dict[str, str]) -> tuple[list[StageRo
     for (prompt, stage), values in sorted(runs[reference].items(), key=lambda item: item[0][0]):
         found = {name: runs[name].get((prompt, stage)) for name in others}
         relative = {name: None if other is None else _distance(values, other) for name, other in found.items()}
-        parted = []
+        differing = []
         for name, gap in relative.items():
             # rounded weights may choose another token where two are nearly as likely, which is no failure
             exact = stage in ("tokens", "greedy tokens")
             judged = not (stage == "greedy tokens" and dtypes[name] != dtypes[reference])
             if judged and gap is not None and gap > (0 if exact else tolerances[name]):
-                parted.append(name)
+                differing.append(name)
         scale = float(np.abs(values.astype(np.float64)).max())
-        rows.append(StageRow(prompt, stage, values.shape, scale, relative, tuple(parted)))
+        rows.append(StageRow(prompt, stage, values.shape, scale, relative, tuple(differing)))
     return rows, tolerances

@@ -233,6 +233,9 @@ def verify(
         quiet: show no progress.
         notify: called with a line before each run.
 
+    Returns:
+        What was compared; `same` says whether everything agrees.
+
     Raises:
         CheckpointError, ConfigError: one of them cannot be opened.
         InputError: `stages` is asked for, and they describe different models; there is a revision, and neither is a Hub id.

@@ -9,7 +9,8 @@ There are two layouts, both with keys and values as they are or in 8 bits (`int8
 
 * heads before columns (`HeadBuffers`), for any use on any platform;
 * columns before heads, keys and values side by side (`ColumnBuffers`), for decoding on TPUs: its kernel reads what is visible
-  and nothing else. It takes the visible columns of a row for the last ones, which is a promise of whoever asks for this layout:
+  and nothing else. It takes the visible columns of a row for the last ones. The caller that asks for this layout has to
+  guarantee this:
 
   *a row whose newest column is visible sees its last columns, some number of them, without a gap.*
 
@@ -240,6 +241,9 @@ class KVCache:
             length: columns L.
             dtype: of keys and values.
             stored: how they are stored instead.
+
+        Returns:
+            The cache, in which no column is visible.
         """
         empty = jnp.zeros((batch, config.num_key_value_heads, 0, config.head_dim), dtype)
         start = cls.from_prompt([(empty, empty)] * config.num_hidden_layers, jnp.zeros((batch, 0), bool), 0)
@@ -253,14 +257,22 @@ class KVCache:
             keys_values: keys and values (b, k, t, h) of each layer.
             valid: bool (b, t), which columns are no padding.
             length: columns L, at least t.
+
+        Returns:
+            The cache, whose next column is t.
         """
         layers = tuple(HeadBuffers(k, v) for k, v in keys_values)
         return cls(layers, valid, jnp.asarray(valid.shape[1], jnp.int32))._grown(length)
 
     def stored_as(self, stored: CacheFormat, length: int) -> "KVCache":
-        """The same in another format, with `length` columns, at least as many as there are.
+        """The same in another format, from `HeadBuffers` that are not quantized.
 
-        From `HeadBuffers` that are not quantized. Whoever asks for `ColumnBuffers` gives the promise of this module.
+        Args:
+            stored: the format. Asking for `ColumnBuffers` gives the promise of this module.
+            length: columns, at least as many as there are.
+
+        Returns:
+            The cache.
         """
 
         def convert(layer: Any) -> Buffers:
@@ -282,7 +294,11 @@ class KVCache:
         return self.visible.shape[1]
 
     def get_seq_length(self) -> jax.Array:
-        """Columns written so far, as transformers calls it."""
+        """`index` under transformers' name.
+
+        Returns:
+            int32 (), columns written so far.
+        """
         return self.index
 
     def advance(self, valid: jax.Array) -> tuple["KVCache", jax.Array, list[LayerCache]]:
@@ -321,6 +337,9 @@ class KVCache:
             start: int (), the prompt's first column there.
             length: int (), its columns.
             wanted: bool (); if not, nothing changes.
+
+        Returns:
+            The cache.
         """
         columns = self.length
         shift = self.index % columns - length

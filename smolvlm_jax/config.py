@@ -24,7 +24,24 @@ _DERIVED: Any = None
 
 @config_class
 class SmolVLMVisionConfig(Config):
-    """The SigLIP-style image encoder. Defaults are those of the transformers class, not of a published size."""
+    """The SigLIP-style image encoder. Defaults are those of the transformers class, not of a published size.
+
+    Attributes:
+        hidden_size: width of a patch.
+        intermediate_size: width inside the MLP.
+        num_hidden_layers: layers.
+        num_attention_heads: heads, of hidden_size / num_attention_heads each.
+        num_channels: colours of a pixel.
+        image_size: side of a tile in pixels.
+        patch_size: side of a patch in pixels.
+        hidden_act: activation of the MLP.
+        layer_norm_eps: added to the variance in norms.
+        attention_dropout: kept, without effect.
+        initializer_range: standard deviation of random weights.
+
+    Raises:
+        ConfigError: a value that no encoder can have.
+    """
 
     KEY: ClassVar[str] = "vision_config"
     UNSAID: ClassVar[dict[str, Any]] = {"model_type": "smolvlm_vision"}
@@ -80,18 +97,51 @@ class SmolVLMVisionConfig(Config):
         return (self.image_size, self.image_size, self.num_channels)
 
     def to_dict(self, model_type: str = "smolvlm_vision") -> dict[str, Any]:
-        """The mapping of a config.json. `model_type`: if the file it was read from named none."""
+        """The mapping of a config.json.
+
+        Args:
+            model_type: to write if the file that this was read from named none.
+
+        Returns:
+            Keys and values in the v4 spelling.
+        """
         return {"model_type": model_type, **super().to_dict()}
 
 
 @config_class
 class SmolVLMTextConfig(Config):
-    """The Llama-style decoder. `num_key_value_heads` and `head_dim` left out are filled in, as in transformers.
+    """The Llama-style decoder.
 
-    `model_type` names the family of decoders: "llama", or "granite", which is llama with multipliers.
-    `attention_multiplier` is what scores are multiplied by; None, as in llama, is 1 / √head_dim. `logits_scaling` is kept and
-    has no effect: transformers divides logits by it in GraniteForCausalLM, but not in the classes that smolvlm and idefics3
-    stand for.
+    Attributes:
+        vocab_size: tokens v.
+        hidden_size: width of a token.
+        intermediate_size: width inside the MLP.
+        num_hidden_layers: layers.
+        num_attention_heads: heads of queries.
+        num_key_value_heads: heads of keys and values. Default: as many as of queries.
+        head_dim: size of a head. Default: hidden_size / num_attention_heads.
+        hidden_act: activation of the MLP.
+        max_position_embeddings: tokens that a prompt and its answer may have.
+        initializer_range: standard deviation of random weights.
+        rms_norm_eps: added to the mean square in norms.
+        rope_theta: base of the rotary embedding.
+        rope_scaling: scaling of its frequencies, if there is any.
+        embedding_multiplier: of token embeddings, in "granite".
+        attention_multiplier: of scores; None, as in "llama", is 1 / √head_dim.
+        residual_multiplier: of what a layer adds, in "granite".
+        logits_scaling: kept, without effect: transformers divides logits by it in GraniteForCausalLM, but not in the classes
+            of smolvlm and idefics3.
+        attention_bias: only False.
+        attention_dropout: kept, without effect.
+        mlp_bias: only False.
+        pad_token_id: of padding.
+        bos_token_id: of the beginning.
+        eos_token_id: of the end; one or several.
+        tie_word_embeddings: kept for older readers; that of the whole model counts.
+        model_type: family of decoders, "llama", or "granite", which is llama with multipliers.
+
+    Raises:
+        ConfigError: a value that no decoder can have.
     """
 
     KEY: ClassVar[str] = "text_config"
@@ -190,7 +240,11 @@ class SmolVLMTextConfig(Config):
         return split_rope({**data, "model_type": family})
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping of a config.json."""
+        """The mapping of a config.json.
+
+        Returns:
+            Keys and values in the v4 spelling.
+        """
         out = super().to_dict()
         out["rope_scaling"] = self.rope_scaling and self.rope_scaling.to_dict()
         if isinstance(self.eos_token_id, tuple):
@@ -206,7 +260,23 @@ _DEFAULT_VISION, _DEFAULT_TEXT = SmolVLMVisionConfig(), SmolVLMTextConfig(rms_no
 
 @config_class
 class SmolVLMConfig(Config):
-    """A whole model. `text_config`/`vision_config` left out take the class defaults (text: Llama with eps 1e-5)."""
+    """A whole model.
+
+    Attributes:
+        vision_config: of the encoder, or the mapping of one. Default: that of the class.
+        text_config: of the decoder, likewise. Default: that of the class, with eps 1e-5.
+        scale_factor: side of the square of patches that becomes one image token.
+        image_token_id: of the tokens that image features replace.
+        tie_word_embeddings: whether the embedding is also the output head.
+        use_cache: kept, without effect.
+        model_type: "smolvlm" or "idefics3".
+        embedding_dim: width of the vectors of a retrieval model (ColIdefics3); None for models that write text.
+        pad_token_id: kept; that of the decoder counts.
+        dtype: of the stored weights.
+
+    Raises:
+        ConfigError: a value that no model can have.
+    """
 
     vision_config: SmolVLMVisionConfig = _DEFAULT_VISION
     text_config: SmolVLMTextConfig = _DEFAULT_TEXT
@@ -244,7 +314,15 @@ class SmolVLMConfig(Config):
 
     @classmethod
     def for_model(cls, model_type: str, **kwargs: Any) -> Self:
-        """A config of arguments, as AutoConfig of transformers makes it."""
+        """A config of arguments, as AutoConfig of transformers makes it.
+
+        Args:
+            model_type: "smolvlm" or "idefics3".
+            **kwargs: fields of the config.
+
+        Returns:
+            The config.
+        """
         return cls(model_type=model_type, **kwargs)
 
     @property
@@ -269,7 +347,11 @@ class SmolVLMConfig(Config):
         return data
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping of a config.json."""
+        """The mapping of a config.json.
+
+        Returns:
+            Keys and values in the v4 spelling.
+        """
         architecture = "Idefics3" if self.model_type == "idefics3" else "SmolVLM"
         out = {"architectures": [f"{architecture}ForConditionalGeneration"], **super().to_dict()}
         for name in ("dtype", "embedding_dim"):

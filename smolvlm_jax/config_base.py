@@ -114,7 +114,17 @@ class Config(metaclass=SaysWhatToType):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Build from the mapping of a config.json in either spelling. Raises ConfigError that names the offending key."""
+        """Build from the mapping of a config.json.
+
+        Args:
+            data: the mapping, in the spelling of transformers 4 or 5.
+
+        Returns:
+            The config.
+
+        Raises:
+            ConfigError: no model can be built from it; the message names the key.
+        """
         if not isinstance(data, dict):
             raise ConfigError(f"a config.json holds a mapping, got {type(data).__name__}")
         try:
@@ -142,9 +152,12 @@ class Config(metaclass=SaysWhatToType):
             **kwargs: arguments that override the file; also revision, subfolder, cache_dir, force_download, local_files_only
                 and token.
 
+        Returns:
+            The config.
+
         Raises:
             ConfigError: there is no such file, or no model can be built from it.
-            InputError: a keyword that nobody reads.
+            InputError: an unknown keyword.
         """
         data, given, path = cls._read("from_pretrained", source, kwargs)
         nested = data.get(cls.KEY) if cls.KEY else None
@@ -157,9 +170,19 @@ class Config(metaclass=SaysWhatToType):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The contents of a config.json as they stand there, and the keywords that do not say where it is.
+        """The contents of a config.json.
 
-        Arguments and errors are those of `from_pretrained`.
+        Args:
+            pretrained_model_name_or_path: as in `from_pretrained`.
+            **kwargs: likewise.
+
+        Returns:
+            The mapping as it is in the file, and the keywords that do not say where the file is.
+
+        Raises:
+            MissingFileError: there is no such file.
+            ConfigError: it is no JSON object.
+            InputError: an unknown keyword.
         """
         return cls._read("get_config_dict", pretrained_model_name_or_path, kwargs)[:2]
 
@@ -177,23 +200,57 @@ class Config(metaclass=SaysWhatToType):
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:
-        """As `from_pretrained` of the file."""
+        """As `from_pretrained` of the file.
+
+        Args:
+            json_file: the file.
+
+        Returns:
+            The config.
+
+        Raises:
+            ConfigError: there is no such file, or no model can be built from it.
+        """
         return cls.from_pretrained(json_file)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write `config.json` into a directory, whole or not at all."""
+        """Write `config.json` into a directory, whole or not at all.
+
+        Args:
+            save_directory: where to; it is created if need be.
+        """
         self.to_json_file(Path(save_directory) / "config.json")
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """`to_dict` as indented JSON text. `use_diff` is transformers'; defaults are written in either case."""
+        """`to_dict` as indented JSON text.
+
+        Args:
+            use_diff: transformers' own; defaults are written in either case.
+
+        Returns:
+            The text.
+        """
         return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write `to_json_string` to a file."""
+        """Write `to_json_string` to a file.
+
+        Args:
+            json_file_path: the file.
+            use_diff: as there.
+        """
         write_json(json_file_path, self.to_dict(), sort_keys=True)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The decoder's config, which of a decoder's or an encoder's is itself. The arguments are transformers'."""
+        """The decoder's config.
+
+        Args:
+            decoder: transformers' own, without effect.
+            encoder: likewise.
+
+        Returns:
+            `text_config`; of a config of a part, itself.
+        """
         return getattr(self, "text_config", self)
 
     def _set(self, **values: Any) -> None:
@@ -202,12 +259,23 @@ class Config(metaclass=SaysWhatToType):
             object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """The mapping of a config.json in the v4 spelling, which every transformers since 4.50 reads; extra keys kept."""
+        """The mapping of a config.json, with the keys that mean nothing here.
+
+        Returns:
+            Keys and values in the v4 spelling, which every transformers since 4.50 reads.
+        """
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
         return {**json.loads(self.extra), **own}
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some arguments changed."""
+        """A copy with some arguments changed.
+
+        Args:
+            **changes: fields and their new values.
+
+        Returns:
+            The copy.
+        """
         return dataclasses.replace(self, **changes)
 
     def _require_positive(self, *names: str) -> None:

@@ -55,14 +55,29 @@ class SmolVLMSimpleMLP(nn.Module):
 
 @says_what_to_type
 class SmolVLMConnector(nn.Module):
-    """Patch features to image tokens."""
+    """Patch features to image tokens.
+
+    Attributes:
+        config: of the model.
+        execution: how it is computed.
+    """
 
     config: SmolVLMConfig
     execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, image_hidden_states: jax.Array) -> jax.Array:
-        """Patch features (i, p, d_vision) -> image tokens (i, p / scale², d_text)."""
+        """Pixel shuffle, then the projection.
+
+        Args:
+            image_hidden_states: patch features (i, p, d_vision).
+
+        Returns:
+            Image tokens (i, p / scale², d_text).
+
+        Raises:
+            InputError: the patches form no square grid that `scale_factor` divides.
+        """
         x = pixel_shuffle(image_hidden_states, self.config.scale_factor)
         x = SmolVLMSimpleMLP(self.config, self.execution, name="modality_projection")(x)
         return constrain(x, "tile", None, None)

@@ -129,7 +129,12 @@ class SmolVLMBaseModelOutputWithPast(MultimodalOutput):
 
 @says_what_to_type
 class SmolVLMTextModel(nn.Module):
-    """Embeddings in, final hidden states out."""
+    """Embeddings in, final hidden states out.
+
+    Attributes:
+        config: of the decoder.
+        execution: how it is computed.
+    """
 
     config: SmolVLMTextConfig
     execution: Execution = Execution()
@@ -167,6 +172,9 @@ class SmolVLMTextModel(nn.Module):
                 segment only. Not together with a cache.
             output_attentions: also return attention weights.
             output_hidden_states: also return hidden states.
+
+        Returns:
+            The last hidden states (b, t, d), and what was asked for besides.
 
         Raises:
             InputError: if arguments contradict each other.

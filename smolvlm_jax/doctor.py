@@ -1,7 +1,7 @@
 """`smolvlm-jax doctor`: what is installed, what the machine has, what is missing and the command that brings it.
 
 Importing this module imports nothing heavy. The devices are asked for in a process of their own: a TPU that another process
-holds may keep whoever asks waiting.
+holds may keep the caller waiting.
 """
 
 import argparse
@@ -29,7 +29,7 @@ __all__ = ["Report", "add_parser", "examine"]
 _PATIENCE = 120  # seconds
 _DISTRIBUTION = "smolvlm-jax"
 _SHOWN = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "tokenizers", "pillow", "av", "decord")
-# What the extras of development and testing bring is nobody's but a developer's affair.
+# The extras for development and testing are not reported: users do not need them.
 _OURS = ("dev", "test", "test-without-torch", "docs")
 _ASK = """
 import json, jax

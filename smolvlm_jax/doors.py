@@ -74,19 +74,51 @@ class LoadedModel:
         return iter((self.model, self.params))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`generate(model, params, …)`."""
+        """`generate(model, params, …)`.
+
+        Args:
+            *args: what follows `params` there.
+            **kwargs: likewise.
+
+        Returns:
+            What `generate` returns.
+        """
         return generate(self.model, self.params, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`model.apply({"params": params}, …)`."""
+        """`model.apply({"params": params}, …)`.
+
+        Args:
+            *args: of the model's call.
+            **kwargs: likewise.
+
+        Returns:
+            What the model returns.
+        """
         return self.model.apply({"params": self.params}, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the call."""
+        """As the call.
+
+        Args:
+            *args: of the model's call.
+            **kwargs: likewise.
+
+        Returns:
+            What the model returns.
+        """
         return self(*args, **kwargs)
 
     def to(self, device: Any = None, dtype: Any = None) -> "LoadedModel":
-        """A copy on a device, or in another dtype; arguments as in `BatchFeature.to`."""
+        """A copy on a device, or in another dtype.
+
+        Args:
+            device: as in `BatchFeature.to`.
+            dtype: of parameters and computation.
+
+        Returns:
+            The copy.
+        """
         flat, tree = jax.tree.flatten(self.params)
         moved = BatchFeature({str(place): array for place, array in enumerate(flat)}).to(device, dtype)
         params = jax.tree.unflatten(tree, [moved[str(place)] for place in range(len(flat))])
@@ -95,22 +127,44 @@ class LoadedModel:
         return LoadedModel(self.model.clone(dtype=kinds.pop()) if changed else self.model, params)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """`save_hf(save_directory, model, params, …)`, whose keywords it takes."""
+        """`save_hf(save_directory, model, params, …)`.
+
+        Args:
+            save_directory: where to.
+            **kwargs: keywords of `save_hf`, and those of transformers that ask for nothing.
+        """
         own = unasked("save_pretrained", kwargs, _OF_SAVING, ("max_shard_size", "companions", "force"))
         save_hf(save_directory, self.model, self.params, **own)
 
     def get_image_features(self, pixel_values: Any, pixel_attention_mask: Any = None, **kwargs: Any) -> Any:
-        """`model.apply({"params": params}, …, method="get_image_features")`."""
+        """`model.apply({"params": params}, …, method="get_image_features")`.
+
+        Args:
+            pixel_values: as in `SmolVLMModel.get_image_features`, like the others.
+            pixel_attention_mask: which pixels are real.
+            **kwargs: further arguments.
+
+        Returns:
+            Image tokens (N, tokens, d), and how many of the N are real.
+        """
         return self.model.apply(
             {"params": self.params}, pixel_values, pixel_attention_mask, **kwargs, method="get_image_features"
         )
 
     def num_parameters(self) -> int:
-        """The number of parameters."""
+        """Count the parameters.
+
+        Returns:
+            Their number.
+        """
         return sum(array.size for array in jax.tree.leaves(self.params))
 
     def can_generate(self) -> bool:
-        """Always."""
+        """Whether the model writes text, as transformers asks.
+
+        Returns:
+            True.
+        """
         return True
 
     def tie_weights(self) -> None:
@@ -153,7 +207,11 @@ unchanging(LoadedModel, "model.clone(…) gives a changed description; arguments
 
 
 class AutoModelForImageTextToText:
-    """`load` under transformers' name."""
+    """`load` under transformers' name.
+
+    Raises:
+        HabitError: it is called itself; `from_pretrained` makes a model.
+    """
 
     def __init__(self) -> None:
         raise HabitError(
@@ -162,7 +220,14 @@ class AutoModelForImageTextToText:
 
     @classmethod
     def from_config(cls, config: SmolVLMConfig, **kwargs: Any) -> Any:
-        """Random parameters are made apart from a model.
+        """Refused: random parameters are made apart from a model.
+
+        Args:
+            config: anything.
+            **kwargs: anything.
+
+        Returns:
+            Nothing.
 
         Raises:
             HabitError: always; it says what to type.
@@ -178,8 +243,11 @@ class AutoModelForImageTextToText:
             **kwargs: dtype (or torch_dtype; "auto" is that of the file, also for computing), attn_implementation, and the
                 keywords of `load`. device_map, and other keywords of transformers, with values that ask for nothing.
 
+        Returns:
+            Both in one object: `model, params = …`, or `model.generate(…)` as in transformers.
+
         Raises:
-            InputError: a keyword that nobody reads.
+            InputError: an unknown keyword.
             SmolVLMError: as `load` raises it.
         """
         place = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
@@ -237,7 +305,15 @@ set_seed = _Elsewhere("set_seed", "generate(…, seed=…) draws the same tokens
 
 
 def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
-    """transformers' pipelines do not exist here.
+    """Refused: transformers' pipelines do not exist here.
+
+    Args:
+        task: anything.
+        model: the checkpoint, which the message names.
+        **kwargs: anything.
+
+    Returns:
+        Nothing.
 
     Raises:
         HabitError: always; it says what to type.

@@ -78,7 +78,13 @@ class StorageError(CheckpointError, JobError):
 
 
 class MissingExtraError(SmolVLMError, ImportError):
-    """An optional dependency is not installed; the message names the `pip install` that brings it."""
+    """An optional dependency is not installed; the message names the `pip install` that brings it.
+
+    Args:
+        what: what needs it.
+        extra: the extra of this package that brings it; None where no extra does.
+        then: a command after that.
+    """
 
     def __init__(self, what: str, extra: str | None, then: str = ""):
         command = " && ".join(filter(None, (extra and f"pip install 'smolvlm-jax[{extra}]'", then)))
@@ -86,7 +92,14 @@ class MissingExtraError(SmolVLMError, ImportError):
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, in one line: the message of an error of this library, with the type in front of any other."""
+    """What went wrong, in one line.
+
+    Args:
+        error: of any kind.
+
+    Returns:
+        The message of an error of this library; of any other its type and message.
+    """
     text = str(error) if isinstance(error, SmolVLMError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
 
@@ -100,6 +113,9 @@ def import_extra(module: str, what: str, extra: str | None, then: str = "") -> A
         extra: the extra of this package that brings it; None where no extra does.
         then: a command after that, for what no extra can bring.
 
+    Returns:
+        The module.
+
     Raises:
         MissingExtraError: it is not installed.
     """
@@ -110,7 +126,15 @@ def import_extra(module: str, what: str, extra: str | None, then: str = "") -> A
 
 
 def first_few(items: Iterable[str], limit: int = 10) -> list[str]:
-    """The first of many things a message has to name, and a count of the others."""
+    """The first of many things a message has to name, and a count of the others.
+
+    Args:
+        items: the things.
+        limit: how many are named.
+
+    Returns:
+        The first `limit`, and a line that counts the others if there are any.
+    """
     found = list(items)
     more = len(found) - limit
     return found if more <= 0 else [*found[:limit], f"… and {more:,} more"]
@@ -122,6 +146,12 @@ def device_errors(lower: str) -> Iterator[None]:
 
     Args:
         lower: what needs less of the device's memory, for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        JobError: the device fails, is full or is not there.
     """
     try:
         yield

@@ -391,11 +391,29 @@ def generate(run: _Run) -> Any:
 
 @_takes_prompts(_start)
 def stream(run: _Run) -> Iterator[Any]:
-    """Yield the tokens that `generate` would return, int32 (b,) for each step, as soon as they are drawn.
+    """Yield the tokens that `generate` would return, as soon as they are drawn.
 
-    Arguments as in `generate`, without return_dict_in_generate. Ends after the step in which the last row stops; rows that
-    stopped before yield the pad token. With logprobs each step yields a pair, the tokens and their `TokenLogprobs` (b,).
-    Mistakes are raised by the call itself, not by the first step.
+    Ends after the step in which the last row stops. Mistakes are raised by the call itself, not by the first step.
+
+    Args:
+        model: as in `generate`, like all others.
+        params: of the model.
+        input_ids: int (b, t).
+        attention_mask: (b, t).
+        inputs_embeds: (b, t, d).
+        pixel_values, pixel_attention_mask, num_tiles, image_hidden_states: the pictures.
+        generation_config: how to continue.
+        seed: an int, or one for each row.
+        mesh: where `params` were placed.
+        kv_cache_dtype: "int8", or None.
+        **overrides: fields of `GenerationConfig`, without return_dict_in_generate.
+
+    Yields:
+        int32 (b,) for each step; rows that have stopped have the pad token. With logprobs a pair, the tokens and their
+        `TokenLogprobs` (b,).
+
+    Raises:
+        InputError: as `generate` raises it, and for return_dict_in_generate.
     """
     if run.config.return_dict_in_generate:
         raise InputError("stream yields tokens alone: return_dict_in_generate is for generate")

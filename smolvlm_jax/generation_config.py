@@ -1,78 +1,24 @@
 """How a prompt is continued: `Sampling`, `GenerationConfig` for `generate`, `SamplingParams` for requests to the engine."""
 
 import dataclasses
-import functools
 import logging
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, InputError
-from .habits import ANY, Neutral, SaysWhatToType, asks_for_something, no_attribute, plain_value, unasked, unchanging
+from .generation_habits import INSTEAD, OF_A_CALL, OTHERS, refuses_by_name
+from .generation_rules import MOST_STOPS, SETTING_RULES, check
+from .habits import SaysWhatToType, asks_for_something, no_attribute, unasked, unchanging
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 
 __all__ = ["GenerationConfig", "Sampling", "SamplingParams"]
 
 _log = logging.getLogger(__name__)
-
-
-# The device reads settings as float32 and int32. Scores are divided and multiplied by these, and stay finite.
-_SMALLEST, _LARGEST = 1e-15, 1e15
-_INT32 = 2**31 - 1
-_MOST_STOPS = 256  # each is looked for after every token
-_MOST_LOGPROBS = 1024  # alternatives, which go to the host with every token
-
-
-def _whole(value: Any, least: int, most: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _number(value: Any, least: float, most: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and value <= most and not value < least
-
-
-def _is_id(value: Any) -> bool:
-    return _whole(value, 0, _INT32)
-
-
-# What each setting must be: a test, and the words of the message for a value that fails it.
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (lambda x: _whole(x, 1), "a positive integer"),
-    "max_length": (lambda x: _whole(x, 1), "a positive integer"),
-    "min_length": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
-    "min_new_tokens": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
-    "num_return_sequences": (lambda x: _whole(x, 1), "a positive integer"),
-    "bad_words_ids": (
-        lambda x: all(isinstance(word, tuple) and word and all(map(_is_id, word)) for word in x),
-        "lists of token ids",
-    ),
-    **dict.fromkeys(
-        ("return_dict_in_generate", "output_scores", "output_logits"), (lambda x: isinstance(x, bool), "true or false")
-    ),
-    "do_sample": (lambda x: isinstance(x, bool), "true or false"),
-    "temperature": (
-        lambda x: _number(x, _SMALLEST, _LARGEST),
-        f"a number from {_SMALLEST:g} to {_LARGEST:g} (use do_sample=False for greedy decoding)",
-    ),
-    "top_k": (lambda x: _whole(x, 0, _INT32), "0 (off) or a positive integer below 2**31"),
-    "top_p": (lambda x: _number(x, 0, 1) and x > 0, "a number in (0, 1]"),
-    "min_p": (lambda x: _number(x, 0, 1), "a number in [0, 1]"),
-    "repetition_penalty": (lambda x: _number(x, _SMALLEST, _LARGEST), f"a number from {_SMALLEST:g} to {_LARGEST:g}"),
-    "seed": (lambda x: _whole(x, 0, 2**32 - 1), "an integer from 0 to 2**32 - 1"),
-    "ignore_eos": (lambda x: isinstance(x, bool), "true or false"),
-    "repetition_window": (lambda x: _whole(x, 0), "0 (off) or a positive integer"),
-    "eos_token_id": (lambda x: all(map(_is_id, x if isinstance(x, (list, tuple)) else [x])), "a token id or a list of them"),
-    "pad_token_id": (lambda x: _is_id(x), "a token id"),
-    "logprobs": (
-        lambda x: _whole(x, 0, _MOST_LOGPROBS),
-        f"0 (of the chosen token alone) or a number of alternatives up to {_MOST_LOGPROBS:,}",
-    ),
-}
 
 
 # Settings of a draw, without effect in greedy decoding.
@@ -83,72 +29,6 @@ _OFF = {
     "min_length": 0, "min_new_tokens": 0, "num_return_sequences": 1, "bad_words_ids": (),
     "return_dict_in_generate": False, "output_scores": False, "output_logits": False,
 }  # fmt: skip
-# Settings of transformers that change what is generated, and do not exist here.
-_OTHERS: dict[str, Neutral] = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "encoder_repetition_penalty"), Neutral((1,))),
-    **dict.fromkeys(("typical_p", "top_h"), Neutral((1,))),
-    **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"), Neutral((0,))),
-    **dict.fromkeys(("encoder_no_repeat_ngram_size", "diversity_penalty"), Neutral((0,))),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "sequence_bias"), Neutral(([], {}))),
-    "stop_strings": Neutral(([],), "the engine's SamplingParams has stop"),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), Neutral()),
-    **dict.fromkeys(("max_time", "constraints", "force_words_ids", "watermarking_config", "dola_layers"), Neutral()),
-    **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), Neutral((False,))),
-}
-# Methods of transformers' config, and what to type instead.
-_INSTEAD = {
-    "update": "config.replace(name=value) gives a changed copy",
-    "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
-    "validate": "values are checked when a config is made",
-}
-_EITHER = Neutral((True, False))
-# Further arguments of transformers' generate. In a file they say nothing about what is generated.
-_OF_A_CALL: dict[str, Neutral] = {
-    "inputs": Neutral((), "it is called input_ids"),
-    "logits_processor": Neutral(([],)),
-    "stopping_criteria": Neutral(([],), "the engine's SamplingParams has stop, and stream() can be left at any token"),
-    **dict.fromkeys(("streamer", "tokenizer"), Neutral((), "stream() yields tokens as they are drawn")),
-    **dict.fromkeys(("prefix_allowed_tokens_fn", "assistant_model", "assistant_tokenizer", "custom_generate"), Neutral()),
-    **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask", "use_model_defaults"), Neutral()),
-    **dict.fromkeys(("past_key_values", "cache", "decoder_input_ids", "encoder_outputs", "mm_encoder_outputs"), Neutral()),
-    **dict.fromkeys(("position_ids", "cache_position", "token_type_ids", "labels"), Neutral()),
-    **dict.fromkeys(("synced_gpus", "output_attentions", "output_hidden_states", "low_memory"), Neutral((False,))),
-    **dict.fromkeys(("use_cache", "early_stopping", "disable_compile", "use_mtp", "trust_remote_code"), _EITHER),
-    "logits_to_keep": Neutral((0, 1)),
-    "length_penalty": Neutral((1,), "it is a setting of beams"),
-    "cache_implementation": Neutral(("static", "dynamic")),
-    **dict.fromkeys(("cache_config", "max_cache_len", "compile_config", "continuous_batching_config"), Neutral(({},))),
-    **dict.fromkeys(("prefill_chunk_size", "is_assistant", "assistant_early_exit", "speculation_type"), Neutral((False,))),
-    # settings of an assistant model, without which they say nothing
-    **dict.fromkeys(("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"), Neutral(ANY)),
-    **dict.fromkeys(("max_matching_ngram_size", "assistant_ensemble_weight"), Neutral(ANY)),
-    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), Neutral(ANY)),
-    **dict.fromkeys(("prompt_lookup_num_tokens", "decoder_start_token_id"), Neutral()),
-    "bos_token_id": Neutral(ANY),  # transformers begins with it where there is no prompt
-    **dict.fromkeys(("transformers_version", "_from_model_config"), Neutral()),
-    "renormalize_logits": Neutral((False,)),
-}
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of numpy and jax as Python's, arrays and lists of them as tuples."""
-    value = plain_value(value)
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _check(settings: Any) -> None:
-    """Raise InputError for the first field that breaks its rule. None is allowed where it is the field's default, and a top_k
-    of -1, as clients of other servers send it, is 0."""
-    if settings.top_k == -1:
-        object.__setattr__(settings, "top_k", 0)
-    for field in fields(settings):
-        value = _plain(getattr(settings, field.name))
-        object.__setattr__(settings, field.name, value)
-        if field.name not in _RULES or (value is None and field.default is None):
-            continue
-        fits, wants = _RULES[field.name]
-        if not fits(value):
-            raise InputError(f"{field.name} must be {wants}, got {value!r:.80}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +52,13 @@ class Sampling(metaclass=SaysWhatToType):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 
-    _instead = _INSTEAD
+    _instead = INSTEAD
 
     def __post_init__(self):
         for field in fields(self):
             if getattr(self, field.name) is None and field.name in _OFF:
                 object.__setattr__(self, field.name, _OFF[field.name])
-        _check(self)
+        check(self)
 
     @property
     def sampling(self) -> "Sampling":
@@ -235,7 +115,7 @@ class GenerationConfig(Sampling):
 
     def __getattr__(self, name: str) -> Any:
         # settings of transformers that ask for nothing here are None
-        if name in _OTHERS or name in _OF_A_CALL:
+        if name in OTHERS or name in OF_A_CALL:
             return None
         raise no_attribute(self, name, self._instead)
 
@@ -245,6 +125,9 @@ class GenerationConfig(Sampling):
 
         Args:
             model_config: a SmolVLMConfig, or a mapping such as its `to_dict` gives.
+
+        Returns:
+            The config.
 
         Raises:
             InputError: it is neither.
@@ -260,11 +143,28 @@ class GenerationConfig(Sampling):
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> "GenerationConfig":
-        """`of` under transformers' name."""
+        """`of` under transformers' name.
+
+        Args:
+            config_dict: names and values of settings.
+
+        Returns:
+            The config.
+
+        Raises:
+            InputError: it is no mapping.
+            ConfigError: a value in it is out of range.
+        """
         return cls.of(config_dict)
 
     def for_prompt(self, length: int) -> "GenerationConfig":
-        """These settings with `max_new_tokens` and `min_new_tokens` for a batch of prompts of `length` columns.
+        """These settings with `max_new_tokens` and `min_new_tokens` for a batch of prompts.
+
+        Args:
+            length: columns of the prompts.
+
+        Returns:
+            The config, without max_length and min_length.
 
         Raises:
             InputError: max_length leaves no room for an answer.
@@ -278,7 +178,11 @@ class GenerationConfig(Sampling):
         return dataclasses.replace(self, max_new_tokens=limit, min_new_tokens=least, min_length=0, max_length=None)
 
     def of_a_call(self) -> dict[str, Any]:
-        """What a checkpoint asks for and `generate` does, but no request to the engine: limits and the number of answers."""
+        """What a checkpoint asks for and `generate` does, but no request to the engine: limits and the number of answers.
+
+        Returns:
+            Names and values of those that are set.
+        """
         names = ("max_new_tokens", "max_length", "num_return_sequences")
         default = GenerationConfig()
         asked = {name: getattr(self, name) for name in names}
@@ -303,15 +207,31 @@ class GenerationConfig(Sampling):
         return self.stop_tokens[0] if self.stop_tokens else 0
 
     def replace(self, **changes) -> "GenerationConfig":
-        """A copy with other values. Raises InputError for names that do not exist and values out of range."""
-        given = unasked("generate", changes, {**_OTHERS, **_OF_A_CALL}, {field.name for field in fields(self)})
+        """A copy with other values.
+
+        Args:
+            **changes: fields and their new values; arguments of transformers with values that ask for nothing.
+
+        Returns:
+            The copy.
+
+        Raises:
+            InputError: a name that does not exist, or a value out of range.
+        """
+        given = unasked("generate", changes, {**OTHERS, **OF_A_CALL}, {field.name for field in fields(self)})
         if given.get("max_length") is not None:
             given.setdefault("max_new_tokens", None)
         return dataclasses.replace(self, **given)
 
     @classmethod
     def of(cls, config: Any) -> "GenerationConfig":
-        """A config of ours as it is, one of transformers or a mapping of its settings as one of ours.
+        """A config of ours from one of either kind.
+
+        Args:
+            config: one of ours, which is returned as it is, one of transformers, or a mapping of its settings.
+
+        Returns:
+            The config.
 
         Raises:
             InputError: it is none of these.
@@ -341,7 +261,7 @@ class GenerationConfig(Sampling):
             ConfigError: there is no such directory, the file cannot be read, or a value that is used is out of range.
             InputError: a keyword that is no setting.
         """
-        known = frozenset({field.name for field in fields(cls)} | {*_OTHERS, *_OF_A_CALL} | {"config_file_name"})
+        known = frozenset({field.name for field in fields(cls)} | {*OTHERS, *OF_A_CALL} | {"config_file_name"})
         path, given = find_directory("GenerationConfig.from_pretrained", source, kwargs, known)
         name = given.pop("config_file_name", None) or "generation_config.json"
         path = path / name if path.is_dir() else path
@@ -352,13 +272,13 @@ class GenerationConfig(Sampling):
     def _from_mapping(cls, data: Mapping[str, Any], path: str) -> "GenerationConfig":
         """The settings of a file, called `path` in messages."""
         given = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
-        unused = [key for key, neutral in _OTHERS.items() if asks_for_something(data.get(key), neutral)]
+        unused = [key for key, neutral in OTHERS.items() if asks_for_something(data.get(key), neutral)]
         if given.get("top_k") == -1:  # as other libraries write "off"
             given["top_k"] = 0
         if given.get("max_length") == 20:  # the default of transformers, which means 20 new tokens
             del given["max_length"]
         if not given.get("do_sample"):
-            for name in (name for name in _DRAWING if name in given and not _RULES[name][0](given[name])):
+            for name in (name for name in _DRAWING if name in given and not SETTING_RULES[name][0](given[name])):
                 if not isinstance(given[name], Real) or isinstance(given[name], bool):
                     continue  # no number at all is a mistake
                 if given.pop(name) != 0:
@@ -374,41 +294,50 @@ class GenerationConfig(Sampling):
             raise ConfigError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of generation_config.json: what is set, a single stop token as a number."""
+        """The contents of generation_config.json.
+
+        Returns:
+            What is set, a single stop token as a number.
+        """
         data = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and v != ()}
         stops = list(self.stop_tokens)
         return {**data, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
 
     def said(self) -> dict[str, Any]:
-        """`to_dict` without what is the default."""
+        """`to_dict` without what is the default.
+
+        Returns:
+            Names and values.
+        """
         default = GenerationConfig().to_dict()
         return {name: value for name, value in self.to_dict().items() if value is not None and value != default.get(name)}
 
     def to_json_string(self) -> str:
-        """`to_dict` as indented JSON text."""
+        """`to_dict` as indented JSON text.
+
+        Returns:
+            The text.
+        """
         return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Write `to_json_string` to a file."""
+        """Write `to_json_string` to a file.
+
+        Args:
+            json_file_path: the file.
+        """
         write_json(json_file_path, self.to_dict(), sort_keys=True)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write `generation_config.json` into the directory, which is created if need be."""
+        """Write `generation_config.json` into a directory.
+
+        Args:
+            save_directory: where to; it is created if need be.
+        """
         self.to_json_file(Path(save_directory) / "generation_config.json")
 
 
-def _refuses_by_name(cls: Any) -> None:
-    """Let the constructor take further arguments of transformers with values that ask for nothing."""
-    init = cls.__init__
-
-    @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **unasked(cls.__name__, kwargs, {**_OTHERS, **_OF_A_CALL}, {field.name for field in fields(cls)}))
-
-    cls.__init__ = __init__
-
-
-_refuses_by_name(GenerationConfig)
+refuses_by_name(GenerationConfig)
 for _frozen in (Sampling, GenerationConfig):
     unchanging(_frozen, "pass {name}=… to generate, or config.replace({name}=…) gives a changed copy")
 
@@ -449,13 +378,20 @@ class SamplingParams:
 
     def __post_init__(self):
         stops = self.stop
-        if not isinstance(stops, list | tuple) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
-            raise InputError(f"stop must be a list of at most {_MOST_STOPS} non-empty strings, got {stops!r:.80}")
+        if not isinstance(stops, list | tuple) or len(stops) > MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
+            raise InputError(f"stop must be a list of at most {MOST_STOPS} non-empty strings, got {stops!r:.80}")
         object.__setattr__(self, "stop", tuple(stops))
-        _check(self)
+        check(self)
 
     def sampling(self, defaults: Sampling | None) -> Sampling:
-        """The sampling settings, those left out taken from the checkpoint's."""
+        """The sampling settings with those that are left out.
+
+        Args:
+            defaults: the checkpoint's; None for those of `Sampling`.
+
+        Returns:
+            All of them.
+        """
         given = {f.name: value for f in fields(Sampling) if (value := getattr(self, f.name)) is not None}
         base = (defaults or Sampling()).sampling
         return dataclasses.replace(base, **given) if given else base

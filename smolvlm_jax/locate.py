@@ -74,7 +74,11 @@ _FINAL = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", 
 
 
 def bundled_models() -> list[str]:
-    """Names of the checkpoints that ship with the package."""
+    """Which checkpoints the package brings.
+
+    Returns:
+        Their names, in order.
+    """
     return sorted(entry.name for entry in _ASSETS.iterdir() if (entry / "config.json").is_file()) if _ASSETS.is_dir() else []
 
 
@@ -94,7 +98,7 @@ def find_directory(
         The directory or file, and the function's own keywords.
 
     Raises:
-        InputError: a keyword that nobody reads.
+        InputError: an unknown keyword.
         CheckpointError: as `resolve_file` raises it.
     """
     own = unasked(where, keywords, LOADING, {*known, *_PLACE})
@@ -121,6 +125,9 @@ def resolve(
         revision: branch, tag or commit of a Hub id.
         base: the model that an adapter belongs to; default: the one its config names.
         **place: as in `resolve_file`.
+
+    Returns:
+        The directory.
 
     Raises:
         MissingFileError: it is none of these.

@@ -78,7 +78,11 @@ class PictureOptions:
                 raise InputError(f"{name} is {value!r:.80}; it cannot be negative, nor without end")
 
     def given(self) -> dict[str, Any]:
-        """The options that are not None."""
+        """The options that are given.
+
+        Returns:
+            Names and values of those that are not None.
+        """
         return {name: value for name, value in vars(self).items() if value is not None}
 
 

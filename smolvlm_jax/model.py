@@ -179,11 +179,26 @@ class SmolVLMModel(_Configured):
         self.text_model = SmolVLMTextModel(self.config.text_config, execution)
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
-        """Token embeddings (b, t, d) of ids (b, t), image tokens not yet replaced."""
+        """Look up tokens; image tokens are not yet replaced.
+
+        Args:
+            input_ids: int (b, t).
+
+        Returns:
+            Embeddings (b, t, d).
+        """
         return self.text_model.embed_tokens(input_ids)
 
     def encode(self, tiles: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Flat tiles, and which of their pixels are real (see `pictures.Tiles`) -> image tokens (i, tokens, d)."""
+        """Encoder and connector.
+
+        Args:
+            tiles: uint8 or normalised floats (i, H, W, 3).
+            mask: bool (i, H, W), which pixels are real. Default: all.
+
+        Returns:
+            Image tokens (i, tokens, d).
+        """
         if tiles.dtype == jnp.uint8:
             tiles = normalize_tiles(tiles, self.dtype)
         patches = None if mask is None else patch_mask(mask, self.config.vision_config.patch_size)
@@ -195,7 +210,19 @@ class SmolVLMModel(_Configured):
         pixel_attention_mask: jax.Array | None = None,
         num_tiles: jax.Array | int | None = None,
     ) -> ImageFeatures:
-        """Encode pictures, in any layout that `pictures.flat_tiles` takes. Raises InputError for pixels of another shape."""
+        """Encode pictures.
+
+        Args:
+            pixel_values: as in `SmolVLMForConditionalGeneration.__call__`, like the others.
+            pixel_attention_mask: which pixels are real.
+            num_tiles: how many of the tiles are real.
+
+        Returns:
+            Image tokens (N, tokens, d), and how many of the N are real.
+
+        Raises:
+            InputError: the pixels have another shape.
+        """
         if pixel_values.dtype != jnp.uint8:
             pixel_values = jnp.asarray(pixel_values, self.dtype)
         tiles = flat_tiles(self.config, pixel_values, pixel_attention_mask, num_tiles)
@@ -213,10 +240,23 @@ class SmolVLMModel(_Configured):
         return_dict: bool | None = None,
         **text: Any,
     ) -> Any:
-        """Run the model up to its last hidden states: a SmolVLMBaseModelOutputWithPast, a tuple for return_dict=False.
+        """Run the model up to its last hidden states.
 
-        All arguments are those of `SmolVLMForConditionalGeneration.__call__`, where they are described; `text` are the ones
-        that `SmolVLMTextModel.__call__` takes.
+        Args:
+            input_ids: as in `SmolVLMForConditionalGeneration.__call__`, like the others.
+            inputs_embeds: instead of `input_ids`.
+            pixel_values: tiles.
+            pixel_attention_mask: which of their pixels are real.
+            image_hidden_states: features that are encoded already.
+            num_tiles: how many tiles are real.
+            return_dict: False for a tuple.
+            **text: arguments of `SmolVLMTextModel.__call__`.
+
+        Returns:
+            A SmolVLMBaseModelOutputWithPast, or the tuple of what was asked for.
+
+        Raises:
+            InputError: if arguments contradict each other, or nothing reads one of them.
         """
         text = unasked(type(self).__name__, text, NEUTRAL, _text_keywords() | {"cache"})
         if (cache := text.pop("cache", None)) is not None:
@@ -277,11 +317,26 @@ class SmolVLMForConditionalGeneration(_Configured):
             )
 
     def get_image_features(self, *pictures: Any, **named: Any) -> ImageFeatures:
-        """See `SmolVLMModel.get_image_features`, whose arguments it takes."""
+        """As `SmolVLMModel.get_image_features`.
+
+        Args:
+            *pictures: its arguments.
+            **named: likewise.
+
+        Returns:
+            Image tokens (N, tokens, d), and how many of the N are real.
+        """
         return self.model.get_image_features(*pictures, **named)
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states (b, t, d) -> logits (b, t, v), with the embedding where the head is tied to it."""
+        """The output head, or the embedding where it is tied to that.
+
+        Args:
+            hidden: hidden states (b, t, d).
+
+        Returns:
+            Logits (b, t, v).
+        """
         tied = self.config.tie_word_embeddings
         logits = self.model.text_model.embed_tokens.attend(hidden) if tied else self.lm_head(hidden)
         return constrain(logits, "batch", None, "act_vocab")

@@ -18,22 +18,42 @@ class ModelOutput:
     ALIASES: ClassVar[tuple[str, ...]] = ()
 
     def keys(self) -> tuple[str, ...]:
-        """The names of what was asked for, in order."""
+        """What was asked for.
+
+        Returns:
+            The names, in order.
+        """
         names = (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
         return tuple(name for name in names if getattr(self, name) is not None)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """What was asked for, in order."""
+        """What was asked for.
+
+        Returns:
+            The values, in order.
+        """
         return tuple(getattr(self, name) for name in self.keys())
 
     values = to_tuple
 
     def items(self) -> tuple[tuple[str, Any], ...]:
-        """The names of what was asked for, each with what it is."""
+        """What was asked for.
+
+        Returns:
+            Pairs of name and value, in order.
+        """
         return tuple(zip(self.keys(), self.to_tuple(), strict=True))
 
     def get(self, name: str, default: Any = None) -> Any:
-        """What is called `name`, or `default` if it was not asked for."""
+        """One of the values.
+
+        Args:
+            name: what it is called.
+            default: in place of what was not asked for.
+
+        Returns:
+            The value, or `default`.
+        """
         return getattr(self, name) if name in self.keys() else default
 
     def __getitem__(self, key: str | int | slice) -> Any:

@@ -41,13 +41,28 @@ def _is_declared(x: Any) -> bool:
 
 
 def abstract_params(model: SmolVLMForConditionalGeneration, dtype: Any = None) -> Any:
-    """The tree of parameters as ShapeDtypeStructs, float32 unless `dtype` says otherwise. Nothing is allocated."""
+    """The shapes of a model's parameters. Nothing is allocated.
+
+    Args:
+        model: whose parameters.
+        dtype: of the parameters. Default: float32.
+
+    Returns:
+        The tree of parameters, a nested dict, with a ShapeDtypeStruct in place of each array.
+    """
     tree = nn.unbox(_declared(model))
     return tree if dtype is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
 
 
 def logical_axes(model: SmolVLMForConditionalGeneration) -> Any:
-    """The same tree with a tuple of logical axis names in place of each parameter (None = never sharded)."""
+    """The logical axes of a model's parameters.
+
+    Args:
+        model: whose parameters.
+
+    Returns:
+        The tree of parameters with a tuple in place of each array: the name of each dimension's axis, None = never sharded.
+    """
     return jax.tree.map(lambda declared: AxisNames(declared.names), _declared(model), is_leaf=_is_declared)
 
 
@@ -120,6 +135,9 @@ def init_params(
         seed: of the random numbers.
         dtype: of the parameters.
         mesh: make each device's part there, as the logical axes say. Default: on the default device.
+
+    Returns:
+        The tree of parameters, a nested dict of arrays.
     """
 
     def make(key):
@@ -214,12 +232,26 @@ def _joined(path: tuple[Any, ...]) -> str:
 
 
 def flatten_params(tree: Any) -> dict[str, Any]:
-    """A nested dict of parameters as {"model/text_model/…/kernel": leaf}."""
+    """A nested dict of parameters as a flat one.
+
+    Args:
+        tree: the parameters.
+
+    Returns:
+        {"model/text_model/…/kernel": leaf}.
+    """
     return {_joined(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def unflatten_params(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten_params`."""
+    """The inverse of `flatten_params`.
+
+    Args:
+        flat: paths and leaves.
+
+    Returns:
+        The nested dict.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")

@@ -29,7 +29,14 @@ _QUERY_END = "<end_of_utterance>" * 10
 
 
 def query_prompt(text: str) -> str:
-    """The prompt of a query: its text and ten tokens more, whose vectors the model makes from all of it."""
+    """The prompt of a query: its text and ten tokens more, whose vectors the model makes from all of it.
+
+    Args:
+        text: the query.
+
+    Returns:
+        The prompt, which the processor tokenizes as it is.
+    """
     return text + _QUERY_END
 
 
@@ -101,6 +108,9 @@ def max_sim(queries: jax.Array, pages: jax.Array) -> jax.Array:
 
     Returns:
         float32 (q, p).
+
+    Raises:
+        InputError: the shapes do not fit each other.
     """
     queries, pages = jnp.asarray(queries), jnp.asarray(pages)
     if queries.ndim != 3 or pages.ndim != 3 or queries.shape[-1] != pages.shape[-1]:

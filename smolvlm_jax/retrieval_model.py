@@ -35,7 +35,17 @@ class ColIdefics3(SmolVLMForConditionalGeneration):
         )
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Raises InputError: a retrieval model has no output head."""
+        """A retrieval model has no output head.
+
+        Args:
+            hidden: anything.
+
+        Returns:
+            Nothing.
+
+        Raises:
+            InputError: always.
+        """
         raise InputError(_NO_TEXT)
 
     def __call__(
@@ -57,6 +67,9 @@ class ColIdefics3(SmolVLMForConditionalGeneration):
 
         Returns:
             (b, t, e), each of length 1, and zeros at padding.
+
+        Raises:
+            InputError: an argument that is about logits.
         """
         if refused := sorted({"labels", "logits_to_keep"} & set(inputs)):
             raise InputError(f"{refused[0]} is about logits: {_NO_TEXT}")

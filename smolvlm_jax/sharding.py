@@ -52,6 +52,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         tensor: see `data`.
         devices: default: all.
 
+    Returns:
+        The mesh.
+
     Raises:
         InputError: if the sizes do not multiply to the number of devices.
     """
@@ -68,7 +71,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def activate(mesh: Mesh | None) -> AbstractContextManager:
-    """Context manager that puts a mesh in scope, inside which activations are constrained. None: no mesh."""
+    """Put a mesh in scope, inside which activations are constrained.
+
+    Args:
+        mesh: the mesh; None puts none in scope.
+
+    Returns:
+        A context manager.
+    """
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 

@@ -30,6 +30,9 @@ def published_config(name: str) -> SmolVLMConfig:
     Args:
         name: one of PUBLISHED.
 
+    Returns:
+        The config.
+
     Raises:
         ConfigError: if there is no such size.
     """

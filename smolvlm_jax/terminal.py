@@ -1,7 +1,7 @@
 """What a command says, whatever its standard streams lead to.
 
 A stream may be closed, absent (`sys.stderr` is None in a daemon), on a full disk, or a pipe whose reader has gone. A remark
-that nobody can read costs no work and no exit code. Imports nothing of this package.
+that cannot be read costs no work and changes no exit code. Imports nothing of this package.
 """
 
 import os

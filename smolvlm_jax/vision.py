@@ -45,6 +45,9 @@ def normalize_tiles(tiles: jax.Array, dtype: Any) -> jax.Array:
     Args:
         tiles: uint8, any shape.
         dtype: of the result.
+
+    Returns:
+        The same shape, values from -1 to 1.
     """
     values = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     table = (values - np.float32(0.5)) / np.float32(0.5)
@@ -298,6 +301,9 @@ class SmolVLMVisionTransformer(nn.Module):
                 the output.
             output_attentions: also return attention weights.
             data_format: where the channels of the pixels are.
+
+        Returns:
+            Patch features (i, p, d), and what was asked for besides.
 
         Raises:
             InputError: the pixels have another shape.

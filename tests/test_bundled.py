@@ -32,7 +32,7 @@ def ask(tiny, conversations, **options):
 
 @pytest.mark.thorough
 def test_held_out_accuracy():
-    """The README's figures, on all 1,000 numbers and 500 comparisons, by the README's command."""
+    """The figures of docs/tiny.md, on all 1,000 numbers and 500 comparisons, by its command."""
     result = numbers.evaluate("tiny")
     assert result["readings"] >= 0.95, result
     assert result["digits"][4] >= 0.93, result

@@ -18,6 +18,7 @@ DOCS = ROOT / "docs"
 def test_every_page_is_in_the_navigation():
     named = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    pages |= {f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}  # made by docs/hooks/notebooks.py
     assert sorted(named) == sorted(pages)
 
 
@@ -31,8 +32,9 @@ def test_every_extra_is_on_the_page_about_installation():
 
 
 @pytest.mark.thorough
-def test_the_table_of_models_has_their_figures():
-    table = (DOCS / "index.md").read_text().split("## Models")[1].split("##")[0]
+@pytest.mark.parametrize("page", [DOCS / "index.md", ROOT / "README.md"], ids=["index", "README"])
+def test_the_table_of_models_has_their_figures(page):
+    table = page.read_text(encoding="utf-8").split("## Models")[1].split("##")[0]
     for name, text in list_models():
         row = next(line for line in table.splitlines() if f"{name.rpartition('/')[2]}" in line)
         count, tokens, positions = re.search(r"([\d,.]+) M .* is (\d+) tokens; up to ([\d,]+) tokens", text).groups()

@@ -302,7 +302,14 @@ class TrainConfig:
             _choice("an entry of loggers", logger, ("tensorboard",))
 
     def peak(self, part: str) -> float:
-        """The peak learning rate of vision, connector, text or lora; 0 where it is frozen."""
+        """The peak learning rate of a part.
+
+        Args:
+            part: "vision", "connector", "text" or "lora".
+
+        Returns:
+            The rate; 0 where the part is frozen.
+        """
         rates = dict(self.learning_rates)
         if part == "lora":
             return self.learning_rate

@@ -144,6 +144,9 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         config: the run.
         progress: show a bar (True) or nothing (False); default: a bar where stderr is a terminal, else a line now and then.
 
+    Returns:
+        The directory, the exported model, the last metrics, and the last state.
+
     Raises:
         ConfigError: the configuration does not fit the model, the data or the devices.
         CheckpointError: OUTPUT holds a run with another model, other trained parts or other data; it has checkpoints, and

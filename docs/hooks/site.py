@@ -23,6 +23,8 @@ def on_page_markdown(markdown: str, *, page, config, files) -> str:
 
 
 def _home(target: str, blob: str) -> str:
+    if target.startswith("notebooks/"):  # pages, made by notebooks.py
+        return target.replace(".ipynb", ".md")
     return "index.md" if target == "README.md" else blob + target
 
 

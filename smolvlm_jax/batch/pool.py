@@ -147,7 +147,7 @@ class WorkerPool:
                 return key, _checked(request)
             self._end(child)
             if self._closed.is_set():
-                raise InputError("the pool is closed")  # nobody reads it
+                raise InputError("the pool is closed")  # not shown to anyone
             self.deaths += 1
         return key, self._named(payload, f"preparing this record {died}, {_ATTEMPTS} times in a row")
 

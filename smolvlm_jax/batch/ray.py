@@ -42,6 +42,9 @@ class SmolVLMPreprocessor:
         columns: Our name of a column -> its name in the dataset.
         options: Fields of SamplingParams, which a row may set for itself, and of PictureOptions. The seed of a row follows
             from `seed` and the row's `id`.
+
+    Raises:
+        InputError: an option is unknown or out of range, or an argument of SmolVLMPredictor.
     """
 
     def __init__(
@@ -66,7 +69,13 @@ class SmolVLMPreprocessor:
         self._prepare = Preparer(Setup(directory, parse, SamplingParams(**options), pictures, longest_prompt(directory)))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch as Ray gives it, each column an array of n, with one more column.
+        """Prepare a batch.
+
+        Args:
+            batch: as Ray gives it: each column an array of n.
+
+        Returns:
+            The batch with one more column, and without those that are in it.
 
         Raises:
             InputError: a column has the name of one of the answers'.
@@ -92,6 +101,9 @@ class SmolVLMPredictor:
         logprobs: "mean" adds mean_logprob and min_logprob, "tokens" token_logprobs too, as in a batch job.
         engine: Fields of EngineConfig, and dtype, mesh and keep_special_tokens of `load_engine`.
         options: Of SmolVLMPreprocessor, for rows that it has not prepared.
+
+    Raises:
+        InputError: an option is unknown or out of range.
     """
 
     def __init__(
@@ -115,7 +127,13 @@ class SmolVLMPredictor:
         self._engine = load_engine(source, base=base, **(engine or {}))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch as Ray gives it, with the answers in place of what was asked.
+        """Answer a batch.
+
+        Args:
+            batch: as Ray gives it: each column an array of n.
+
+        Returns:
+            The batch with the answers in place of what was asked.
 
         Raises:
             InputError: a column has the name of one of the answers'.

@@ -37,7 +37,7 @@ class Setup:
         parse: The source's, payload to Record.
         sampling: The job's; the seed of each record is made from its seed.
         pictures: Overrides of the checkpoint's processor.
-        longest: Tokens of a prompt, at most; None: whoever answers says.
+        longest: Tokens of a prompt, at most; None: the engine decides.
         memory: Bytes that a worker may take for a record; None: any number.
         own: Which columns of a record its row has too.
     """

@@ -42,11 +42,25 @@ class Page:
     why: str = ""
 
     def named(self, name: str) -> str:
-        """The page of the document `name` in words."""
+        """The page in words.
+
+        Args:
+            name: of the document.
+
+        Returns:
+            Such as "page 3 of report.pdf".
+        """
         return f"page {self.number} of {name}" if self.number else name
 
     def gap(self, name: str) -> str:
-        """What stands in the place of a missing page of the document `name`."""
+        """What stands in the place of a missing page.
+
+        Args:
+            name: of the document.
+
+        Returns:
+            A line with the page and the reason.
+        """
         return f"[{self.named(name)} is missing: {self.why or 'it has no answer'}]"
 
 

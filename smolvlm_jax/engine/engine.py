@@ -138,6 +138,14 @@ class Engine:
             check: as in `load`.
             report: as above.
             **config: fields of `EngineConfig`.
+
+        Returns:
+            The engine, with the checkpoint's processor.
+
+        Raises:
+            CheckpointError: as `load` raises it.
+            ConfigError: likewise.
+            InputError: the sizes contradict the model or the mesh.
         """
         from ..checkpoint import load, resolve, resolve_file
         from ..processing import SmolVLMProcessor
@@ -160,7 +168,11 @@ class Engine:
         self.programs.warm_up(report)
 
     def summary(self) -> dict[str, float]:
-        """What `Counters.summary` says, and the number of compilations and their seconds."""
+        """Figures of what was done so far.
+
+        Returns:
+            What `Counters.summary` says, and the number of compilations and their seconds.
+        """
         compiled = {"compilations": self.programs.compilations, "compile_seconds": self.programs.compile_seconds}
         return {**self.stats.summary(), **compiled}
 

@@ -31,7 +31,15 @@ class Prepared:
 
     @classmethod
     def of(cls, input_ids: np.ndarray, tiles: np.ndarray | None = None) -> "Prepared":
-        """A prompt with these ids, and tiles if there are any."""
+        """A prompt of arrays, with the digests of its tiles.
+
+        Args:
+            input_ids: int32 (t,).
+            tiles: uint8 (n, T, T, 3). Default: none.
+
+        Returns:
+            The prompt.
+        """
         if tiles is None:
             return cls(input_ids, np.zeros((0, 0, 0, 3), np.uint8), ())
         return cls(input_ids, tiles, tile_digests(tiles))
@@ -42,7 +50,11 @@ class Prepared:
         return self.input_ids.nbytes + self.tiles.nbytes
 
     def without_pixels(self) -> "Prepared":
-        """The same, with tiles of the same shape that take no memory."""
+        """The same, with tiles of the same shape that take no memory.
+
+        Returns:
+            The copy.
+        """
         return replace(self, tiles=np.broadcast_to(np.zeros((), self.tiles.dtype), self.tiles.shape))
 
 
@@ -55,9 +67,9 @@ class Request:
         messages: a conversation in chat format, ending with a user's turn.
         prepared: what `prepare` made of such messages.
         params: how the prompt is continued.
-        error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that whoever
-            reads the results of a job sees a row for every record.
-        unread: names of columns of the record that nothing was made of, for whoever reads the job's remarks.
+        error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that
+            the results of a job have a row for every record.
+        unread: names of columns of the record that nothing was made of, for the remarks of the job.
         own: columns of the record that its row has too, as JSON.
         continuation: for `Engine.loglikelihood`, what stands after the prompt: text as in `continuation_ids`, or token ids.
     """
@@ -141,8 +153,8 @@ def tile_digests(tiles: np.ndarray) -> tuple[bytes, ...]:
 def prepare(processor, messages: list[dict[str, Any]], *, longest: int | None = None, **kwargs) -> Prepared:
     """Messages to arrays.
 
-    Words that look like special tokens are read as plain characters, since whoever wrote a dataset is not who runs the job;
-    pass special_tokens_in_text="allow" or "error" to change that.
+    Words that look like special tokens are read as plain characters, since the authors of a data set are not the users who
+    run the job; pass special_tokens_in_text="allow" or "error" to change that.
 
     Args:
         processor: of the checkpoint.
@@ -150,6 +162,9 @@ def prepare(processor, messages: list[dict[str, Any]], *, longest: int | None = 
             on.
         longest: tokens of a prompt, at most: one that is longer is refused before it is made, where that can be told.
         **kwargs: go to `SmolVLMProcessor.encode_chat`.
+
+    Returns:
+        Ids and tiles.
 
     Raises:
         InputError: and its subclasses, for messages, pictures or videos that cannot be read.

@@ -20,7 +20,7 @@ class Room:
         self._changed = threading.Condition()
 
     def take(self, size: int, stopped: Callable[[], bool]) -> None:
-        """Wait until there is room for so many bytes, or until nobody wants them any more."""
+        """Wait until there is room for so many bytes, or until they are not wanted any more."""
         with self._changed:
             while self._held and self._held + size > self._size and not stopped():
                 self._changed.wait(_POLL_SECONDS)

@@ -103,7 +103,7 @@ class Scorer:
                 yield from self._next()
 
     def _dispatch(self) -> None:
-        """Run one packed row per lane. The request that waits longest is part of it, and whoever else fits."""
+        """Run one packed row per lane. The request that waits longest is part of it, and others that fit are added."""
         lanes = range(self._config.lanes)
         pack = Pack(len(lanes), {t: t for t in self._programs.buckets}, self._config.prefill_tokens)
         numbers: list[int] = []

@@ -70,7 +70,14 @@ class EngineConfig:
         check_types(self)
 
     def resolve(self, model: SmolVLMForConditionalGeneration, mesh: Mesh | None) -> "EngineShapes":
-        """The sizes for this model on this mesh.
+        """The sizes for a model on a mesh.
+
+        Args:
+            model: as `load` returns it.
+            mesh: where its parameters are; None for one device.
+
+        Returns:
+            The sizes, none of them left out.
 
         Raises:
             InputError: for what contradicts the model or the mesh.

@@ -83,7 +83,7 @@ class Memory:
         kinds: what is kept ("weights", "KV cache", "features", "optimizer"), what the largest program takes beside it
             ("temporaries", "inputs and results"), and "code" of all programs.
         largest: which program that is.
-        usable: what the chip has for programs; None where nobody knows.
+        usable: what the chip has for programs; None where that is unknown.
     """
 
     kinds: dict[str, int]
@@ -144,7 +144,11 @@ class Plan:
     seconds: float = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON has it."""
+        """Everything, for JSON.
+
+        Returns:
+            A dictionary of plain values.
+        """
         found = asdict(self)
         found["memory"]["total"] = self.memory.total
         for program, cost in zip(found["programs"], self.programs, strict=True):

@@ -29,6 +29,9 @@ def plan(config: PlanConfig, notify: Callable[[str, int, int], None] = lambda na
         config: the question.
         notify: told the name of each program before it is compiled, which may take minutes, its number and how many there are.
 
+    Returns:
+        Memory of a chip, the cost of each program, and the rate of records.
+
     Raises:
         InputError: an unknown chip, settings that contradict each other.
         SmolVLMError: what the child found: a model that does not fit, a compiler that is not installed.

@@ -98,7 +98,15 @@ class PlanConfig:
 
     def visible_columns(self, slots: int, length: int) -> list[int]:
         """How many columns of a ring each of its rows sees: evenly spread between a record's prompt and its last token, or
-        the share `live`."""
+        around the share `live`.
+
+        Args:
+            slots: rows of the ring.
+            length: its columns.
+
+        Returns:
+            A number for each row.
+        """
         low, high = self.workload.prompt, self.workload.prompt + self.workload.new
         if self.live is not None:
             low, high = round(max(2 * self.live - 1, 0) * length), round(min(2 * self.live, 1) * length)

@@ -54,7 +54,11 @@ class BatchFeature(dict[str, Any]):
         self[name] = value
 
     def copy(self) -> Self:
-        """A shallow copy."""
+        """A shallow copy.
+
+        Returns:
+            The copy.
+        """
         return type(self)(self)
 
     @property
@@ -68,6 +72,9 @@ class BatchFeature(dict[str, Any]):
         Args:
             tensor_type: "np" or "jax"; None leaves the batch as it is.
             prepend_batch_axis: the batch is one sample: give each entry a first dimension of 1.
+
+        Returns:
+            The batch itself.
 
         Raises:
             InputError: another kind, or rows of different lengths.
@@ -84,6 +91,9 @@ class BatchFeature(dict[str, Any]):
                 they are. A dtype in its place is taken for `dtype`.
             dtype: of floating-point entries: a dtype, or its name, also as torch writes it.
             non_blocking: without effect: jax does not wait for copies.
+
+        Returns:
+            The copy.
 
         Raises:
             InputError: there is no such device or dtype.

@@ -139,9 +139,18 @@ class SmolVLMImageProcessor(MediaProcessor):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the files of a checkpoint say, {} where there are none, and the keywords that do not say where they are.
+        """What the files of a checkpoint say.
 
-        Arguments and errors are those of `from_pretrained`.
+        Args:
+            pretrained_model_name_or_path: as in `from_pretrained`.
+            **kwargs: likewise.
+
+        Returns:
+            The mapping, {} where there are no such files, and the keywords that do not say where they are.
+
+        Raises:
+            CheckpointError: as `from_pretrained` raises it.
+            InputError: likewise.
         """
         return cls._read("get_image_processor_dict", pretrained_model_name_or_path, kwargs)
 
@@ -151,6 +160,9 @@ class SmolVLMImageProcessor(MediaProcessor):
         Args:
             picture: a picture as `preprocess` takes it.
             **kwargs: arguments of the constructor, for this call.
+
+        Returns:
+            The picture itself, or one for each page.
 
         Raises:
             InputError: `pages` is not valid.
@@ -179,6 +191,9 @@ class SmolVLMImageProcessor(MediaProcessor):
             picture: a picture as `preprocess` takes it.
             **kwargs: arguments of the constructor, for this call.
 
+        Returns:
+            Its resizes, rows, columns and number of tiles.
+
         Raises:
             MediaError: a file that cannot be read, or exceeds the limits.
         """
@@ -188,7 +203,7 @@ class SmolVLMImageProcessor(MediaProcessor):
     def get_number_of_image_patches(
         self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
     ) -> tuple[int, int, int]:
-        """(tiles, rows, columns) of a picture of a given size, as the reference counts them.
+        """What a picture of a given size becomes, as the reference counts it.
 
         A picture that is not split gives (0, 0, 0), although the model sees one tile of it:
         `plan(height, width).num_tiles` counts that tile.
@@ -197,6 +212,9 @@ class SmolVLMImageProcessor(MediaProcessor):
             height: in pixels.
             width: in pixels.
             images_kwargs: arguments of the constructor, for this call.
+
+        Returns:
+            The numbers of tiles, rows and columns.
         """
         plan = self.plan(height, width, **(images_kwargs or {}))
         return (plan.num_tiles if plan.rows else 0), plan.rows, plan.cols

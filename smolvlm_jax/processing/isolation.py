@@ -65,7 +65,7 @@ class IsolatedReader:
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The frames of these indices, uint8 (h, w, 3), each as it is decoded."""
-        self._clean = False  # until the last frame has been read, the channel holds frames that nobody wants any more
+        self._clean = False  # until the last frame has been read, the channel holds frames that are not wanted any more
         wanted = [int(index) for index in indices]
         self._send("frames", wanted)
         for _ in wanted:

@@ -132,6 +132,9 @@ class MediaProcessor(PixelRule, metaclass=SaysWhatToType):
             config: arguments by name; keys that are no argument become attributes.
             **kwargs: arguments that override `config`.
 
+        Returns:
+            The processor.
+
         Raises:
             InputError: a keyword is no argument.
         """
@@ -152,6 +155,9 @@ class MediaProcessor(PixelRule, metaclass=SaysWhatToType):
                 checkpoint with none of the files gives the defaults.
             **kwargs: arguments that override what the files say; also revision, subfolder, cache_dir, force_download,
                 local_files_only and token.
+
+        Returns:
+            The processor.
 
         Raises:
             CheckpointError: there is no such checkpoint, or a file is not valid JSON, or a value in it is not what it must be.
@@ -179,7 +185,10 @@ class MediaProcessor(PixelRule, metaclass=SaysWhatToType):
         return {}, own
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> list[str]:
-        """Write the arguments to this class's own file in `save_directory`, which is made if need be.
+        """Write the arguments to this class's own file.
+
+        Args:
+            save_directory: where to; it is made if need be.
 
         Returns:
             The paths of the files written.
@@ -188,15 +197,34 @@ class MediaProcessor(PixelRule, metaclass=SaysWhatToType):
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:
-        """As `from_pretrained` of the file."""
+        """As `from_pretrained` of the file.
+
+        Args:
+            json_file: the file.
+
+        Returns:
+            The processor.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+            InputError: an argument makes no sense.
+        """
         return cls.from_pretrained(json_file)
 
     def to_json_string(self) -> str:
-        """`to_dict` as indented JSON text."""
+        """`to_dict` as indented JSON text.
+
+        Returns:
+            The text.
+        """
         return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Write `to_json_string` to a file."""
+        """Write `to_json_string` to a file.
+
+        Args:
+            json_file_path: the file.
+        """
         write_json(json_file_path, self.to_dict(), sort_keys=True)
 
     def __repr__(self) -> str:

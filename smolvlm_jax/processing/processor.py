@@ -15,11 +15,12 @@ from .generations import Marks, marks_for, take_spans, token_mask
 from .images import SmolVLMImageProcessor
 from .layout import flatten_videos, nest_images
 from .processor_files import ProcessorFiles
+from .processor_texts import ProcessorTexts
 from .prompts import MEDIA_TOKENS, MediaTokens, expand, media_tokens
 from .protect import Escaped, encode_prompt, guard_for
 from .steering import steering_words
-from .text_options import TextOptions
-from .tokenizer import SmolVLMTokenizer, list_of_texts
+from .text_options import TextOptions, list_of_texts
+from .tokenizer import SmolVLMTokenizer
 from .videos import SmolVLMVideoProcessor
 
 # A checkpoint without video_sampling (those for still pictures only) still needs a rule to choose the frames of a file.
@@ -36,7 +37,7 @@ class _Prompts(NamedTuple):
     marks: Marks | None
 
 
-class SmolVLMProcessor(ProcessorFiles):
+class SmolVLMProcessor(ProcessorFiles, ProcessorTexts):
     """An image processor, a video processor, a tokenizer and a chat template that work on one prompt.
 
     Args:
@@ -99,6 +100,9 @@ class SmolVLMProcessor(ProcessorFiles):
         Args:
             chat_template: as in `apply_chat_template`.
             video: there is a video in the conversation, so that the default is the template that has videos.
+
+        Returns:
+            The words.
 
         Raises:
             PromptError: the template is not valid.
@@ -312,6 +316,11 @@ class SmolVLMProcessor(ProcessorFiles):
 
         Returns:
             What `__call__` returns for `return_tensors="np", pixel_format="uint8"`.
+
+        Raises:
+            InputError: as `apply_chat_template` raises it, like the others.
+            MediaError: a file that cannot be read or decoded.
+            PromptError: the conversation or the template is not valid.
         """
         fixed: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "np", "pixel_format": "uint8"}
         return self.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, **fixed, **kwargs)
@@ -320,7 +329,7 @@ class SmolVLMProcessor(ProcessorFiles):
         """What the video processor is asked for beyond the keywords `given`: frames are sampled unless they say otherwise."""
         if "do_sample_frames" in given:
             return {}
-        # Frames that come without a rate were chosen by whoever made the list.
+        # Frames that come without a rate were chosen when the list was made.
         sampled = {"do_sample_frames": True, "sample_lists": False}
         if given.get("num_frames") is None and given.get("fps") is None and self.video_processor.num_frames is None:
             files = any(is_source(clip) for sample in videos for clip in sample)
@@ -379,6 +388,9 @@ class SmolVLMProcessor(ProcessorFiles):
             width: in pixels.
             height: in pixels.
             **images_kwargs: arguments of the image processor, for this call.
+
+        Returns:
+            The number of image tokens.
         """
         return self.image_processor.plan(height, width, **images_kwargs).num_tiles * self.image_seq_len
 
@@ -397,7 +409,7 @@ class SmolVLMProcessor(ProcessorFiles):
 
         Args:
             conversation: one conversation or a list of them, as in `apply_chat_template`.
-            chat_template: as there, like add_generation_prompt and special_tokens_in_text.
+            chat_template, add_generation_prompt, special_tokens_in_text: as there.
             **kwargs: arguments of the image processor, and variables of the template.
 
         Returns:
@@ -405,6 +417,7 @@ class SmolVLMProcessor(ProcessorFiles):
 
         Raises:
             InputError: a conversation has a video, or what `apply_chat_template` raises.
+            PromptError: the conversation or the template is not valid.
         """
         call = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
         options = {k: v for k, v in sort_arguments(call).images.items() if k in self.image_processor.DEFAULTS}
@@ -425,22 +438,6 @@ class SmolVLMProcessor(ProcessorFiles):
         blocks = self.media_tokens.pictures([(plan.rows, plan.cols) for plan in sample] for sample in plans)
         texts = expand(prompts.texts, self.image_token, blocks)
         return [len(encode_prompt(self.tokenizer, t, escaped=prompts.escaped, add_special_tokens=False)) for t in texts]
-
-    # ---- back to text
-
-    def decode(self, *args: Any, **kwargs: Any) -> str | list[str]:
-        """See SmolVLMTokenizer.decode."""
-        return self.tokenizer.decode(*args, **kwargs)
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """See SmolVLMTokenizer.batch_decode."""
-        return self.tokenizer.batch_decode(*args, **kwargs)
-
-    def post_process_image_text_to_text(
-        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
-    ) -> list[str]:
-        """The texts of generated rows of ids; see SmolVLMTokenizer.batch_decode."""
-        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
 
 def _page_options(given: Mapping[str, Any]) -> dict[str, Any]:

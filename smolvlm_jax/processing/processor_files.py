@@ -44,6 +44,9 @@ class ProcessorFiles(metaclass=SaysWhatToType):
                 which override the files; each goes to every part that knows it. Also revision, subfolder, cache_dir,
                 force_download, local_files_only and token.
 
+        Returns:
+            The processor.
+
         Raises:
             CheckpointError: the checkpoint or the tokenizer is missing, or a file is broken.
             InputError: no part knows a keyword.
@@ -66,7 +69,11 @@ class ProcessorFiles(metaclass=SaysWhatToType):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of processor_config.json."""
+        """The contents of processor_config.json.
+
+        Returns:
+            Keys and values in the form of transformers 5.
+        """
         return {
             "image_processor": self.image_processor.to_dict(),
             "video_processor": self.video_processor.to_dict(),
@@ -75,9 +82,17 @@ class ProcessorFiles(metaclass=SaysWhatToType):
         }
 
     def to_json_string(self) -> str:
-        """`to_dict` as indented JSON text."""
+        """`to_dict` as indented JSON text.
+
+        Returns:
+            The text.
+        """
         return to_json(self.to_dict(), indent=2, sort_keys=True).decode()
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Write `to_json_string` to a file."""
+        """Write `to_json_string` to a file.
+
+        Args:
+            json_file_path: the file.
+        """
         write_json(json_file_path, self.to_dict(), sort_keys=True)

@@ -1,6 +1,6 @@
 """Where a chat template runs: harmless ones here, the others in a child process with limits on memory and time.
 
-A template that is not harmless by its form (sandbox.py) may still be honest: most use variables or macros. In the child it
+A template that is not harmless by its form (sandbox.py) may still be harmless: most use variables or macros. In the child it
 renders as here, a fraction of a millisecond later; if it asks for more than the limits, the child ends and the caller gets a
 PromptError.
 """
@@ -114,7 +114,7 @@ def _ask(*request: Any) -> Any:
         try:
             child.send(request, _PATIENCE)
             value, error, kind = child.receive(_PATIENCE)
-        except BaseException as fault:  # an interrupt as well leaves an answer behind that nobody waits for
+        except BaseException as fault:  # an interrupt as well leaves an unread answer behind
             _children.pop(os.getpid(), None)
             slow, gone = isinstance(fault, TimeoutError), isinstance(fault, (OSError, EOFError))
             code = child.exit_code() if gone and not slow else 0

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from ..habits import Neutral, plain_value, unasked
 from .batch import BatchFeature, as_tensors, check_return_tensors
 from .choices import as_name, one_of
 
-__all__ = ["TEXT_NEUTRAL", "TEXT_OPTIONS", "TextOptions", "make_batch"]
+__all__ = ["TEXT_NEUTRAL", "TEXT_OPTIONS", "TextOptions", "list_of_texts", "make_batch", "plain_rows"]
 
 _PADDING = ("true", "longest", "max_length", "false", "do_not_pad")
 _TRUNCATION = ("true", "longest_first", "only_first", "only_second", "false", "do_not_truncate")
@@ -141,3 +143,21 @@ def make_batch(
     if options.return_tensors is not None and lengths and lengths[0] < lengths[-1]:
         raise InputError(_UNEQUAL.format(lengths[0], lengths[-1]))
     return as_tensors(batch, options.return_tensors)
+
+
+def list_of_texts(text: Any) -> list[str]:
+    """One text or several as a list. Raises InputError for anything else."""
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(entry, str) for entry in texts):
+        raise InputError("text needs a string or a list of strings")
+    return list(texts)
+
+
+def plain_rows(ids: Any) -> Any:
+    """Arrays and tuples as nested lists of Python's numbers, an array in one transfer from its device."""
+    if hasattr(ids, "__array__") and not isinstance(ids, np.generic):
+        ids = np.asarray(ids).tolist()
+    if isinstance(ids, (list, tuple)):
+        # the usual case first: a row of numbers needs no walk
+        return list(ids) if all(type(id) is int for id in ids) else [plain_rows(id) for id in ids]
+    return plain_value(ids)

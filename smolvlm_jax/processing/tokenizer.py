@@ -6,16 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import InputError
-from ..habits import Neutral, plain_value, unasked
+from ..habits import Neutral, unasked
 from ..io import write_json, write_text
 from ..locate import find_directory
 from .batch import BatchFeature, as_tensors
 from .choices import one_of
 from .prompts import MEDIA_TOKENS
-from .text_options import TextOptions, make_batch
+from .text_options import TextOptions, list_of_texts, make_batch, plain_rows
 from .tokenizer_files import NAMED_TOKENS, NEUTRAL, SETTINGS, guarded, read_backend, read_config
 from .vocabulary import Vocabulary
 
@@ -45,6 +43,9 @@ class SmolVLMTokenizer(Vocabulary):
         added_tokens: ids of all added tokens, by their strings.
         added_words: the strings alone.
         keep_markup: the default of `decode`'s keep_markup.
+
+    Raises:
+        CheckpointError: the configuration gives a special token the name of a method.
     """
 
     model_input_names = ("input_ids", "attention_mask")
@@ -61,13 +62,16 @@ class SmolVLMTokenizer(Vocabulary):
                 checkpoint, or a Hub id; or one of these files.
             pre_tokenizer: "transformers-5" splits text as transformers 5 does, for comparisons: it reads the published
                 checkpoints as GPT-2 tokenizers and drops the split into single digits that their tokenizer.json asks
-                for, so that "\n\n1" gets other ids than the models were trained on. None keeps to the file.
+                for, so that "\\n\\n1" gets other ids than the models were trained on. None keeps to the file.
             **kwargs: entries of tokenizer_config.json that override the file; also revision, subfolder, cache_dir,
                 force_download, local_files_only and token.
 
+        Returns:
+            The tokenizer.
+
         Raises:
             CheckpointError: there is no such checkpoint or no tokenizer, or its files cannot be read.
-            InputError: a keyword that nobody reads, or pre_tokenizer is neither None nor "transformers-5".
+            InputError: an unknown keyword, or pre_tokenizer is neither None nor "transformers-5".
         """
         where = f"{cls.__name__}.from_pretrained"
         named = {name for name in kwargs if name.endswith("_token") and name != "token"}
@@ -81,7 +85,13 @@ class SmolVLMTokenizer(Vocabulary):
 
     @classmethod
     def wrap(cls, tokenizer: Any) -> "SmolVLMTokenizer":
-        """`tokenizer` itself if it is a SmolVLMTokenizer, otherwise one around a fast tokenizer of transformers.
+        """A tokenizer of ours from one of either kind.
+
+        Args:
+            tokenizer: a SmolVLMTokenizer, or a fast tokenizer of transformers.
+
+        Returns:
+            The former as it is, or a new one around the latter.
 
         Raises:
             InputError: it is neither.
@@ -98,7 +108,10 @@ class SmolVLMTokenizer(Vocabulary):
         return cls(backend, {name: value for name, value in config.items() if value is not None})
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> list[str]:
-        """Write tokenizer.json and tokenizer_config.json to `save_directory`, which is made if need be.
+        """Write tokenizer.json and tokenizer_config.json.
+
+        Args:
+            save_directory: where to; it is made if need be.
 
         Returns:
             The paths of the files written.
@@ -119,7 +132,10 @@ class SmolVLMTokenizer(Vocabulary):
             text: the text.
             add_special_tokens: add what tokenizer.json puts around every text.
             split_special_tokens: read special tokens in the text as the characters they are.
-            **kwargs: as in the call; with return_tensors the result is an array (1, t).
+            **kwargs: as in the call.
+
+        Returns:
+            A list of ids; with return_tensors an array (1, t).
 
         Raises:
             InputError: the text is no string, or holds half of a surrogate pair.
@@ -130,11 +146,33 @@ class SmolVLMTokenizer(Vocabulary):
         return _encoding(self.plain_backend if split_special_tokens else self.backend, text, add_special_tokens).ids
 
     def encoding(self, text: str, add_special_tokens: bool = True) -> "Encoding":
-        """As `encode`, with the offsets of each token."""
+        """As `encode`, with the offsets of each token.
+
+        Args:
+            text: the text.
+            add_special_tokens: as there.
+
+        Returns:
+            ids, tokens, offsets and so on.
+
+        Raises:
+            InputError: as there.
+        """
         return _encoding(self.backend, text, add_special_tokens)
 
     def encode_without(self, words: frozenset[str], text: str) -> list[int]:
-        """The ids of a text for a tokenizer that does not have the added tokens `words`, but all others."""
+        """The ids of a text for a tokenizer that lacks some added tokens.
+
+        Args:
+            words: the added tokens that it lacks.
+            text: the text.
+
+        Returns:
+            Ids of this tokenizer.
+
+        Raises:
+            InputError: as `encode` raises it.
+        """
         if words not in self._without:
             from tokenizers import Tokenizer
 
@@ -146,7 +184,17 @@ class SmolVLMTokenizer(Vocabulary):
         return [self.convert_tokens_to_ids(other.id_to_token(id)) for id in _encoding(other, text, False).ids]
 
     def normalized(self, text: str) -> str:
-        """A text as it is when added tokens with the flag `normalized` are looked for in it."""
+        """A text as it is when added tokens with the flag `normalized` are looked for in it.
+
+        Args:
+            text: the text.
+
+        Returns:
+            The normalised text.
+
+        Raises:
+            InputError: the normaliser fails.
+        """
         normalizer = self.backend.normalizer
         if normalizer is None:
             return text
@@ -160,7 +208,17 @@ class SmolVLMTokenizer(Vocabulary):
         return frozenset(token.content for token in self.backend.get_added_tokens_decoder().values() if token.normalized)
 
     def with_spaces(self, id: int, text: str, start: int, stop: int) -> tuple[int, int]:
-        """Where an added token was found in a text, with the spaces that it takes along (lstrip, rstrip)."""
+        """Where an added token was found in a text, with the spaces that it takes along (lstrip, rstrip).
+
+        Args:
+            id: of the token.
+            text: the text.
+            start: first character of the token.
+            stop: the character behind it.
+
+        Returns:
+            The same with the spaces.
+        """
         token = self.backend.get_added_tokens_decoder()[id]
         if token.lstrip:
             start = len(text[:start].rstrip())
@@ -182,7 +240,17 @@ class SmolVLMTokenizer(Vocabulary):
         return {name: value for name, value in self.__dict__.items() if name != "plain_backend"} | {"_without": {}}
 
     def tokenize(self, text: str) -> list[str]:
-        """The tokens of one text as strings."""
+        """The tokens of one text.
+
+        Args:
+            text: the text.
+
+        Returns:
+            The tokens as strings.
+
+        Raises:
+            InputError: as `encode` raises it.
+        """
         return self.convert_ids_to_tokens(self.encode(text))
 
     def __call__(self, text: str | list[str], text_pair: None = None, **kwargs: Any) -> BatchFeature:
@@ -207,7 +275,7 @@ class SmolVLMTokenizer(Vocabulary):
 
         Raises:
             InputError: the text is no string and no list of strings, rows of unequal length are to become an array, there is
-                no pad_token to pad with, or a keyword that nobody reads or that makes no sense.
+                no pad_token to pad with, an unknown keyword, or one that makes no sense.
         """
         options = TextOptions.of(type(self).__name__, {"text_pair": text_pair, **kwargs})
         if options.return_mm_token_type_ids:
@@ -219,7 +287,18 @@ class SmolVLMTokenizer(Vocabulary):
         return batch
 
     def columns_of(self, texts: list[str], options: TextOptions) -> dict[str, list]:
-        """The ids of each text, and what describes them, by the names that a batch has for them."""
+        """The ids of each text, and what describes them.
+
+        Args:
+            texts: the texts.
+            options: of the call.
+
+        Returns:
+            input_ids and what was asked for besides, a list for each text.
+
+        Raises:
+            InputError: as `encode` raises it.
+        """
         backend = self.plain_backend if options.split_special_tokens else self.backend
         found = [_encoding(backend, text, bool(options.add_special_tokens)) for text in texts]
         columns: dict[str, list] = {"input_ids": [encoding.ids for encoding in found]}
@@ -230,7 +309,15 @@ class SmolVLMTokenizer(Vocabulary):
         return columns
 
     def batch_of(self, columns: dict[str, list], options: TextOptions) -> BatchFeature:
-        """`text_options.make_batch` with the settings of this tokenizer."""
+        """`text_options.make_batch` with the settings of this tokenizer.
+
+        Args:
+            columns: as `columns_of` returns them.
+            options: of the call.
+
+        Returns:
+            Cut, padded, and as arrays where that is asked for.
+        """
         return make_batch(
             columns,
             options,
@@ -270,7 +357,7 @@ class SmolVLMTokenizer(Vocabulary):
             encoded_inputs = {name: [entry[name] for entry in encoded_inputs] for name in (encoded_inputs or [{}])[0]}
         if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
             raise InputError("pad needs a mapping with 'input_ids', as the tokenizer's call returns it")
-        columns = {name: _plain_rows(value) for name, value in encoded_inputs.items()}
+        columns = {name: plain_rows(value) for name, value in encoded_inputs.items()}
         single = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
         options = TextOptions(
             padding=padding,
@@ -306,7 +393,7 @@ class SmolVLMTokenizer(Vocabulary):
             InputError: an id is negative (−100 of labels, for example), does not fit 32 bits, or is no whole number.
         """
         unasked("decode", kwargs, _DECODING, ("skip_special_tokens", "keep_markup"))
-        rows = _plain_rows(token_ids)
+        rows = plain_rows(token_ids)
         if isinstance(rows, list) and rows and isinstance(rows[0], list):
             return [self._decode_row(row, skip_special_tokens, keep_markup) for row in rows]
         return self._decode_row(rows, skip_special_tokens, keep_markup)
@@ -314,9 +401,22 @@ class SmolVLMTokenizer(Vocabulary):
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, keep_markup: bool | None = None, **kwargs: Any
     ) -> list[str]:
-        """`decode` for each row of `sequences`; ids that are in no row are one row."""
+        """`decode` for each row.
+
+        Args:
+            sequences: rows of ids; ids that are in no row are one row.
+            skip_special_tokens: as in `decode`.
+            keep_markup: likewise.
+            **kwargs: likewise.
+
+        Returns:
+            A text for each row.
+
+        Raises:
+            InputError: as there.
+        """
         unasked("batch_decode", kwargs, _DECODING, ("skip_special_tokens", "keep_markup"))
-        rows = _plain_rows(sequences)
+        rows = plain_rows(sequences)
         if not isinstance(rows, list) or (rows and not isinstance(rows[0], list)):
             rows = [rows]
         return [self._decode_row(row, skip_special_tokens, keep_markup) for row in rows]
@@ -345,21 +445,3 @@ def _encoding(backend: "Tokenizer", text: Any, add_special_tokens: bool) -> "Enc
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError("cannot tokenise the text: it holds half of a surrogate pair, which is no character") from error
         raise
-
-
-def list_of_texts(text: Any) -> list[str]:
-    """One text or several as a list. Raises InputError for anything else."""
-    texts = [text] if isinstance(text, str) else text
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(entry, str) for entry in texts):
-        raise InputError("text needs a string or a list of strings")
-    return list(texts)
-
-
-def _plain_rows(ids: Any) -> Any:
-    """Arrays and tuples as nested lists of Python's numbers, an array in one transfer from its device."""
-    if hasattr(ids, "__array__") and not isinstance(ids, np.generic):
-        ids = np.asarray(ids).tolist()
-    if isinstance(ids, (list, tuple)):
-        # the usual case first: a row of numbers needs no walk
-        return list(ids) if all(type(id) is int for id in ids) else [_plain_rows(id) for id in ids]
-    return plain_value(ids)

@@ -30,8 +30,7 @@ class SmolVLMVideoProcessor(MediaProcessor):
         size: {"longest_edge": pixels} or {"height", "width"}: the first of the two resizes. It overrides
             video_sampling["video_size"] where both are given, as in the reference: the published checkpoints say 512
             there, and are run with the 2048 of `size`.
-        resample: as in SmolVLMImageProcessor, like max_image_size, do_rescale, rescale_factor, do_normalize, image_mean and
-            image_std.
+        resample, max_image_size, do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in SmolVLMImageProcessor.
         do_pad: make one array of the batch, with all-zero frames where a video is shorter than others.
         do_sample_frames: choose frames with `sample_frames` instead of taking all.
         num_frames: the largest number of frames to choose; None takes video_sampling["max_frames"].
@@ -200,9 +199,18 @@ class SmolVLMVideoProcessor(MediaProcessor):
     def get_video_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the files of a checkpoint say, {} where there are none, and the keywords that do not say where they are.
+        """What the files of a checkpoint say.
 
-        Arguments and errors are those of `from_pretrained`.
+        Args:
+            pretrained_model_name_or_path: as in `from_pretrained`.
+            **kwargs: likewise.
+
+        Returns:
+            The mapping, {} where there are no such files, and the keywords that do not say where they are.
+
+        Raises:
+            CheckpointError: as `from_pretrained` raises it.
+            InputError: likewise.
         """
         return cls._read("get_video_processor_dict", pretrained_model_name_or_path, kwargs)
 

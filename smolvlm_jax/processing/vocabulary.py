@@ -86,7 +86,11 @@ class Vocabulary(metaclass=SaysWhatToType):
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def get_vocab(self) -> dict[str, int]:
-        """The id of every token, added tokens included."""
+        """The whole vocabulary.
+
+        Returns:
+            The id of every token, added tokens included.
+        """
         return self.backend.get_vocab(with_added_tokens=True)
 
     @property
@@ -95,7 +99,11 @@ class Vocabulary(metaclass=SaysWhatToType):
         return self.get_vocab()
 
     def get_added_vocab(self) -> dict[str, int]:
-        """`added_tokens` by ascending ids."""
+        """The added tokens.
+
+        Returns:
+            `added_tokens` by ascending ids.
+        """
         return dict(sorted(self.added_tokens.items(), key=lambda entry: entry[1]))
 
     @property
@@ -210,19 +218,40 @@ class Vocabulary(metaclass=SaysWhatToType):
         return frozenset(token for token in self.added_tokens if not markup or _NOT_MARKUP.search(token))
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """The id of a token, or a list of ids of several; an unknown one gets unk_token's id, None without unk_token."""
+        """Tokens to ids.
+
+        Args:
+            tokens: one token, or several.
+
+        Returns:
+            An id, or a list of ids. An unknown token gets unk_token's id, None without unk_token.
+        """
         if isinstance(tokens, str):
             id = self.backend.token_to_id(tokens)
             return self.backend.token_to_id(self.unk_token) if id is None and self.unk_token is not None else id
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of tokens."""
+        """The text of tokens.
+
+        Args:
+            tokens: the tokens.
+
+        Returns:
+            The text.
+        """
         decoder = self.backend.decoder
         return "".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """The token of an id, or a list of tokens of several ids."""
+        """Ids to tokens.
+
+        Args:
+            ids: one id, or several (a list or an array).
+
+        Returns:
+            A token, or a list of tokens.
+        """
         if np.ndim(ids) == 0:
             return self.backend.id_to_token(int(ids))
         return [self.backend.id_to_token(int(id)) for id in ids]

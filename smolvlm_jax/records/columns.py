@@ -2,7 +2,7 @@
 
 A column that nothing reads must not hold what the model should have seen: one that looks like a picture, a video or messages,
 and one whose name is nearly that of a column that is read, make the record an error. Others are the user's own, and are named
-once by whoever runs the job.
+once by the user who runs the job.
 """
 
 import functools

@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessingKwargs, VideosKwargs
 import smolvlm_jax as ours
 from smolvlm_jax import config as our_config
 from smolvlm_jax.decoder import SmolVLMBaseModelOutputWithPast
-from smolvlm_jax.generation_config import _OF_A_CALL, _OTHERS
+from smolvlm_jax.generation_habits import OF_A_CALL, OTHERS
 from smolvlm_jax.habits import ANY, Neutral
 from smolvlm_jax.model import NEUTRAL, SmolVLMCausalLMOutputWithPast
 from smolvlm_jax.processing.arguments import _NEUTRAL as PROCESSOR_NEUTRAL
@@ -175,7 +175,7 @@ def tables() -> str:
             "generate",
             generate_theirs,
             {**arguments(ours.generate), **fields(ours.GenerationConfig)},
-            {**_OTHERS, **_OF_A_CALL},
+            {**OTHERS, **OF_A_CALL},
         ),
     ]
     return "\n\n".join(parts)

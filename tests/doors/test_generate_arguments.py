@@ -9,7 +9,7 @@ import pytest
 
 from smolvlm_jax import GenerateOutput, GenerationConfig, generate, stream
 from smolvlm_jax.errors import InputError
-from smolvlm_jax.generation_config import _OF_A_CALL, _OTHERS
+from smolvlm_jax.generation_habits import OF_A_CALL, OTHERS
 from smolvlm_jax.habits import ANY
 
 IDS = np.array([[1, 5, 9, 11, 7, 30]])
@@ -29,7 +29,7 @@ def test_every_argument_of_the_reference_is_used_neutral_or_refused():
     of_the_config = vars(transformers.GenerationConfig())
     defaults = transformers.GenerationConfig()._get_default_generation_params()
     names = {*of_the_call, *of_the_config} - {"self", "kwargs", "generation_config"}
-    table = {**_OTHERS, **_OF_A_CALL}
+    table = {**OTHERS, **OF_A_CALL}
     assert not names - {*table, *fields()}, "names that nothing knows"
     for name in names - fields():
         # what the reference has by default, and what asks for nothing

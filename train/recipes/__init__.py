@@ -36,6 +36,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         name: a YAML file, or the name of a built-in recipe.
         overrides: words such as "data.length=1024": dots go into nested settings, values are YAML.
 
+    Returns:
+        The configuration of the run.
+
     Raises:
         ConfigError: something does not fit; the message names the recipe and the key.
         MissingExtraError: PyYAML is not installed.

@@ -80,7 +80,7 @@ class Inputs:
         if number in self._objects:
             return RangedFile(StorePath.of(self.paths[number]), self._objects[number])
         try:
-            file = open(self.paths[number], "rb", buffering=0)  # noqa: SIM115 (whoever asks closes it)
+            file = open(self.paths[number], "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
         except OSError as error:
             self.check(number)
             raise InputError(f"the input {self.paths[number]} cannot be read: {error.strerror}") from error
@@ -97,7 +97,7 @@ class Inputs:
         file = self.open(number)
         if not isinstance(file, RangedFile):
             return file, False
-        copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever asks closes it)
+        copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
         try:
             with errors_name(Path(tempfile.gettempdir())):
                 download(file.path, copy, file.entry)

@@ -1,4 +1,4 @@
-"""Files *.json: an array of records, one record, or in truth JSON lines."""
+"""Files *.json: an array of records, one record, or JSON lines in spite of the name."""
 
 import codecs
 from collections.abc import Iterator, Sequence

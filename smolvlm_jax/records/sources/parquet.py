@@ -180,7 +180,7 @@ def _values(column, text: bool) -> list[Any]:
     try:
         found = (column.cast(pyarrow.string()) if time or (text and binary) else column).to_pylist()
     except Exception as error:  # of Arrow, of Python's codecs and calendars
-        if len(column) == 1:  # bytes that are no text stay bytes, so that whoever reads the record says what they are not
+        if len(column) == 1:  # bytes that are no text stay bytes, so that the reader of the record reports them
             return column.to_pylist() if binary else [Unreadable(" ".join(str(error).split()))]
         return [value for place in range(len(column)) for value in _values(column.slice(place, 1), text)]
     return [Unreadable(value) if time and value and value.startswith(_OUT_OF_RANGE) else value for value in found]

@@ -77,7 +77,7 @@ def plain(file: IO[bytes], path: str, *, text: bool = True) -> IO[bytes]:
 def copy_of(blocks: Iterable[bytes]) -> IO[bytes]:
     """An unlinked temporary file with these contents, at its beginning."""
     place = Path(tempfile.gettempdir())
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 (whoever asks closes it)
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     try:
         for block in blocks:
             with errors_name(place):

@@ -94,7 +94,7 @@ def require_columns(path: str, names: Sequence[str], columns: Sequence[tuple[str
     Args:
         path: Of the file, for messages.
         names: Of all its columns.
-        columns: Pairs (our name of a key, its name in the file); None: whoever reads the records says what must be there.
+        columns: Pairs (our name of a key, its name in the file); None: the reader of the records decides which must be there.
 
     Raises:
         InputError: if none is one that records are made of, one of `columns` is missing, or two have one name.
@@ -145,5 +145,5 @@ def _value(name: str, cell: str) -> Any:
         try:
             return json.loads(text.lower() if number else text)
         except (ValueError, RecursionError):
-            pass  # whoever reads the record says what is wrong with it
+            pass  # the reader of the record reports it
     return cell
