@@ -76,10 +76,17 @@ class DequantizedLeaf(Leaf):
         self.path, self.shape, self.dtype = values.path, values.shape, dtype
         self.values, self.scale = values, scale
 
-    def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
+    def _exact(self, region: Region | None) -> np.ndarray:
         parts = whole(self.shape) if region is None else region
         of_scale = tuple(slice(0, 1) if size == 1 else part for part, size in zip(parts, self.scale.shape, strict=True))
-        return own(dequantize(self.values.read(region), self.scale.read(of_scale, _FLOAT32)), dtype or self.dtype)
+        return dequantize(self.values.read(region), self.scale.read(of_scale, _FLOAT32))
+
+    def read(self, region: Region | None = None, dtype: np.dtype | None = None) -> np.ndarray:
+        return own(self._exact(region), dtype or self.dtype)
+
+    def borrow(self) -> np.ndarray:
+        """In float32: it is rounded once, by whoever asks for another dtype."""
+        return self._exact(None)
 
 
 def quantized_leaves(leaves: Mapping[str, Leaf], spanned: Mapping[str, Sequence[int]]) -> dict[str, Leaf]:
