@@ -242,7 +242,7 @@ class TrainingData:
                     self._skip = 0
                     self._taken += seen.pop("records")
                     self.counts += seen
-                    self.told = (self.told + told)[:_SHOWN]
+                    self.told = list(dict.fromkeys(self.told + told))[:_SHOWN]  # a record comes again in each pass
                 yield [samples[n] for n in plan[number - 1]]
 
     def _window(self) -> tuple[list[Sample], Counter, list[str]]:
@@ -315,9 +315,8 @@ class TrainingData:
             )
             words = {"too_long": f"too long for a row ({room})", "faulty": "faulty"}
             parts = [f"{n:,} {words[name]}, the first {self._examples[name]}" for name, n in sorted(self._skipped.items())]
-            found["skipped"] = (
-                f"records skipped so far, of {self._skipped.total() + self.counts['samples']:,}: {'; '.join(parts)}"
-            )
+            read = self._skipped.total() + self.counts["samples"]
+            found["skipped"] = f"skipped so far, of {read:,} records read: {'; '.join(parts)}"
         figures, causes = self.figures(), []
         if figures["padding"] > _MUCH_PADDING:
             why = "raise data.window_rows or change data.length" if config.packing else "data.packing is off"

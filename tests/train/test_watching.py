@@ -1,0 +1,139 @@
+"""What a run says: how far it is, what it skips, what does not fit, and the loss on held-out conversations."""
+
+import json
+import time
+
+import pytest
+from train_helpers import write_records
+
+from smolvlm_jax import load, make_mesh, resolve
+from smolvlm_jax.errors import InputError
+from smolvlm_jax.processing import SmolVLMProcessor
+from smolvlm_jax.train import progress
+from smolvlm_jax.train.config import DataConfig, DataSource, EvaluationConfig, TrainConfig
+from smolvlm_jax.train.evaluate import has_free_text, held_out
+from smolvlm_jax.train.look import room_warning
+from smolvlm_jax.train.pipeline import TrainingData
+from smolvlm_jax.train.progress import Display, shown_figures
+from smolvlm_jax.train.records import open_records
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return SmolVLMProcessor.from_pretrained(resolve("tiny"))
+
+
+def test_off_a_terminal_nothing_is_silent_for_long(monkeypatch, capsys):
+    """While a step compiles as while steps go on; a quiet run says nothing."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.06)
+    monkeypatch.setattr(progress, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "on_terminal", lambda: False)
+    with Display(50) as display:
+        display.remark("model m")
+        display.begin(10)
+        display.doing("compiling the training step")
+        time.sleep(0.3)
+        display.advance()
+        display.figures({"loss": 1.5, "learning_rate": 1e-4, "tokens_s": 1234.5, "padding": 0.25, "skipped": 0})
+        for _ in range(20):
+            time.sleep(0.01)
+            display.advance()
+    said = capsys.readouterr().err
+    assert said.startswith("smolvlm-jax: model m\nsmolvlm-jax: ") and said.count("compiling the training step, ") >= 2
+    assert "step 11 of 50, loss 1.5000, rate 0.0001, tokens/s 1,234, padding 25%\n" in said
+    assert " left\n" in said and said.count("step ") <= 12
+    with Display(5, False) as display:
+        display.remark("no word")
+        display.begin(0)
+        display.figures({"loss": 1.0})
+    assert capsys.readouterr().err == ""
+    assert shown_figures({"loss": 2.0, "skipped": 3, "padding": "nan"}) == "loss 2.0000, steps not finite 3"
+
+
+def test_on_a_terminal_the_bar_has_the_figures_and_what_is_going_on(capsys):
+    with Display(4, True) as display:
+        display.begin(1)
+        display.doing("held-out answers, 3 of 9")
+        display.doing("")
+        display.advance()
+        display.figures({"loss": 1.5, "held_out_loss": 2.0, "exact_match": 0.5, "learning_rate": 1e-4})
+    said = capsys.readouterr().err
+    assert "held-out answers, 3 of 9" in said and "2/4" in said
+    assert "loss 1.5000, held out 2.0000, exact 50.0%, rate 0.0001" in said
+
+
+@pytest.mark.thorough
+def test_records_that_have_no_room_are_told_before_the_first_step(tmp_path, processor):
+    records = open_records(str(write_records(tmp_path, 6)))
+    assert room_warning([records], processor, DataConfig(length=512)) is None
+    words = room_warning([records], processor, DataConfig(length=48))
+    assert words is not None and "of the first 6 records do not fit a row (data.length 48)" in words
+    assert "a picture there takes" in words and "are skipped" in words
+    words = room_warning([records], processor, DataConfig(length=512, tiles_per_row=1, too_long="drop_pictures"))
+    assert words is not None and "data.tiles_per_row 1" in words and "lose pictures" in words
+
+
+@pytest.mark.thorough
+def test_skipped_records_and_padding_are_told_once_with_why(tmp_path):
+    path = write_records(tmp_path, 6)
+    odd = ['{"messages": 5}', json.dumps({"prompt": "word " * 900, "answer": "x"})]
+    path.write_text("\n".join([*path.read_text().splitlines(), *odd]) + "\n")
+    config = DataConfig(train=(DataSource(str(path)),), length=256, batch_size=2, shuffle=False, window_rows=1)
+    data = TrainingData(config, str(resolve("tiny")), seed=0)
+    try:
+        for _ in range(6):
+            next(data)
+        skipped, padding = data.remarks()
+        assert "faulty, the first train.jsonl:7: messages needs a list" in skipped
+        assert "too long for a row (data.length 256), the first train.jsonl:8" in skipped
+        assert "places for tiles" in padding and data.remarks() == []
+        assert len(data.told) == len(set(data.told)) == 2
+    finally:
+        data.close()
+
+
+def test_exact_match_is_for_answers_that_can_be_met_to_the_letter():
+    assert not has_free_text([([], "12 and 7. The first."), ([], "4207")])
+    long = "a sentence that goes on for rather more than eight words"
+    assert has_free_text([([], long), ([], long), ([], "no")]) and not has_free_text([([], long), ([], "no")])
+
+
+@pytest.mark.parametrize("path", ["nowhere.jsonl", "nobody/nothing", "gone/"])
+def test_a_wrong_evaluation_path_names_the_evaluation(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^evaluation\.path: .*(no such file|holds no conversations)"):
+        held_out(EvaluationConfig(path))
+
+
+@pytest.mark.thorough
+def test_the_held_out_loss_is_the_training_loss_of_the_same_records(tmp_path):
+    """Packed in several batches, the last of them not full: as the mean over all learned tokens, one record a row."""
+    import jax
+
+    from smolvlm_jax.train.forward import token_losses
+    from smolvlm_jax.train.held_out import HeldOutLoss
+    from smolvlm_jax.train.packing import make_batch
+    from smolvlm_jax.train.partition import Partition
+    from smolvlm_jax.train.samples import Prepare
+    from smolvlm_jax.train.state import create_state
+
+    path = write_records(tmp_path, 9)
+    path.write_text(path.read_text() + '{"messages": 5}\n')
+    data = DataConfig(train=(DataSource(str(path)),), length=256, batch_size=4, tiles_per_row=12, window_rows=1)
+    training = TrainingData(data, str(resolve("tiny")), seed=0)
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    model, params = load("tiny")
+    partition = Partition.of(model, TrainConfig(steps=1, data=data))
+    records, prepare = open_records(str(path)), Prepare(resolve("tiny"), data)
+    settings = {"base": {}, "records": records, "count": 100, "data": data, "prepare": prepare, "shape": training.shape}
+    loss = HeldOutLoss(model, partition, **settings, mesh=mesh)
+    with Display(1, False) as display:
+        found = loss(create_state(params, partition), display, lambda: False)
+        assert loss(create_state(params, partition), display, lambda: True) is None
+    samples = [prepare(records[n]) for n in range(9)]
+    batches = [make_batch([[sample]], training.shape, 2) for sample in samples]
+    one = jax.jit(lambda batch: token_losses(model, params, batch))
+    alone = [one({name: value[:1] for name, value in batch.items()}) for batch in batches]
+    want = sum(float(total) for total, _, _ in alone) / sum(int(count) for _, count, _ in alone)
+    assert found is not None and found["held_out_loss"] == pytest.approx(want, rel=1e-4)
+    assert found["held_out_skipped"] == 1 and "faulty" in loss.told[0]
