@@ -406,6 +406,7 @@ def stream(run: _Run) -> Iterator[Any]:
         seed: an int, or one for each row.
         mesh: where `params` were placed.
         kv_cache_dtype: "int8", or None.
+        report: called with what is being done.
         **overrides: fields of `GenerationConfig`, without return_dict_in_generate.
 
     Yields:
