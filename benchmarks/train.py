@@ -33,7 +33,7 @@ def flops_of_step(config, rows: int, length: int, tiles: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", default="SmolVLM-256M-Instruct")
+    parser.add_argument("--size", default="SmolVLM-256M-Instruct", help="a published size, a directory or a bundled name")
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tiles", type=int, default=0, help="of each row")
@@ -52,15 +52,17 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from smolvlm_jax import init_params, make_mesh, published_config
+    from smolvlm_jax import SmolVLMConfig, init_params, make_mesh, published_config, resolve
     from smolvlm_jax.model import SmolVLMForConditionalGeneration
     from smolvlm_jax.precision import default_dtype
+    from smolvlm_jax.sizes import PUBLISHED
     from smolvlm_jax.train.config import TrainConfig
     from smolvlm_jax.train.partition import Partition
     from smolvlm_jax.train.state import create_state, state_shardings
     from smolvlm_jax.train.step import make_step
 
-    config = published_config(options.size)
+    name = options.size
+    config = published_config(name) if name in PUBLISHED else SmolVLMConfig.from_pretrained(resolve(name))
     if options.layers:
         config = config.replace(text_config=config.text_config.replace(num_hidden_layers=options.layers))
     dtype = options.dtype or np.dtype(default_dtype()).name
