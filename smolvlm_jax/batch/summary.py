@@ -13,7 +13,7 @@ _SHOWN = 3
 # Under which errors are counted once there are too many kinds.
 OTHERS = "others"
 # What differs between two errors of one kind: names in quotes, places of files, numbers.
-_NAMES = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")(?!\w)|(?<![\w.])(\w+://|/)\S+|\d[\d,.]*""")
+_NAMES = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")(?!\w)|(?<![\w.])(\w+://|/)\S+|(?<!\w)\d+([,.]\d+)*(?!\w)""")
 
 
 def error_kind(error: str) -> str:
@@ -36,7 +36,7 @@ def summary_lines(summary: Mapping[str, Any], folder: AnyPath, ending: str) -> l
     errors, kinds = summary["errors"], summary["error_kinds"]
     shown = [f"{count:,} × {kind}" for kind, count in list(kinds.items())[:_SHOWN]]
     left = errors - sum(list(kinds.values())[:_SHOWN])
-    new, rate = summary["new_records"], lambda name: f"{summary[f'{name}_per_second']:,.3g}"
+    new, rate = summary["new_records"], lambda name: _rate(summary[f"{name}_per_second"])
     earlier = summary["records"] - new
     figures = f"{rate('records')} records/s" if new else "nothing was left to answer"
     tokens = f"{summary['prompt_tokens']:,} of prompts, {summary['new_tokens']:,} of answers"
@@ -51,6 +51,10 @@ def summary_lines(summary: Mapping[str, Any], folder: AnyPath, ending: str) -> l
         f"answers: {', '.join(files)}",
         f"next:    {_next(summary)}",
     ]
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:
