@@ -43,13 +43,17 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
         return
     others = [axis for axis in range(target.ndim) if axis not in (quick, slow)]
     index: list = [slice(None)] * target.ndim
+    kept = sorted((quick, slow))
     for place in product(*(range(target.shape[axis]) for axis in others)):
         for axis, number in zip(others, place, strict=True):
             index[axis] = number
-        for row, column in product(_pieces(target.shape[quick]), _pieces(target.shape[slow])):
-            index[quick], index[slow] = row, column
-            here = tuple(index)
-            np.copyto(target[here], source[here], casting="unsafe")
+        for row in _pieces(target.shape[quick]):
+            # Cast in the source's order, in long runs: in blocks the casts of short floats would take longer than the copy.
+            index[quick], index[slow] = row, slice(None)
+            part, here = source[tuple(index)].astype(target.dtype, copy=False), target[tuple(index)]
+            for column in _pieces(target.shape[slow]):
+                across = tuple(column if axis == slow else slice(None) for axis in kept)
+                np.copyto(here[across], part[across])
 
 
 def count_nonfinite(array: np.ndarray) -> int:

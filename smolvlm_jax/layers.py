@@ -8,7 +8,7 @@ key/value head, h head dim, d model width, f mlp width, v vocabulary, l layer, r
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from .config import SmolVLMTextConfig, SmolVLMVisionConfig
 from .errors import ConfigError
 from .precision import matmul_precision
 from .quantization import SCALE, dequantize
-from .sharding import Dimension, constrain, parameter
+from .sharding import Dimension, constrain, is_declaring, parameter
 from .text_families import RopeScaling
 
 # What letters of the alphabet stand for in parameters: the field of a config that says how many, and the logical axis.
@@ -35,6 +35,7 @@ _LETTERS = {
 }
 
 
+@lru_cache(maxsize=64)
 def dimensions(config: SmolVLMVisionConfig | SmolVLMTextConfig) -> dict[str, Dimension]:
     """The dimensions of an encoder's or a decoder's parameters, by letter."""
     return {
@@ -145,6 +146,9 @@ def run_layers(
     inputs: list[jax.Array] = []
     outputs: list[Any] = []
     for l in range(config.num_hidden_layers):
+        if l and stack.is_initializing() and is_declaring():
+            stack.put_variable("params", f"layers_{l}", stack.variables["params"]["layers_0"])
+            continue
         inputs.append(x)
         own = {} if caches is None else {"cache": caches[l]}
         if apply is not None and weights is not None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from .model import SmolVLMForConditionalGeneration
 from .quantization import SCALE, quantize, scale_shape
-from .sharding import Declared, parameter_shardings
+from .sharding import Declared, declaring, parameter_shardings
 
 __all__ = [
     "abstract_params",
@@ -30,10 +30,15 @@ __all__ = [
 ]
 
 
-@functools.lru_cache(maxsize=32)
 def _declared(model: SmolVLMForConditionalGeneration) -> Any:
-    """The tree of `Declared` parameters with abstract values."""
-    return jax.eval_shape(model.init, jax.random.key(0))["params"]
+    """The tree of `Declared` parameters with abstract values, for which nothing but the class and the config matters."""
+    return _declared_by(type(model)(model.config))
+
+
+@functools.lru_cache(maxsize=32)
+def _declared_by(model: SmolVLMForConditionalGeneration) -> Any:
+    with declaring():
+        return jax.eval_shape(model.init, jax.random.key(0))["params"]
 
 
 def _is_declared(x: Any) -> bool:

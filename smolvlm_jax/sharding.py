@@ -11,11 +11,13 @@ Activations are constrained only inside `jax.set_mesh(mesh)`, or `activate(mesh)
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -23,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from .errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
+_declaring: ContextVar[bool] = ContextVar("declaring", default=False)
 
 # logical name -> mesh axes, most important first. Names that are absent are replicated.
 AXIS_RULES: Mapping[str, tuple[str, ...]] = {
@@ -196,8 +199,29 @@ def parameter(module: nn.Module, name: str, init: Any, *dimensions: Dimension, s
         summed: see `Declared`.
     """
     shape, axes = tuple(d.size for d in dimensions), tuple(d.axis for d in dimensions)
-    value: Any = module.param(name, lambda *args: Declared(init(*args), axes, summed=summed), shape)
+    # Only `init` needs the values: `apply` compares shapes, for which Flax would trace the random numbers of each parameter.
+    make = init if module.is_initializing() and not is_declaring() else _zeros
+    value: Any = module.param(name, lambda *args: Declared(make(*args), axes, summed=summed), shape)
     return value  # without its box, which only `init` returns
+
+
+def _zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+def is_declaring() -> bool:
+    """Whether this is within the block of `declaring`."""
+    return _declaring.get()
+
+
+@contextmanager
+def declaring() -> Iterator[None]:
+    """Within the block `init` makes parameters of zeros, those of all layers like the first's: shapes and axes count."""
+    token = _declaring.set(True)
+    try:
+        yield
+    finally:
+        _declaring.reset(token)
 
 
 def parameter_shardings(abstract_params, axes, mesh: Mesh):

@@ -44,8 +44,8 @@ def draw(text: str) -> None:
         if sys.stderr is None or not (text or _drawn):
             return
         with suppress(*_BROKEN):
-            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-            sys.stderr.write(f"\r{text[: width or 79]}\x1b[K")
+            width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1  # 0: a terminal that does not know
+            sys.stderr.write(f"\r{text[:width]}\x1b[K")
             sys.stderr.flush()
         _drawn = bool(text)
 

@@ -129,7 +129,7 @@ class BatchJob:
         try:
             first = self._first(requests)
             if first is not None:
-                self._progress.tell("starting")
+                self._progress.tell("answering")
                 self._began = time.perf_counter()
                 with contextlib.closing(self._engine.generate(chain([first], requests))) as results:
                     for result in results:
