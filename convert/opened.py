@@ -176,6 +176,8 @@ def open_checkpoint(
     path = resolve_file(source, revision)
     config = None if config_file is None else place(config_file)
     config = stored_file(config) if isinstance(config, StorePath) else config
+    if config is not None and not config.is_file():
+        raise MissingFileError(f"no file {config}: --config (config=…) names a config.json")
     try:
         opened = _open(path, config, base)
     except SmolVLMError:

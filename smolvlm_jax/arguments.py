@@ -60,6 +60,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and what is wrong."""
+        wanted = message.removeprefix("the following arguments are required: ")
+        if wanted != message:  # argparse names those too that may be left out
+            spare = [str(action.metavar) for action in self._actions if action.nargs == "*"]
+            message = f"{', '.join(name for name in wanted.split(', ') if name not in spare)} is missing"
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             flags = [flag for action in self._actions for flag in action.option_strings]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from .attention import try_kernels
@@ -24,7 +25,8 @@ from .convert.place import place
 from .convert.quantized import dequantized_leaves, quantization
 from .convert.to_hf import parse_size, write_hf
 from .directories import disk_full
-from .errors import StorageError
+from .errors import InputError, StorageError
+from .field_types import check_kind
 from .generation_config import GenerationConfig
 from .habits import unasked
 from .io import COMPANIONS, companion_files, write_json
@@ -83,6 +85,9 @@ def load(
         ChangedError: the files changed while they were read.
         ConfigError: no model can be built from config.json.
     """
+    if mesh is not None:
+        check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
+    compute = default_dtype() if dtype is None else _floating(dtype)
     try_kernels(attention)
     hub = unasked("load", cache, {}, ("cache_dir", "force_download", "local_files_only", "token"))
     if subfolder or hub or (adapter is not None and revision is not None):
@@ -90,7 +95,6 @@ def load(
     source, base = adapted(source, adapter, base)
     with open_checkpoint(source, revision=revision, base=base) as opened:
         # Whether the head is tied is read from the weights: what config.json says has varied between transformers versions.
-        compute = default_dtype() if dtype is None else dtype
         generation = opened.companions.get("generation_config.json")
         defaults = GenerationConfig.from_pretrained(generation.parent) if generation else None
         model = model_of(opened.model_config, dtype=compute, attention=attention, generation_config=defaults)
@@ -107,6 +111,17 @@ def load(
             if check and not opened.check_arrays():
                 warnings.warn(f"{source} has no checksums of its arrays: nothing was checked", stacklevel=2)
             return model, place(opened, model, dtype, mesh)
+
+
+def _floating(dtype: Any) -> Any:
+    """A dtype to compute in as it was given. Raises InputError for what is none."""
+    try:
+        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating) and jnp.dtype(dtype).itemsize > 1
+    except TypeError:
+        known = False
+    if not known:
+        raise InputError(f"dtype is {dtype!r:.60}; weights are read as float32, bfloat16 or float16")
+    return dtype
 
 
 def _companions(directory: str | os.PathLike | None) -> dict[str, Path]:

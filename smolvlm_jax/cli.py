@@ -47,6 +47,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         options.overrides += [word for word in left if not word.startswith("-")]
         left = [word for word in left if word.startswith("-")]
     if left:
+        if hasattr(options, "overrides") and "recipe" in options and left[0].startswith("--"):
+            word = left[0].lstrip("-").partition("=")[0].replace("-", "_")
+            message = f"there is no option {left[0]}: keys of a recipe are written without dashes, {word}=VALUE"
+            options.parser.error(message)
         options.parser.error(f"unrecognized arguments: {' '.join(left)}")
     return options
 

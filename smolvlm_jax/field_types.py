@@ -8,9 +8,9 @@ import types
 import typing
 from typing import Any
 
-from .errors import ConfigError, SmolVLMError
+from .errors import ConfigError, InputError, SmolVLMError
 
-__all__ = ["check_types", "full_dtype"]
+__all__ = ["check_kind", "check_types", "full_dtype"]
 
 _SHORT = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32", "float": "float32", "fp16": "float16", "f16": "float16"}
 _SHORT |= {"half": "float16"}
@@ -37,6 +37,22 @@ def check_types(settings: Any, error: type[SmolVLMError] = ConfigError) -> None:
         value = getattr(settings, field.name)
         if value is not field.default and not _fits(value, hints[field.name]):
             raise error(f"{field.name} is {value!r:.80}; it needs a value of type {_words(hints[field.name])}")
+
+
+def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], what: str) -> None:
+    """Refuse an argument of another kind by name.
+
+    Args:
+        name: of the argument.
+        value: what it is.
+        kinds: what it may be an instance of.
+        what: what to pass, for the message.
+
+    Raises:
+        InputError: it is of none of them.
+    """
+    if not isinstance(value, kinds):
+        raise InputError(f"{name} is {value!r:.60}, a {type(value).__name__}; pass {what}")
 
 
 @functools.cache

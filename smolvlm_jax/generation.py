@@ -6,13 +6,15 @@ Prompts and pictures are padded to buckets (prompt_arrays.py), and the length of
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
+from flax.linen import Module
 from jax.sharding import Mesh
 
 from .cache import CacheFormat, KVCache, check_kv_cache_dtype
@@ -31,6 +33,7 @@ from .decoding import (
     tokens_seen,
 )
 from .errors import InputError
+from .field_types import check_kind
 from .generation_config import GenerationConfig
 from .logprobs import TokenLogprobs
 from .model import SmolVLMForConditionalGeneration
@@ -285,6 +288,10 @@ def _start(
 ) -> _Run:
     """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
     quantized = check_kv_cache_dtype(kv_cache_dtype)
+    check_kind("model", model, Module, "a model and its parameters: model, params = load(source); generate(model, params, …)")
+    check_kind("params", params, Mapping, "the parameters that load(source) gave with the model")
+    if mesh is not None:
+        check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
     require_text(model)
     config = GenerationConfig.of(generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
     if config.logprobs:  # no more alternatives than there are
@@ -323,6 +330,10 @@ def _start(
     return _Run(model, params, config, mesh, prompts.input_ids, decoded, first)
 
 
+# What flax says of parameters that are another model's.
+_OTHER_PARAMETERS = (errors.ScopeCollectionNotFound, errors.ScopeParamNotFoundError, errors.ScopeParamShapeError)
+
+
 def _takes_prompts(
     start: Callable[_Arguments, _Run],
 ) -> Callable[[Callable[[_Run], _Out]], Callable[_Arguments, _Out]]:
@@ -331,7 +342,13 @@ def _takes_prompts(
     def decorate(function: Callable[[_Run], _Out]) -> Callable[_Arguments, _Out]:
         @functools.wraps(function)
         def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Out:
-            return function(start(*args, **kwargs))
+            if len(args) + ("model" in kwargs) + ("params" in kwargs) < 2:
+                raise InputError(f"{function.__name__} needs a model and its parameters: model, params = load(source)")
+            try:
+                return function(start(*args, **kwargs))
+            except _OTHER_PARAMETERS as error:
+                first = " ".join(str(error).split()).partition(" (http")[0]
+                raise InputError(f"params do not fit the model: pass those that load gave with it ({first:.200})") from error
 
         returns = inspect.signature(function).return_annotation
         call.__signature__ = inspect.signature(start).replace(return_annotation=returns)  # type: ignore[attr-defined]

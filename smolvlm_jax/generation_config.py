@@ -12,7 +12,7 @@ from typing import Any
 from .errors import ConfigError, InputError
 from .generation_habits import INSTEAD, OF_A_CALL, OTHERS, refuses_by_name
 from .generation_rules import MOST_STOPS, SETTING_RULES, check
-from .habits import SaysWhatToType, asks_for_something, no_attribute, unasked, unchanging
+from .habits import SaysWhatToType, asks_for_something, no_attribute, unasked, unchanging, unknown_argument
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 
@@ -242,6 +242,11 @@ class GenerationConfig(Sampling):
         data = config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else None
         if not isinstance(data, Mapping):
             raise InputError(f"generation_config is a {type(config).__name__}; it needs a GenerationConfig")
+        if isinstance(config, Mapping):
+            known = {field.name for field in fields(cls)}
+            for name in config:
+                if name not in known and name not in OTHERS and name not in OF_A_CALL:
+                    raise unknown_argument("generation_config", name, known)
         return cls._from_mapping(data, "generation_config")
 
     @classmethod

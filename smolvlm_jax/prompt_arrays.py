@@ -198,6 +198,8 @@ def _row_settings(seed: int | Sequence[int], limits: np.ndarray, times: int) -> 
     """
     rows = len(limits)
     limit = None if (limits == limits[0]).all() else jnp.asarray(limits, jnp.int32)
+    if np.asarray(seed).dtype.kind not in "iu":
+        raise InputError(f"seed is {seed!r:.60}; it needs a whole number, or one for each prompt")
     if np.ndim(seed) == 0:
         seeds, streams = np.full(rows, int(seed) % 2**32), np.arange(rows)  # type: ignore[arg-type]
     else:

@@ -17,6 +17,7 @@ from ..convert.digest import files_digest
 from ..convert.hosts import join_job
 from ..convert.opened import open_checkpoint
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
+from ..field_types import check_kind
 from ..io import read_json, write_json
 from ..locate import adapted, stack
 from ..model import SmolVLMForConditionalGeneration
@@ -156,6 +157,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         ChangedError: the data, or the checkpoint that training starts from, is no longer what it was when the run began.
         Preempted: after SIGTERM or SIGINT, once a checkpoint is written (see `loop`).
     """
+    check_kind("config", config, TrainConfig, "run(TrainConfig(…)), or run(load_recipe(name, overrides))")
     if not config.model:
         raise ConfigError("model is not named: model=NAME, a directory or a name that `smolvlm-jax models` lists")
     if config.distributed:

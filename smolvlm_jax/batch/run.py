@@ -13,6 +13,7 @@ from ..convert.digest import model_digest
 from ..documents.forms import require_docling
 from ..engine.loading import check_settings, is_docling, load_engine
 from ..errors import InputError, SmolVLMError, describe, device_errors
+from ..field_types import check_kind
 from ..generation_config import GenerationConfig
 from ..io import write_json
 from ..locate import adapted, resolve, stack
@@ -58,6 +59,7 @@ def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[
             the manifest. Finished rows are kept.
         OSError: if the output cannot be written; finished rows are kept.
     """
+    check_kind("config", config, BatchConfig, "run_batch(BatchConfig(input=…, output=…, model=…))")
     notify = (lambda line: None) if config.quiet else notify
     with Progress(show=not config.quiet) as progress:
         return _run(config, notify, progress)

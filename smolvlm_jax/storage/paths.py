@@ -191,10 +191,12 @@ def place(path: str | os.PathLike | StorePath) -> AnyPath:
     """A StorePath for a URL of an object store, else a Path.
 
     Raises:
-        InputError: a URL of another kind, or one that names no bucket.
+        InputError: a URL of another kind, one that names no bucket, or neither a string nor a path.
     """
     if isinstance(path, StorePath):
         return path
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{path!r:.60} is a {type(path).__name__}, and no name: pass a string or a path")
     text = os.fspath(path)
     if isinstance(text, str) and not isinstance(path, os.PathLike) and _URL.fullmatch(text):
         return StorePath.of(text)

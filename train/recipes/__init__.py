@@ -59,7 +59,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     data = _read(yaml, text, str(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} is not a mapping of keys to values")
+        raise ConfigError(f"{path} holds no recipe: it is YAML of keys and values, such as steps: 100")
     words: dict[str, str] = {}
     for word in overrides:
         key, equals, _ = word.partition("=")

@@ -1,0 +1,136 @@
+"""Mistakes on the command line: each is at most three lines that say what is wrong, where, and what to do; exit code 2, or 1
+where the world is at fault. No traceback, and nothing is left behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smolvlm_jax import resolve
+from smolvlm_jax.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+QUESTION = "What number is written here?"
+
+
+def generate(*words: str) -> list[str]:
+    return ["generate", "--model", "tiny", *words, QUESTION]
+
+
+def batch(source: str, *words: str) -> list[str]:
+    return ["batch", source, "out", "--model", "tiny", "--prompt", QUESTION, *words]
+
+
+def train(*words: str) -> list[str]:
+    return ["train", "good.yaml", "output=out", *words]
+
+
+# What is typed, the exit code, and words that the answer has.
+FAST: dict[str, tuple[list[str], int, str]] = {
+    "no command": ([], 2, "COMMAND is missing"),
+    "a mistyped command": (["genrate", "What?"], 2, "did you mean generate?"),
+    "an option before the command": (["--model", "tiny", "generate"], 2, "smolvlm-jax COMMAND --model"),
+    "no question": (["generate", "--model", "tiny"], 2, "pass PROMPT"),
+    "an empty question": (["generate", "--model", "tiny", " "], 2, "pass PROMPT"),
+    "an option without its value": (["generate", "--image"], 2, "expected one argument"),
+    "an unknown option": (generate("--max-tokens", "4"), 2, "no option --max-tokens; did you mean --max-new-tokens"),
+    "no number": (generate("--max-new-tokens", "many"), 2, "--max-new-tokens: invalid int value: 'many'"),
+    "an unknown dtype": (generate("--dtype", "int3"), 2, "float32, bfloat16"),
+    "no JSON": (generate("--size", "{longest: 3}"), 2, "--size: invalid JSON value"),
+    "a negative limit": (generate("--max-tiles", "-3"), 2, "max_tiles is -3; it cannot be negative"),
+    "no model of that name": (["generate", "--model", "tinny", "x"], 2, "not a bundled name (tiny)"),
+    "a Hub id without owner": (["generate", "--model", "SmolVLM-256M-Instruct", "x"], 2, "did you mean HuggingFaceTB/"),
+    "a path that is not there": (["generate", "--model", "/no/such/dir", "x"], 2, "no model '/no/such/dir'"),
+    "a file for a model": (["generate", "--model", "m/model.safetensors", "x"], 2, "pass the directory"),
+    "a run that has not ended": (["generate", "--model", "run", "x"], 2, "its model once it has ended"),
+    "an adapter that is none": (generate("--adapter", "m"), 2, "no adapter_config.json"),
+    "a base without an adapter": (["generate", "--base", "tiny", "x"], 2, "pass --adapter DIR"),
+    "a URL of no store": (["generate", "--model", "ftp://x/y", "x"], 2, "scheme s3 or gs"),
+    "a directory without a model": (["generate", "--model", "empty", "x"], 2, "download the whole repository"),
+    "no config": (["convert", "noconfig", "out"], 2, "pass --config FILE"),
+    "a broken config": (["convert", "badconfig", "out"], 2, "badconfig/config.json is not valid JSON"),
+    "another architecture": (["convert", "other", "out"], 2, "expected 'smolvlm' or 'idefics3'"),
+    "weights that are cut off": (["convert", "cut", "out"], 2, "incomplete download"),
+    "no weights": (["convert", "noweights", "out"], 2, "has neither *.safetensors"),
+    "a picture for a model": (["convert", "number.png", "out"], 2, "pass its directory"),
+    "an existing destination": (["convert", "tiny", "filled"], 2, "choose another name"),
+    "--force over what is no checkpoint": (["convert", "tiny", "filled", "--force"], 2, "is not a checkpoint"),
+    "the source as destination": (["convert", "m", "m"], 2, "choose another destination"),
+    "a destination that takes no files": (["convert", "tiny", "/proc/out"], 1, "cannot write /proc/out"),
+    "no size": (["convert", "tiny", "out", "--to", "hf", "--max-shard-size", "big"], 2, "with KB, MB, GB"),
+    "a config that is not there": (["convert", "m", "out", "--config", "no.json"], 2, "no file no.json: --config"),
+    "no mesh": (["convert", "tiny", "out", "--mesh", "fsdp=x"], 2, "AXIS=SIZE"),
+    "a revision of what is local": (["convert", "tiny", "out", "--revision", "v2"], 2, "only models of the Hub"),
+    "a format there is not": (["convert", "tiny", "out", "--to", "gguf"], 2, "gguf is none of orbax, hf"),
+    "one word too few": (["convert", "tiny"], 2, "DEST is missing"),
+    "one word too many": (["convert", "tiny", "out", "more"], 2, "one word too many"),
+    "verify of nothing": (["verify", "tiny", "nowhere"], 2, "no model 'nowhere'"),
+    "no input": (batch("nowhere.jsonl"), 2, "no such file or directory"),
+    "a glob of nothing": (batch("*.webp"), 2, "no picture and no video in '*.webp'"),
+    "an empty directory": (batch("empty"), 2, "no picture and no video"),
+    "a directory of other files": (batch("texts"), 2, "it has 1 .docx"),
+    "a file of another kind": (batch("texts/a.docx"), 2, "of a kind that is not read"),
+    "pictures without a question": (["batch", "pictures", "out", "--model", "tiny"], 2, "--prompt"),
+    "no model": (["batch", "pictures", "out", "--prompt", "x"], 2, "--model NAME"),
+    "slots for one of two rings": (batch("pictures", "--slots", "8"), 2, "for example --slots"),
+    "no list of numbers": (batch("pictures", "--slots", "x"), 2, "not a list of whole numbers"),
+    "an output in the input": (["batch", "pictures", *batch("pictures")[1:2], *batch("x")[3:]], 2, "pictures"),
+    "no recipe": (["train"], 2, "RECIPE is missing"),
+    "a mistyped recipe": (["train", "lora-265m"], 2, "did you mean lora-256m?"),
+    "a recipe that is not there": (["train", "my.yaml"], 2, "no recipe 'my.yaml'"),
+    "broken YAML": (["train", "broken.yaml"], 2, "not valid YAML"),
+    "TOML": (["train", "recipe.toml"], 2, "holds no recipe"),
+    "a picture for a recipe": (["train", "number.png"], 2, "cannot read number.png"),
+    "a mistyped key": (train("learning_rte=1"), 2, "did you mean learning_rate"),
+    "a mistyped nested key": (train("data.lenght=3"), 2, "did you mean length?"),
+    "a value out of range": (train("steps=-3"), 2, "from 1 to"),
+    "a value of another type": (train("learning_rate=fast"), 2, "needs a value of type float"),
+    "a key without a value": (train("steps"), 2, "'steps' is not KEY=VALUE"),
+    "a key as a switch": (train("--steps", "3"), 2, "written without dashes, steps=VALUE"),
+    "a key set twice": (train("lora.rank=4", "lora={rank: 8}"), 2, "leave one out"),
+    "a shell there is not": (["completion", "fish"], 2, "fish is none of bash, zsh, tcsh"),
+    "a word too many for models": (["models", "tiny"], 2, "tiny: one word too many"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with what the mistakes are made with."""
+    place = tmp_path_factory.mktemp("mistakes")
+    for name in ("m", "noconfig", "badconfig", "other", "cut", "noweights"):
+        shutil.copytree(resolve("tiny"), place / name)
+    (place / "noconfig/config.json").unlink()
+    (place / "badconfig/config.json").write_text("{")
+    (place / "other/config.json").write_text('{"model_type": "llama"}')
+    weights = place / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    (place / "noweights/model.safetensors").unlink()
+    for name in ("empty", "filled", "texts", "pictures", "run/checkpoints"):
+        (place / name).mkdir(parents=True)
+    (place / "run/run.json").write_text("{}")
+    for name in ("filled/notes.txt", "texts/a.docx", "texts/b.txt"):
+        (place / name).write_text("hello")
+    for name in ("number.png", "pictures/a.png"):
+        shutil.copy(ROOT / "examples/number.png", place / name)
+    (place / "broken.yaml").write_text("steps: [")
+    (place / "recipe.toml").write_text('model = "tiny"')
+    (place / "train.jsonl").write_text(json.dumps({"prompt": "hi", "answer": "there"}) + "\n")
+    (place / "good.yaml").write_text("{model: tiny, steps: 1, data: {train: train.jsonl, length: 64, batch_size: 8}}")
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_mistake_is_told_in_three_lines(name, place, monkeypatch, capsys):
+    words, code, said = FAST[name]
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    try:
+        found = main(words)
+    except SystemExit as stop:
+        found = stop.code
+    out, err = capsys.readouterr()
+    assert (found, out) == (code, ""), err
+    assert said in err and "Traceback" not in err and 1 <= err.count("\n") <= 3, err
+    assert sorted(place.rglob("*")) == before
