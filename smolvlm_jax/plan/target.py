@@ -64,7 +64,7 @@ class Target:
         try:
             found = topologies.get_topology_desc(platform="tpu", topology_name=whole).devices
         except Exception as error:
-            if "libtpu" in str(error) and "lockfile" not in str(error):
+            if not importlib.util.find_spec("libtpu"):
                 raise MissingExtraError("the TPU compiler", "plan") from error
             raise InputError(f"the TPU compiler knows no slice {whole}: {str(error).splitlines()[0][:200]}") from error
         return found if self.count >= _size(self.chip.smallest) else found[: self.count]

@@ -126,7 +126,11 @@ def test_what_does_not_fit_is_one_line(capsys):
 
 @pytest.mark.parametrize(
     ("on", "words", "extra"),
-    [("v5e", "Unable to load libtpu.so", "plan"), ("h100", "Unknown backend cuda", "plan-cuda")],
+    [
+        ("v5e", "Unable to load libtpu.so", "plan"),
+        ("v5e", "JAX TPU support not installed; cannot generate TPU topology", "plan"),
+        ("h100", "Unknown backend cuda", "plan-cuda"),
+    ],
 )
 def test_without_the_compiler_the_extra_is_named(on, words, extra, monkeypatch):
     def absent(*args, **kwargs):
