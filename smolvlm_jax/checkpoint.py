@@ -84,6 +84,7 @@ def load(
             is not what was written.
         ChangedError: the files changed while they were read.
         ConfigError: no model can be built from config.json.
+        InputError: an argument is of another kind than these, or unknown.
     """
     if mesh is not None:
         check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
