@@ -69,7 +69,8 @@ def main() -> None:
     model = SmolVLMForConditionalGeneration(config, dtype=np.dtype(dtype) if dtype == "float32" else jax.numpy.bfloat16)
     model = model.clone(remat=options.remat)
     rng = np.random.default_rng(0)
-    ids = rng.integers(10, 1000, (options.rows, options.length)).astype(np.int32)
+    words = min(1000, config.text_config.vocab_size, config.image_token_id)
+    ids = rng.integers(10, words, (options.rows, options.length)).astype(np.int32)
     batch = {"labels": ids.copy()}
     side = config.vision_config.image_size
     if options.tiles:
