@@ -111,8 +111,10 @@ def compare_leaves(path: str, a: Leaf | None, b: Leaf | None) -> TensorRow:
         return replace(row, status="only in B" if a is None else "only in A")
     if a.shape != b.shape:
         return replace(row, status="misshapen")
-    if isinstance(a, DequantizedLeaf) != isinstance(b, DequantizedLeaf):
-        return _compare_steps(row, *((a, b) if isinstance(b, DequantizedLeaf) else (b, a)))
+    if isinstance(a, DequantizedLeaf) and not isinstance(b, DequantizedLeaf):
+        return _compare_steps(row, b, a)
+    if isinstance(b, DequantizedLeaf) and not isinstance(a, DequantizedLeaf):
+        return _compare_steps(row, a, b)
     narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     left, right = a.borrow(), b.borrow()
     rows = max(1, _BLOCK // max(1, a.nbytes // a.shape[0]))
