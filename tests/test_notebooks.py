@@ -28,7 +28,8 @@ def _script(path: Path) -> str:
     return "\n\n".join(lines)
 
 
-@pytest.mark.thorough
+# Building the documentation executes them as well, with the same limit, and .ci/run does that.
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     folder = tmp_path / "notebooks"
