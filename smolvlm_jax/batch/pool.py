@@ -58,6 +58,7 @@ class WorkerPool:
         self._closed = threading.Event()
         self._children: set[Child] = set()
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        self._failed = ""  # why no worker starts
         # Not an executor of concurrent.futures, which takes no more work once the main thread has ended.
         self._threads = ThreadPool(max(workers, 1))
 
@@ -159,6 +160,8 @@ class WorkerPool:
         """A new worker. One that ends while it starts is replaced, since that is the machine's doing and no record's."""
         ended = ""
         for _ in range(_STARTS):
+            if self._failed:  # another record has found it out, and the job is about to end
+                break
             child = Child("smolvlm_jax.batch.workers")
             self._children.add(child)
             if self._closed.is_set():  # close() may have looked before this one was there
@@ -177,10 +180,11 @@ class WorkerPool:
                 return child
             self._end(child)
             raise JobError(f"a worker process did not start: {trouble}")
-        raise JobError(
+        self._failed = self._failed or (
             f"worker processes ended while they started, {_STARTS} times in a row (the last with {ended}). If the machine is "
             "short of memory, lower --workers; what is finished is kept"
         )
+        raise JobError(self._failed)
 
     def _end(self, child: Child) -> None:
         child.end()
