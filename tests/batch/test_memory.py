@@ -52,7 +52,8 @@ def test_the_line_on_a_terminal(tmp_path):
     import termios
 
     source, out = tmp_path / "records.jsonl", tmp_path / "out"
-    lines = [json.dumps({"id": n, "prompt": f"{n}?", "max_new_tokens": 2}) for n in range(1500)] + ["{"]
+    lines = [json.dumps({"id": n, "prompt": f"{n}?", "max_new_tokens": 2}) for n in range(1500)]
+    lines.insert(700, "{")
     source.write_text("\n".join(lines))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (25, 160))
@@ -71,7 +72,7 @@ def test_the_line_on_a_terminal(tmp_path):
     os.close(ours)
     text = shown.decode()
     assert process.returncode == 0, text
-    assert re.search(r"%\|.*records/s.*tiles/s.*tokens/s.*device idle \d+%", text), text
+    assert re.search(r"% \[.*records/s.*tiles/s.*tokens/s.*device idle \d+%", text), text
     assert "1 errors" in text and text.count("device idle") > 1, "the line moves while the job runs"
 
 
