@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from train_helpers import ROOT, environment, recipe, small_checkpoint, write_records
+from train_helpers import ROOT, complaints, environment, recipe, small_checkpoint, write_records
 
 from smolvlm_jax.train.claim import only_run
 from smolvlm_jax.train.metrics import read_metrics
@@ -41,8 +41,9 @@ def run(home: Path, *words: str, patch: str = "") -> subprocess.CompletedProcess
 
 
 def one_line(done: subprocess.CompletedProcess, *words: str) -> None:
-    text = done.stderr.strip()
-    assert done.returncode == 1 and text.startswith("smolvlm-jax: ") and "\n" not in text, text
+    lines = complaints(done.stderr)
+    text = lines[-1] if lines else ""
+    assert done.returncode == 1 and text.startswith("smolvlm-jax: ") and len(lines) == 1, done.stderr
     assert all(word in text for word in words), text
 
 

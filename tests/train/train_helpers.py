@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,16 @@ def losses(directory: Path) -> dict[int, float]:
     """step -> loss, of a run."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+# What a run says of itself off a terminal.
+TOLD = re.compile(
+    r"smolvlm-jax: (model .* parameters; trained are |[\d,]+ records from |held out: |resuming from step |step [\d,]+ of "
+    r"|padding, which is computed|skipped so far, of |(opening|loading|compiling|writing) |stopping: the step under way"
+    r"|stopped at step )"
+)
+
+
+def complaints(stderr: str) -> list[str]:
+    """The lines that a run wrote off a terminal, without those on how far it is."""
+    return [line for line in stderr.splitlines() if not TOLD.match(line)]
