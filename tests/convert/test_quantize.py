@@ -33,7 +33,7 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.mark.thorough
 def test_what_is_stored_is_what_quantizing_in_memory_makes(ours, tmp_path):
-    """Int8 and scales of every matrix, the rest in the dtype asked for, named in the manifest; less than half of bfloat16."""
+    """Int8 and scales of every matrix, the rest in the dtype asked for, named in the manifest; a byte a number of a matrix."""
     model, params = load(ours)
     wanted = quantize_params(model, load("tiny")[1])
     flat, kept = flatten_params(params), flatten_params(wanted)
@@ -52,7 +52,9 @@ def test_what_is_stored_is_what_quantizing_in_memory_makes(ours, tmp_path):
     sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in (ours, halves)}
     matrices = sum(x.size for path, x in flat.items() if path in spanned_dimensions(model))
     scales = sum(4 * x.size for path, x in flat.items() if path.endswith(SCALE))
-    assert sizes[halves] - sizes[ours] > 0.9 * (matrices - scales)
+    # How much files take beyond their arrays differs from run to run.
+    stored = [sum(x.nbytes for x in flatten_params(load(path)[1]).values()) for path in (halves, ours)]
+    assert stored[0] - stored[1] == matrices - scales and sizes[ours] < sizes[halves]
 
 
 @pytest.mark.thorough
