@@ -1,21 +1,16 @@
-"""SIGTERM and Ctrl-C while a run trains: finish the step, save it, and end.
-
-Python runs a signal handler only between two instructions of the main thread, which may be inside a compilation or a step for
-minutes. The interpreter's wake-up descriptor is written at once, so a thread reads that and answers.
-"""
+"""SIGTERM and Ctrl-C while a run trains: finish the step, save it, and end."""
 
 import contextlib
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
 
-__all__ = ["Preempted", "told_to_stop"]
+from ..signals import Signals, answered
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+__all__ = ["Preempted", "told_to_stop"]
 
 
 class Preempted(SystemExit):
@@ -48,29 +43,14 @@ def told_to_stop(answer: Callable[[str], None]) -> Iterator[list[int]]:
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield came
         return
-    ours, wake = socket.socketpair()
-    wake.setblocking(False)
 
-    def watch() -> None:
-        while data := ours.recv(1):
-            if data[0] not in _SIGNALS:
-                continue
+    def watch(signals: Signals) -> None:
+        while (number := signals.next()) is not None:
             if came:
                 answer("ended at once; the newest checkpoint stays, and the same command goes on from there")
-                os._exit(128 + data[0])
-            came.append(data[0])
+                os._exit(128 + number)
+            came.append(number)
             answer("stopping: the step under way is finished and saved first; Ctrl-C again ends the run at once")
 
-    old = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-    old_wake = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with answered(watch):
         yield came
-    finally:
-        signal.set_wakeup_fd(old_wake)
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        wake.close()
-        thread.join(timeout=5)
-        ours.close()
