@@ -139,14 +139,14 @@ class SmolVLMImageProcessor(MediaProcessor):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the files of a checkpoint say.
+        """What processor_config.json and preprocessor_config.json say.
 
         Args:
             pretrained_model_name_or_path: as in `from_pretrained`.
             **kwargs: likewise.
 
         Returns:
-            The mapping, {} where there are no such files, and the keywords that do not say where they are.
+            The mapping, {} where there is neither, and the keywords that do not say where they are.
 
         Raises:
             CheckpointError: as `from_pretrained` raises it.

@@ -199,18 +199,17 @@ class SmolVLMVideoProcessor(MediaProcessor):
     def get_video_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the files of a checkpoint say.
+        """What processor_config.json, video_preprocessor_config.json and preprocessor_config.json say of videos.
 
         Args:
-            pretrained_model_name_or_path: as in `from_pretrained`.
+            pretrained_model_name_or_path: where they are, as in `from_pretrained`.
             **kwargs: likewise.
 
         Returns:
-            The mapping, {} where there are no such files, and the keywords that do not say where they are.
+            (the mapping, {} where there is none of them; the keywords that do not say where they are).
 
         Raises:
-            CheckpointError: as `from_pretrained` raises it.
-            InputError: likewise.
+            CheckpointError, InputError: as `from_pretrained` raises them.
         """
         return cls._read("get_video_processor_dict", pretrained_model_name_or_path, kwargs)
 
