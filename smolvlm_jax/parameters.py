@@ -186,11 +186,11 @@ def laid_out(params: Any) -> Any:
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-def fused(params: Any, platform: str = "tpu") -> Any:
+def fused(params: Any, platforms: Collection[str] = ("tpu", "gpu")) -> Any:
     """Parameters in which the decoder's projections of one input are one.
 
     On a TPU one product, and the rotary embedding of its heads together, cost less than three (figures in docs/design.md). A
-    GPU's compiler merges such products by itself.
+    GPU's compiler merges such products by itself, but not large ones, and for cuBLAS by copying their weights in each step.
 
     The tree of a model keeps its paths everywhere else: this one is for running it only. Projections whose heads or columns are
     divided between devices stay as they are, and so do those that are more than a kernel. What is joined is copied: a caller
@@ -198,25 +198,25 @@ def fused(params: Any, platform: str = "tpu") -> Any:
 
     Args:
         params: arrays, or ShapeDtypeStructs with shardings, of which a program is to be made for such arrays.
-        platform: of the devices whose kernels are joined; those of others stay apart.
+        platforms: of the devices whose kernels are joined; those of others stay apart.
     """
     if not isinstance(params, dict):
         return params
-    tree = {name: fused(part, platform) for name, part in params.items()}
+    tree = {name: fused(part, platforms) for name, part in params.items()}
     for name, parts in _FUSED.items():
-        if all(part in tree for part in parts) and _can_join([tree[part] for part in parts], platform):
+        if all(part in tree for part in parts) and _can_join([tree[part] for part in parts], platforms):
             kernels = [tree.pop(part)["kernel"] for part in parts]
             tree[name] = {"kernel": _side_by_side(kernels)}
     return tree
 
 
-def _can_join(parts: list[Any], platform: str) -> bool:
-    """Whether projections are nothing but kernels of one dtype on devices of this platform, undivided along their columns."""
+def _can_join(parts: list[Any], platforms: Collection[str]) -> bool:
+    """Whether projections are nothing but kernels of one dtype on devices of these platforms, undivided along their columns."""
     if any(part.keys() != {"kernel"} for part in parts):
         return False
     kernels = [part["kernel"] for part in parts]
     shardings = [kernel.sharding for kernel in kernels]
-    if any(sharding is None or next(iter(sharding.device_set)).platform != platform for sharding in shardings):
+    if any(sharding is None or next(iter(sharding.device_set)).platform not in platforms for sharding in shardings):
         return False
     whole = all(sharding.shard_shape(x.shape)[1:] == x.shape[1:] for sharding, x in zip(shardings, kernels, strict=True))
     return whole and len({x.dtype for x in kernels}) == 1

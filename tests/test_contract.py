@@ -163,12 +163,12 @@ def test_a_table_laid_out_for_lookups_is_the_same_table():
 def test_fused_projections_compute_what_they_did_apart(tiny_a):
     """q, k and v are one kernel, gate and up another, of a TPU's trees alone; logits and the cache are the same."""
     assert jax.tree.structure(fused(tiny_a.params)) == jax.tree.structure(tiny_a.params), "a CPU's tree stays as it is"
-    ours = fused(tiny_a.params, "cpu")
+    ours = fused(tiny_a.params, ("cpu",))
     layer = ours["model"]["text_model"]["layers_0"]
     assert layer["self_attn"].keys() == {"qkv_proj", "o_proj"} and layer["mlp"].keys() == {"gate_up_proj", "down_proj"}
     assert sum(x.size for x in jax.tree.leaves(ours)) == sum(x.size for x in jax.tree.leaves(tiny_a.params))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tiny_a.params)
-    assert jax.tree.map(lambda x: x.shape, fused(abstract, "cpu")) == jax.tree.map(lambda x: x.shape, ours)
+    assert jax.tree.map(lambda x: x.shape, fused(abstract, ("cpu",))) == jax.tree.map(lambda x: x.shape, ours)
     found, wanted = (
         tiny_a.model.apply({"params": params}, input_ids=tiny_a.ids, pixel_values=tiny_a.pixels, use_cache=True)
         for params in (ours, tiny_a.params)
@@ -181,11 +181,11 @@ def test_projections_that_are_more_than_kernels_or_divided_stay_apart(tiny_a):
     adapted = jax.tree.map(lambda x: x, tiny_a.params)
     layer = adapted["model"]["text_model"]["layers_0"]
     layer["self_attn"]["v_proj"]["lora_a"] = layer["mlp"]["up_proj"]["lora_a"] = jnp.zeros((2, 2))
-    found = fused(adapted, "cpu")["model"]["text_model"]
+    found = fused(adapted, ("cpu",))["model"]["text_model"]
     assert found["layers_0"]["self_attn"].keys() == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert found["layers_0"]["mlp"].keys() == {"gate_proj", "up_proj", "down_proj"}
     assert "qkv_proj" in found["layers_1"]["self_attn"]
     mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
     placed = jax.device_put(tiny_a.params, parameter_shardings(tiny_a.params, logical_axes(tiny_a.model), mesh))
-    divided = fused(placed, "cpu")["model"]["text_model"]["layers_0"]
+    divided = fused(placed, ("cpu",))["model"]["text_model"]["layers_0"]
     assert "gate_proj" in divided["mlp"], "its columns are divided between two devices"

@@ -19,6 +19,7 @@ from ..decoding import DecodeState, RowSettings, Rules
 from ..generation_config import GenerationConfig, Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import laid_out
+from ..quantization import is_quantized
 from ..sharding import activate, batch_sharding
 from . import programs
 from .settings import EngineShapes
@@ -153,7 +154,18 @@ class Programs:
         shardings = None
         if self.mesh is not None:
             shardings = jax.tree.map(lambda x: x.sharding, self.returns(kind, *size))
-        return jax.jit(function, donate_argnums=donated, out_shardings=shardings).lower(*arguments)
+        options = self._options(kind)
+        return jax.jit(function, donate_argnums=donated, out_shardings=shardings, compiler_options=options).lower(*arguments)
+
+    def _options(self, kind: str) -> dict[str, Any] | None:
+        """What the compiler is told about a kind of program.
+
+        On NVIDIA's GPUs the products of a decode step go to cuBLAS, which adds the residual by itself: a kernel less in each
+        layer. Weights in 8 bits stay with Triton's, which convert them on the way; cuBLAS would want them converted before.
+        """
+        devices = jax.devices() if self.mesh is None else self.mesh.devices.flat
+        by_cublas = kind == "decode" and devices[0].platform == "gpu" and not is_quantized(self._params)
+        return {"xla_gpu_enable_triton_gemm": False} if by_cublas else None
 
     def returns(self, kind: str, *size: int):
         """What a program returns, as abstract arrays."""

@@ -31,6 +31,7 @@ _FREE = frozenset(
 _PARTS = ("dynamic-slice", "slice", "gather")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
+_LIBRARY = re.compile(r'custom_call_target="__cu(?:blas|dnn)\$')
 _COST = re.compile(r'"bytes_accessed":"?(\d+)')
 
 
@@ -147,6 +148,8 @@ class _Reader:
         if it.opcode == "custom-call" and (stated := _COST.search(it.attributes)):
             return int(stated.group(1))
         out = hbm_bytes(it.shape)
+        if it.opcode == "custom-call" and _LIBRARY.search(it.attributes) and len(parts := _parts(it.shape)) > 1:
+            out -= hbm_bytes(parts[-1])  # room to work in
         if it.opcode in _PARTS:
             return self._part(it.operands, it.shape)
         if it.opcode.removesuffix("-start") in _PARTS:  # ((operand), result, …)

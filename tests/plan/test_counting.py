@@ -54,6 +54,14 @@ ENTRY %main (a: f32[64,128]) -> f32[64,128] {
 ARRAY, ROW = 64 * 128 * 4, 128 * 4
 
 
+def test_what_a_library_works_in_is_not_moved():
+    """cuBLAS and cuDNN return room to work in beside their result."""
+    call = '%gemm = (f32[64,128]{1,0}, s8[33554432]{0}) custom-call(%a), custom_call_target="__cublas$lt$matmul"'
+    lines = ["ENTRY %main (a: f32[64,128]) -> f32[64,128] {", "  %a = f32[64,128]{1,0} parameter(0)", f"  {call}", "}"]
+    found = count(parse("\n".join(lines)))
+    assert found.bytes == 2 * ARRAY and found.libraries == {"__cublas$lt$matmul": 1} and found.launches == 1
+
+
 def test_a_loop_counts_as_often_as_it_runs():
     found = count(parse(PROGRAM.replace("CONFIG", 'backend_config={"known_trip_count":{"n":"5"}}')))
     assert found.cycles == 5 * 47 and found.loops == 0 and found.step is None
