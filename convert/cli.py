@@ -119,7 +119,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     convert.add_argument("destination", metavar="DEST", help="directory to write, or URL")
     made = convert.add_argument_group("destination")
     made.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
-    made.add_argument("--max-shard-size", default="4GB", metavar="SIZE", help="of the safetensors files")
+    made.add_argument("--max-shard-size", metavar="SIZE", help="of safetensors files (default: 4GB)")
     made.add_argument(
         "--quantize", choices=("int8",), help="store the weights in 8 bits, with a scale for each channel (default: as stored)"
     )
@@ -158,8 +158,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     compared.add_argument(
         "--position-ids",
         choices=("intended", "transformers-4.56"),
-        default="intended",
-        help="rule for our encoder's position ids",
+        help="rule for our encoder's position ids, with --stages (default: intended)",
     )
     _add_revision(compared)
     output = verify.add_argument_group("output")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..directories import temporary_directory
 from ..errors import InputError
+from ..habits import named_arguments
 from ..locate import adapted, resolve_file
 from ..parameters import flatten_params, logical_axes, spanned_dimensions, with_scales
 from ..retrieval_model import model_of
@@ -68,6 +69,7 @@ def parse_dtype(name: Any) -> np.dtype | None:
     return found
 
 
+@named_arguments
 def convert(
     source: str | os.PathLike,
     destination: str | os.PathLike,
@@ -75,7 +77,7 @@ def convert(
     to: str | None = None,
     dtype: Any = None,
     mesh: Any = None,
-    max_shard_size: str | int = "4GB",
+    max_shard_size: str | int | None = None,
     quantize: str | None = None,
     revision: str | None = None,
     config: str | os.PathLike | None = None,
@@ -99,7 +101,7 @@ def convert(
         dtype: of the result; default: each tensor keeps its own. Weights in 8 bits become it too, unless `quantize` is given.
         mesh: a jax Mesh, or a mapping {"data": …, "fsdp": …, "tensor": …}, whose shards the chunks of an orbax checkpoint
             follow.
-        max_shard_size: of the safetensors files, "4GB" or a number of bytes.
+        max_shard_size: of safetensors files, such as "500MB", or a number of bytes; default: "4GB".
         quantize: "int8": store the matrices of projections and the table of tokens in 8 bits, with a scale for each channel
             (see `quantization`), in an orbax checkpoint.
         revision: branch, tag or commit of a Hub id.
@@ -127,7 +129,11 @@ def convert(
             raise InputError(f"cannot convert to {kind!r}: the choices are orbax and hf")
         if kind == "hf" and mesh is not None:
             raise InputError("a mesh says how an orbax checkpoint is cut; safetensors shards are cut by max_shard_size")
-        wanted, limit = parse_dtype(dtype), parse_size(max_shard_size)
+        wanted, limit = parse_dtype(dtype), parse_size("4GB" if max_shard_size is None else max_shard_size)
+        if kind == "orbax" and max_shard_size is not None:
+            raise InputError(
+                "max_shard_size cuts safetensors files; an orbax checkpoint is cut by a mesh: leave it out, or write hf"
+            )
         leaves = _chosen(opened, kind, wanted, quantize)
         final = place(destination)
         _check_apart(opened, final)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..habits import named_arguments
 from ..locate import is_hub_id
 from ..terminal import say
 from .chunks import chunk_regions
@@ -215,13 +216,14 @@ def check_sides(a: Checkpoint, b: Checkpoint, report: Report) -> None:
             report.notes.append(f"{side} has no checksums of its arrays")
 
 
+@named_arguments
 def verify(
     a: str | os.PathLike,
     b: str | os.PathLike,
     *,
     stages: bool = False,
     revision: str | None = None,
-    position_ids: str = "intended",
+    position_ids: str | None = None,
     quiet: bool = False,
     notify: Callable[[str], None] = say,
 ) -> Report:
@@ -231,7 +233,8 @@ def verify(
         a, b: as the source of `convert`.
         stages: also run the models over built-in prompts and a built-in picture, and compare every stage.
         revision: branch, tag or commit of Hub ids.
-        position_ids: the rule for the encoder's position ids in our runs, "intended" or "transformers-4.56".
+        position_ids: with `stages`, the rule for the encoder's position ids in our runs, "intended" (default) or
+            "transformers-4.56".
         quiet: show no progress.
         notify: called with a line before each run.
 
@@ -240,8 +243,11 @@ def verify(
 
     Raises:
         CheckpointError, ConfigError: one of them cannot be opened.
-        InputError: `stages` is asked for, and they describe different models; there is a revision, and neither is a Hub id.
+        InputError: `stages` is asked for, and they describe different models; `position_ids` is given without `stages`;
+            there is a revision, and neither is a Hub id.
     """
+    if position_ids is not None and not stages:
+        raise InputError("position_ids is of the runs that stages compares: add --stages (stages=True), or leave it out")
     if revision is not None and not (is_hub_id(a) or is_hub_id(b)):
         raise InputError(f"neither {a} nor {b} has a revision {revision!r}: only models of the Hub have revisions")
     of = {side: revision if is_hub_id(side) else None for side in (a, b)}
@@ -254,5 +260,5 @@ def verify(
         if stages:
             from .stages import compare_stages
 
-            report.stages = compare_stages(left, right, position_ids=position_ids, notify=notify)
+            report.stages = compare_stages(left, right, position_ids=position_ids or "intended", notify=notify)
         return report

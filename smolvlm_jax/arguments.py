@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from .errors import InputError
 from .field_types import full_dtype
-from .media_options import PictureOptions, kinds
+from .media_options import PictureOptions, flag_of, kinds
 
 __all__ = [
     "Parser",
@@ -173,7 +173,7 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pictures and videos")
     types = kinds()
     for field in dataclasses.fields(PictureOptions):
-        flag = "--" + field.name.removeprefix("do_").replace("_", "-")
+        flag = flag_of(field.name)
         option: dict[str, Any] = {"dest": field.name, "default": None, "help": field.metadata["help"]}
         if bool in types[field.name]:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **option)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax.linen import Module
 from jax.sharding import Mesh
 
 from .attention import try_kernels
@@ -28,7 +29,7 @@ from .directories import disk_full
 from .errors import InputError, StorageError
 from .field_types import check_kind
 from .generation_config import GenerationConfig
-from .habits import unasked
+from .habits import named_arguments, unasked
 from .io import COMPANIONS, companion_files, write_json
 from .layers import Execution
 from .locate import adapted, bundled_models, resolve, resolve_file
@@ -37,6 +38,7 @@ from .parameters import flatten_params
 from .precision import default_dtype
 from .retrieval_model import model_of
 from .staging import new_directory
+from .storage import StorePath
 from .storage import place as place_of
 from .vision import try_encoder
 
@@ -138,10 +140,19 @@ def _describe(target: Path, model: Any, dtype: Any, companions: str | os.PathLik
         write_json(target / "generation_config.json", settings.said(), sort_keys=True)
 
 
+def _check_saved(where: str, directory: Any, model: Any, params: Any) -> None:
+    """Raise InputError for arguments in another order."""
+    call = f"{where}(directory, model, params)"
+    check_kind("directory", directory, (str, os.PathLike, StorePath), f"a path: {call}")
+    check_kind("model", model, Module, f"the model that load(source) gave: {call}")
+    check_kind("params", params, Mapping, f"the parameters that load(source) gave with the model: {call}")
+
+
 def _leaves(params: Mapping[str, Any]) -> dict[str, Leaf]:
     return {path: ArrayLeaf(path, array) for path, array in flatten_params(params).items()}
 
 
+@named_arguments
 def save(
     directory: str | os.PathLike,
     model: SmolVLMForConditionalGeneration,
@@ -161,7 +172,9 @@ def save(
 
     Raises:
         CheckpointError: the directory exists and `force` is not given, or it cannot be written; it is then as it was.
+        InputError: an argument is of another kind than these.
     """
+    _check_saved("save", directory, model, params)
     import orbax.checkpoint as ocp
 
     flat = flatten_params(params)
@@ -184,6 +197,7 @@ def save(
         )
 
 
+@named_arguments
 def save_hf(
     directory: str | os.PathLike,
     model: SmolVLMForConditionalGeneration,
@@ -202,8 +216,9 @@ def save_hf(
 
     Raises:
         CheckpointError: as `save` does.
-        InputError: `max_shard_size` is no size.
+        InputError: `max_shard_size` is no size, or an argument is of another kind than these.
     """
+    _check_saved("save_hf", directory, model, params)
     limit, leaves = parse_size(max_shard_size), _leaves(params)
     leaves = dequantized_leaves(leaves, place_of(directory)) or leaves
     with new_directory(place_of(directory), force) as target:

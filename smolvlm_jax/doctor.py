@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from . import __version__
 from .arguments import add_command
@@ -74,7 +75,7 @@ class Report:
             "compiled programs": [(self.cache[0], f"{self.cache[1] / 1e6:,.1f} MB")],
             "bundled checkpoints": [(name, "") for name in bundled_models()],
             "extras": [
-                (name, f"needs {', '.join(lacking)}: pip install '{_DISTRIBUTION}[{name}]'" if lacking else "installed")
+                (name, f"lacks {', '.join(lacking)}: pip install '{_DISTRIBUTION}[{name}]'" if lacking else "installed")
                 for name, lacking in self.extras.items()
             ],
             "problems": [(problem, "") for problem in self.problems] or [("none", "")],
@@ -177,29 +178,35 @@ def _extras(problems: list[str]) -> dict[str, list[str]]:
     found = importlib.metadata.metadata(_DISTRIBUTION)
     requirements = [Requirement(text) for text in importlib.metadata.requires(_DISTRIBUTION) or ()]
     for requirement in requirements:
-        if "extra" not in str(requirement.marker or "") and _applies(requirement, "") and (what := _lacks(requirement)):
-            problems.append(f"{what}: pip install '{requirement.name}{requirement.specifier}'")
+        if "extra" not in str(requirement.marker or "") and _applies(requirement, "") and (lack := _lack(requirement)):
+            problems.append(f"{lack.what}: pip install '{requirement.name}{requirement.specifier}'")
     names = [name for name in found.get_all("Provides-Extra") or () if name not in _OURS]
     of = lambda name: [r for r in requirements if "extra" in str(r.marker or "") and _applies(r, name)]
-    return {name: [r.name for r in of(name) if _lacks(r)] for name in names}
+    return {name: [lack.package for r in of(name) if (lack := _lack(r))] for name in names}
 
 
 def _applies(requirement, extra: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
-def _lacks(requirement) -> str | None:
-    """What is wrong with a requirement, in words, or None."""
-    version = _version(requirement.name)
+class _Lack(NamedTuple):
+    package: str
+    what: str
+
+
+def _lack(requirement) -> _Lack | None:
+    """What is wrong with a requirement, and which package pip is to bring; None if nothing is."""
+    name = requirement.name
+    version = _version(name)
     if version is None:
-        return f"{requirement.name} is not installed"
+        return _Lack(name, f"{name} is not installed")
     if not requirement.specifier.contains(version, prereleases=True):
-        return f"{requirement.name} is {version}, and {requirement.specifier} is needed"
+        return _Lack(f"{name}{requirement.specifier}", f"{name} is {version}, and {requirement.specifier} is needed")
     # `jax[tpu]` is no package: what it stands for is asked for too.
-    for name in requirement.extras:
-        inner = {"tpu": "libtpu", "cuda12": "jax-cuda12-plugin"}.get(name)
+    for extra in requirement.extras:
+        inner = {"tpu": "libtpu", "cuda12": "jax-cuda12-plugin"}.get(extra)
         if inner is not None and _version(inner) is None:
-            return f"{inner} is not installed"
+            return _Lack(inner, f"{inner} is not installed")
     return None
 
 

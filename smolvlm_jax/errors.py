@@ -55,6 +55,11 @@ class PromptError(InputError):
     """A conversation or template that cannot be turned into a prompt."""
 
 
+class ArgumentError(InputError, TypeError):
+    """A call with an argument that there is not, without one that it needs, or with one given twice: a TypeError of Python that
+    also says which name was probably meant."""
+
+
 class JobError(SmolVLMError, RuntimeError):
     """What ends a job though nobody made a mistake: a device without memory, workers that do not start, an output or an input
     that another process changed. What is finished is kept, and the same command may be run again."""

@@ -4,6 +4,8 @@ one comes to light in the middle of the work, as an error of Python."""
 import dataclasses
 import functools
 import numbers
+import os
+import re
 import types
 import typing
 from typing import Any
@@ -12,6 +14,7 @@ from .errors import ConfigError, InputError, SmolVLMError
 
 __all__ = ["check_kind", "check_types", "full_dtype"]
 
+_MODULES = re.compile(r"\b(?:\w+\.)+(?=\w)")
 _SHORT = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32", "float": "float32", "fp16": "float16", "f16": "float16"}
 _SHORT |= {"half": "float16"}
 
@@ -52,7 +55,9 @@ def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], what: str)
         InputError: it is of none of them.
     """
     if not isinstance(value, kinds):
-        raise InputError(f"{name} is {value!r:.60}, a {type(value).__name__}; pass {what}")
+        # the text of a tree of arrays would fetch them from the device
+        shown = f"{value!r:.60}, " if isinstance(value, (str, os.PathLike, int, float, type(None))) else ""
+        raise InputError(f"{name} is {shown}a {type(value).__name__}; pass {what}")
 
 
 @functools.cache
@@ -86,7 +91,7 @@ def _words(hint: Any) -> str:
     """The types of a hint, for a message."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_words(part) for part in typing.get_args(hint) if part is not types.NoneType)
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else _MODULES.sub("", str(hint))
 
 
 def full_dtype(name: str) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given, model_names
 from .errors import InputError, MediaError, PromptError, device_errors
-from .generation_config import SamplingParams
+from .generation_config import GenerationConfig, SamplingParams
 from .media_options import PictureOptions
 from .progress import Progress
+from .records.kinds import PDFS
 from .terminal import on_terminal, say
 
 __all__ = ["add_parser"]
@@ -63,6 +64,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
     add_pictures(command)
     add_machine(command, cache=True)
+
+
+def _kinds(media: list[dict[str, str]]) -> set[str]:
+    """What is asked about."""
+    found = {"picture" if part["type"] == "image" else "video" for part in media}
+    return found | ({"PDF"} if any(part["path"].lower().endswith(PDFS) for part in media) else set())
 
 
 def run(options: argparse.Namespace) -> int:
@@ -122,11 +129,16 @@ class _Conversation:
         self._source, self._base = adapted(**names)
         directory, pictures = resolve(self._source, base=self._base), PictureOptions(**given(options, PictureOptions))
         self._options = options
+        if not options.chat:  # which may have pictures later
+            pictures.require_use(_kinds(options.media), "the question")
         self._processor = open_processor(directory, pictures)
         self._call = call_options(pictures)
         self._longest = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings - 1
         self._sampling = {"max_new_tokens": SamplingParams.max_new_tokens, **given(options, SamplingParams)}
-        SamplingParams(**self._sampling)  # wrong values are told before weights are read
+        asked = SamplingParams(**self._sampling)  # wrong values are told before weights are read
+        if idle := asked.without_effect(GenerationConfig.from_pretrained(directory)):
+            flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+            raise InputError(f"{flags}: without effect where the most likely token is taken; add --do-sample, or leave it out")
         self._loaded: Any = None
         self.turns: list[dict[str, Any]] = []
 

@@ -12,7 +12,7 @@ from typing import Any
 from .errors import ConfigError, InputError
 from .generation_habits import INSTEAD, OF_A_CALL, OTHERS, refuses_by_name
 from .generation_rules import MOST_STOPS, SETTING_RULES, check
-from .habits import SaysWhatToType, asks_for_something, no_attribute, unasked, unchanging, unknown_argument
+from .habits import SaysWhatToType, asks_for_something, named_arguments, no_attribute, unasked, unchanging, unknown_argument
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 
@@ -31,6 +31,7 @@ _OFF = {
 }  # fmt: skip
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Sampling(metaclass=SaysWhatToType):
     """How tokens are drawn, with the names and defaults of transformers. None for a setting switches it off.
@@ -347,6 +348,7 @@ for _frozen in (Sampling, GenerationConfig):
     unchanging(_frozen, "pass {name}=… to generate, or config.replace({name}=…) gives a changed copy")
 
 
+@named_arguments
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request to the engine is continued. The checkpoint's min_new_tokens, min_length and bad_words_ids hold for all.
@@ -387,6 +389,19 @@ class SamplingParams:
             raise InputError(f"stop must be a list of at most {MOST_STOPS} non-empty strings, got {stops!r:.80}")
         object.__setattr__(self, "stop", tuple(stops))
         check(self)
+
+    def without_effect(self, defaults: Sampling | None) -> list[str]:
+        """What is given and changes nothing, since the most likely token is taken.
+
+        Args:
+            defaults: as in `sampling`.
+
+        Returns:
+            Names of settings, in order.
+        """
+        if self.sampling(defaults).do_sample:
+            return []
+        return [name for name in _DRAWING if getattr(self, name) is not None] + (["seed"] if self.seed else [])
 
     def sampling(self, defaults: Sampling | None) -> Sampling:
         """The sampling settings with those that are left out.

@@ -4,14 +4,17 @@ A table says of each argument of transformers that has no counterpart here which
 take keywords from outside each have one table, and check their keywords with `unasked`.
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from .errors import HabitError, InputError
+from .errors import ArgumentError, HabitError, InputError
 
 __all__ = [
-    "ANY", "Neutral", "SaysWhatToType", "asks_for_something", "no_attribute", "no_part", "plain_value", "torch_name", "unasked",
+    "ANY", "Neutral", "SaysWhatToType", "asks_for_something", "named_arguments", "no_attribute", "no_part",
+    "plain_value", "torch_name", "unasked",
     "unbound", "unchanging", "unknown_argument",
 ]  # fmt: skip
 
@@ -61,12 +64,61 @@ def unasked(where: str, given: Mapping[str, Any], neutral: Mapping[str, Neutral]
     return left
 
 
-def unknown_argument(where: str, name: str, known: Iterable[str], names: Iterable[str] = ()) -> InputError:
+def unknown_argument(where: str, name: str, known: Iterable[str], names: Iterable[str] = ()) -> ArgumentError:
     """The error for a keyword that nothing reads, with the name that was probably meant."""
     known = sorted(known)
-    close = get_close_matches(name, [*known, *names], 1)
+    every = [*known, *names]
+    swapped = [other for other in every if sorted(other) == sorted(name)]  # letters in another order
+    close = swapped or get_close_matches(name, every, 1)
     meant = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
-    return InputError(f"{where} has no argument {name!r}{meant}")
+    return ArgumentError(f"{where} has no argument {name!r}{meant}")
+
+
+_Target = TypeVar("_Target", bound=Callable[..., Any])
+
+
+def named_arguments(target: _Target) -> _Target:
+    """Let a function, or a class by its constructor, say which argument was probably meant where a call does not fit it.
+
+    Args:
+        target: the function or class; of a dataclass, what `@dataclass` has made.
+
+    Returns:
+        The class itself, or a function of the same signature. Calls that do not fit it raise ArgumentError.
+    """
+    call: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+
+    @functools.wraps(call)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except TypeError:  # of this call, or of anything within it
+            problem = _misfit(target.__name__, call, args, kwargs)
+            if problem is None:
+                raise
+            raise problem from None
+
+    if not isinstance(target, type):
+        return checked  # type: ignore[return-value]
+    target.__init__ = checked  # type: ignore[misc]
+    return target
+
+
+def _misfit(where: str, call: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ArgumentError | None:
+    """What is wrong with the arguments of a call; None if nothing is."""
+    signature = inspect.signature(call)
+    parameters = {name: one for name, one in signature.parameters.items() if name != "self"}
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    for name in kwargs:
+        if name not in parameters and not open_ended:
+            return unknown_argument(where, name, parameters)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        needed = [name for name, one in parameters.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+        shown = ", ".join(f"{name}=…" for name in needed or list(parameters)[:1])
+        return ArgumentError(f"{where}: {error}; call it as {where}({shown})")
+    return None
 
 
 def no_attribute(value: Any, name: str, instead: Mapping[str, str] | None = None) -> AttributeError:

@@ -6,13 +6,28 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError
 from .field_types import check_types
+from .habits import named_arguments
 
-__all__ = ["PictureOptions"]
+__all__ = ["PictureOptions", "flag_of"]
+
+# What the input must have for an option to have an effect. Limits hold whatever there is.
+_ABOUT = {
+    **dict.fromkeys(
+        ("num_frames", "fps", "skip_secs", "do_sample_frames", "video_sampling", "use_video_size", "backend"), ("video",)
+    ),
+    **dict.fromkeys(
+        ("max_tiles", "do_upscale", "tiling", "do_image_splitting", "background", "full_16bit", "pages"), ("picture",)
+    ),
+    **dict.fromkeys(("do_convert_rgb", "do_resize", "size", "max_image_size", "resample"), ("picture", "video")),
+    "exif_transpose": ("array of pixels",),
+    "pdf_dpi": ("PDF",),
+}
 
 
 def _option(help: str) -> Any:
@@ -23,6 +38,7 @@ def _limit(help: str) -> Any:
     return field(default=None, metadata={"help": f"{help} (default: that of MediaLimits)"})
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions:
     """How pictures and videos become tiles, and what may be read for them. None leaves the choice to the checkpoint.
@@ -77,6 +93,23 @@ class PictureOptions:
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value!r:.80}; it cannot be negative, nor without end")
 
+    def require_use(self, media: Collection[str], where: str) -> None:
+        """Refuse an option that has no effect.
+
+        Args:
+            media: what there is to read: "picture", "video", "PDF", "array of pixels".
+            where: it is, for the message.
+
+        Raises:
+            InputError: an option that is given is about none of `media`.
+        """
+        for name in self.given():
+            about = _ABOUT.get(name)
+            if about and not set(about) & set(media):
+                raise InputError(
+                    f"{flag_of(name)} ({name}) has no effect: there is no {' and no '.join(about)} in {where}; leave it out"
+                )
+
     def given(self) -> dict[str, Any]:
         """The options that are given.
 
@@ -84,6 +117,11 @@ class PictureOptions:
             Names and values of those that are not None.
         """
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def flag_of(name: str) -> str:
+    """The option of the command line for a field: --upscale for do_upscale."""
+    return "--" + name.removeprefix("do_").replace("_", "-")
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Every public name says what it takes, gives and raises: `Args:`, `Returns:` (or `Yields:`) and `Raises:` in its docstring.
 
 Public are the names that packages export, those on the API pages and those that documents and notebooks import, with methods.
-(`smolvlm_jax.storage`, whose paths behave as pathlib's, is for the package itself.) Files are parsed, not imported. An error
-counts as raised where the function itself, or a function of its file that it calls, raises a class of errors.py.
+Files are parsed, not imported. An error counts as raised where the function itself, or a function of its file that it calls,
+raises a class of errors.py.
 """
 
 import ast
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPORTING = ("", ".engine", ".batch", ".train", ".plan", ".documents", ".processing")
+EXPORTING = ("", ".engine", ".batch", ".train", ".plan", ".documents", ".processing", ".storage")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

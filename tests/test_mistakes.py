@@ -3,12 +3,24 @@ where the world is at fault. No traceback, and nothing is left behind."""
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from smolvlm_jax import resolve
+from smolvlm_jax import generate as generate_ids
+from smolvlm_jax import resolve, save, save_hf
+from smolvlm_jax.batch import BatchConfig
 from smolvlm_jax.cli import main
+from smolvlm_jax.convert.conversion import convert
+from smolvlm_jax.engine import Engine, EngineConfig
+from smolvlm_jax.errors import ArgumentError, InputError, SmolVLMError
+from smolvlm_jax.generation_config import SamplingParams
+from smolvlm_jax.plan import PlanConfig, Workload
+from smolvlm_jax.train import TrainConfig
+from smolvlm_jax.train.config import DataConfig, LoraConfig, MeshConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "What number is written here?"
@@ -39,6 +51,11 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "an unknown dtype": (generate("--dtype", "int3"), 2, "float32, bfloat16"),
     "no JSON": (generate("--size", "{longest: 3}"), 2, "--size: invalid JSON value"),
     "a negative limit": (generate("--max-tiles", "-3"), 2, "max_tiles is -3; it cannot be negative"),
+    "a page that there is not": (generate("--image", "number.png", "--pages", "5"), 2, "there is no page 5"),
+    "frames without a video": (generate("--image", "number.png", "--fps", "2"), 2, "no video in the question; leave it out"),
+    "tiles without a picture": (generate("--max-tiles", "2"), 2, "no picture in the question; leave it out"),
+    "a temperature that nothing reads": (generate("--temperature", "0.5"), 2, "--temperature: without effect"),
+    "a seed that nothing reads": (generate("--seed", "5"), 2, "--seed: without effect"),
     "no model of that name": (["generate", "--model", "tinny", "x"], 2, "not a bundled name (tiny)"),
     "a Hub id without owner": (["generate", "--model", "SmolVLM-256M-Instruct", "x"], 2, "did you mean HuggingFaceTB/"),
     "a path that is not there": (["generate", "--model", "/no/such/dir", "x"], 2, "no model '/no/such/dir'"),
@@ -66,6 +83,8 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "one word too few": (["convert", "tiny"], 2, "DEST is missing"),
     "one word too many": (["convert", "tiny", "out", "more"], 2, "one word too many"),
     "verify of nothing": (["verify", "tiny", "nowhere"], 2, "no model 'nowhere'"),
+    "position ids of nothing": (["verify", "tiny", "m", "--position-ids", "intended"], 2, "add --stages"),
+    "a size that nothing reads": (["convert", "tiny", "out", "--max-shard-size", "1GB"], 2, "cuts safetensors files"),
     "no input": (batch("nowhere.jsonl"), 2, "no such file or directory"),
     "a glob of nothing": (batch("*.webp"), 2, "no picture and no video in '*.webp'"),
     "an empty directory": (batch("empty"), 2, "no picture and no video"),
@@ -74,6 +93,13 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "pictures without a question": (["batch", "pictures", "out", "--model", "tiny"], 2, "--prompt"),
     "no model": (["batch", "pictures", "out", "--prompt", "x"], 2, "--model NAME"),
     "slots for one of two rings": (batch("pictures", "--slots", "8"), 2, "for example --slots"),
+    "an empty file": (batch("empty.jsonl"), 2, "'empty.jsonl' holds no records"),
+    "a file of blank lines": (batch("blank.jsonl"), 2, "'blank.jsonl' holds no records"),
+    "a table without rows": (batch("header.csv"), 2, "'header.csv' holds no records"),
+    "an empty array": (batch("list.json"), 2, "'list.json' holds no records"),
+    "an empty archive": (batch("none.tar"), 2, "'none.tar' holds no records"),
+    "a Parquet file without rows": (batch("zero.parquet"), 2, "'zero.parquet' holds no records"),
+    "frames of pictures": (batch("pictures", "--num-frames", "4"), 2, "there is no video in 'pictures'"),
     "no list of numbers": (batch("pictures", "--slots", "x"), 2, "not a list of whole numbers"),
     "an output in the input": (["batch", "pictures", *batch("pictures")[1:2], *batch("x")[3:]], 2, "pictures"),
     "no recipe": (["train"], 2, "RECIPE is missing"),
@@ -114,6 +140,10 @@ def place(tmp_path_factory):
     for name in ("number.png", "pictures/a.png"):
         shutil.copy(ROOT / "examples/number.png", place / name)
     (place / "broken.yaml").write_text("steps: [")
+    for name, text in {"empty.jsonl": "", "blank.jsonl": "\n\n", "header.csv": "prompt,image\n", "list.json": "[]"}.items():
+        (place / name).write_text(text)
+    tarfile.open(place / "none.tar", "w").close()
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), place / "zero.parquet")
     (place / "recipe.toml").write_text('model = "tiny"')
     (place / "train.jsonl").write_text(json.dumps({"prompt": "hi", "answer": "there"}) + "\n")
     (place / "good.yaml").write_text("{model: tiny, steps: 1, data: {train: train.jsonl, length: 64, batch_size: 8}}")
@@ -134,3 +164,65 @@ def test_a_mistake_is_told_in_three_lines(name, place, monkeypatch, capsys):
     assert (found, out) == (code, ""), err
     assert said in err and "Traceback" not in err and 1 <= err.count("\n") <= 3, err
     assert sorted(place.rglob("*")) == before
+
+
+# What is called, and words that the answer has; each is a TypeError too.
+CALLS = {
+    "a mistyped setting": (lambda: BatchConfig(input="a", outptu="b"), "no argument 'outptu'; did you mean 'output'?"),
+    "a setting that is missing": (lambda: BatchConfig(input="a", model="tiny"), "'output'; call it as BatchConfig(input=…"),
+    "settings without their names": (lambda: BatchConfig("a", "b"), "BatchConfig: too many positional arguments"),
+    "letters in another order": (lambda: PlanConfig(modle="256m"), "did you mean 'model'?"),
+    "a setting of a recipe": (lambda: TrainConfig(step=3), "did you mean 'steps'?"),
+    "a name of another library": (lambda: LoraConfig(r=8), "LoraConfig has no argument 'r'; it has alpha, rank, targets"),
+    "another library's limit": (lambda: SamplingParams(max_tokens=5), "did you mean 'max_new_tokens'?"),
+    "a mistyped size of the engine": (lambda: EngineConfig(slot=8), "did you mean 'slots'?"),
+    "an engine's argument": (lambda: Engine(1, 2, 3, confg=1), "Engine has no argument 'confg'; did you mean 'config'?"),
+    "an engine without parameters": (lambda: Engine("tiny"), "call it as Engine(model=…, params=…, processor=…)"),
+    "an argument of save_hf": (lambda: save_hf("x", {}, {}, max_shard=3), "did you mean 'max_shard_size'?"),
+    "no destination": (lambda: convert("tiny"), "call it as convert(source=…, destination=…)"),
+}  # fmt: skip
+
+# Values of another type.
+VALUES = {
+    "text for numbers": (lambda: BatchConfig(input="a", output="b", model="tiny", slots="8"), "slots is '8'; it needs"),
+    "text for a number": (lambda: TrainConfig(steps="3"), "steps is '3'; it needs a value of type int"),
+    "a path for sources": (
+        lambda: DataConfig(train="x.jsonl"),
+        "train is 'x.jsonl'; it needs a value of type tuple[Data",
+    ),
+    "text for an axis": (lambda: MeshConfig(data="2"), "data is '2'; it needs a value of type int"),
+    "a dict for settings": (lambda: PlanConfig(workload={"tiles": 3}), "it needs a value of type Workload"),
+    "text for tiles": (lambda: Workload(tiles="3"), "tiles is '3'; it needs a value of type int"),
+    "arguments in another order": (
+        lambda: save({}, "x", {}),
+        "directory is a dict; pass a path: save(directory, ",
+    ),
+    "a name for a model": (lambda: save_hf("x", "tiny", {}), "model is 'tiny', a str; pass the model that load(source) gave"),
+    "parameters first": (lambda: generate_ids({}, None), "model is a dict; pass a model and its parameters"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_does_not_fit_says_what_does(name):
+    call, said = CALLS[name]
+    with pytest.raises(ArgumentError) as found:
+        call()
+    assert isinstance(found.value, TypeError) and said in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_of_another_type_is_named(name):
+    call, said = VALUES[name]
+    with pytest.raises(SmolVLMError) as found:
+        call()
+    assert said in str(found.value) and "\n" not in str(found.value)
+
+
+def test_an_error_from_within_a_call_stays_what_it_is(monkeypatch):
+    def broken(self):
+        raise TypeError("from within")
+
+    monkeypatch.setattr(BatchConfig, "__post_init__", broken)
+    with pytest.raises(TypeError, match="from within") as found:
+        BatchConfig(input="a", output="b")
+    assert not isinstance(found.value, InputError)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, InputError
+from ..field_types import check_types
+from ..habits import named_arguments
 from ..media_options import PictureOptions, from_mapping
 from .bounds import RATE, STEP, check_products, check_range, check_ranges, shown
 
@@ -24,6 +26,7 @@ PARTS = ("vision", "connector", "text")
 IGNORE = -100
 
 
+@named_arguments
 @dataclass(frozen=True)
 class DataSource:
     """Conversations from one place.
@@ -46,11 +49,13 @@ class DataSource:
     columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        check_types(self)
         _named("the path of a source", self.path)
         check_ranges(f"source {self.path}: ", self)
         _columns(f"source {self.path}: ", self.columns)
 
 
+@named_arguments
 @dataclass(frozen=True)
 class DataConfig:
     """The data of a run, and how it becomes batches.
@@ -84,6 +89,7 @@ class DataConfig:
     image_options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
+        check_types(self)
         _choice("data.too_long", self.too_long, ("skip", "drop_pictures"))
         _choice("data.loss_on", self.loss_on, ("assistant", "last", "all"))
         _choice("data.special_tokens_in_text", self.special_tokens_in_text, ("escape", "error", "allow"))
@@ -99,6 +105,7 @@ class DataConfig:
             raise ConfigError(f"data.image_options: {error}") from error
 
 
+@named_arguments
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters: y = x W + (alpha / rank) · x A B, with A random and B zero at first.
@@ -116,6 +123,7 @@ class LoraConfig:
     targets: str | tuple[str, ...] = r"text_model/.*_proj"
 
     def __post_init__(self):
+        check_types(self)
         check_ranges("lora.", self)
 
     @property
@@ -124,6 +132,7 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
+@named_arguments
 @dataclass(frozen=True)
 class MeshConfig:
     """The mesh.
@@ -141,9 +150,11 @@ class MeshConfig:
     devices: int | None = None
 
     def __post_init__(self):
+        check_types(self)
         check_ranges("mesh.", self)
 
 
+@named_arguments
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Held-out conversations: the loss on them, and answers to them, of which the last assistant turn is the wanted one.
@@ -172,11 +183,13 @@ class EvaluationConfig:
     columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        check_types(self)
         _named("evaluation.path", self.path)
         check_ranges("evaluation.", self)
         _columns("evaluation.", self.columns)
 
 
+@named_arguments
 @dataclass(frozen=True)
 class TrainConfig:
     """Model, data, optimiser, schedule, length and bookkeeping of a run.
@@ -270,6 +283,7 @@ class TrainConfig:
     check: bool = False
 
     def __post_init__(self):
+        check_types(self)
         if self.model:
             _named("model", self.model)
         _named("output", self.output)

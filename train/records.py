@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, import_extra
-from ..records.arrow import checked_pages, damage_of
+from ..records.arrow import checked_pages, damage_of, is_empty
 from ..records.columns import renamed
 from ..records.conversations import Conversation, read_conversation
 from ..records.kinds import is_media
@@ -85,7 +85,7 @@ class Records(ABC):
     def __init__(self, rows: int, limit: int | None, path: str | os.PathLike):
         self._length = rows if limit is None else min(limit, rows)
         if not self._length:
-            raise InputError(f"{path}: no records")
+            raise _no_records(path)
 
     def __len__(self) -> int:
         return self._length
@@ -221,6 +221,10 @@ class DatasetRecords(Records):
         self._inputs.check_all()
         row = self._features.decode_example(self._rows[index].to_pylist()[0])
         return {name: _plain(value) for name, value in row.items()}, self._folder, f"{self._name}:{index + 1}"
+
+
+def _no_records(path: object) -> InputError:
+    return InputError(f"no records in {path}: name data that has some")
 
 
 def _digest(inputs: Inputs, remote: Sequence[str] = ()) -> str:
@@ -365,6 +369,10 @@ def _open_named(source: DataSource, splits: Sequence[str]) -> Records:
 def _read_files(reader: str, files: list[str], source: DataSource) -> Records:
     inputs = Inputs([os.path.abspath(file) for file in files if os.path.isfile(file)])
     remote = [file for file in files if not os.path.isfile(file)]  # of the Hub
+    if reader == "parquet":  # of which `datasets` reads none without rows
+        files = [file for file in files if file in remote or not is_empty(file)]
+        if not files:
+            raise _no_records(source.path)
     with _reading(source.path) as datasets:
         try:
             found = _load(datasets, reader, files)

@@ -7,6 +7,7 @@ from numbers import Real
 from ..errors import InputError
 from ..field_types import check_types
 from ..generation_config import SamplingParams
+from ..habits import named_arguments
 from ..media_options import PictureOptions
 from .logprobs import LOGPROBS
 
@@ -24,6 +25,7 @@ _RANGES = {
 }
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """A batch job, as `run_batch` takes it.

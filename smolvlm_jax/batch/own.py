@@ -18,7 +18,7 @@ from ..records.record import Record, own_columns
 from ..records.sources import Source
 from ..records.values import Unreadable
 
-__all__ = ["Own", "check_columns", "look", "plain"]
+__all__ = ["Own", "check_columns", "look", "plain", "require_records"]
 
 _RECORDS, _BYTES, _RECORD_BYTES = 1000, 2**24, 2**20
 _UNIT = 16
@@ -93,6 +93,13 @@ def _first(source: Source) -> Iterator[Record]:
                     yield source.parse(row.payload)
                 if count >= _RECORDS or size > _BYTES:
                     return
+
+
+def require_records(source: Source, name: str) -> None:
+    """Raise InputError for an input without a record, in which `name` says where it is."""
+    with closing(source.units(_UNIT)) as units:  # type: ignore[type-var]
+        if not any(True for unit in units for _ in unit.rows()):
+            raise InputError(f"{name!r} holds no records, so there is nothing to answer: name a file or directory that does")
 
 
 def payload_size(payload: Any) -> int:

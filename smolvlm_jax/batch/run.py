@@ -29,7 +29,7 @@ from .gallery import Reader, write_gallery
 from .hosts import shard_of
 from .job import BatchJob, Shard
 from .manifest import Manifest
-from .own import Own, check_columns, look
+from .own import Own, check_columns, look, require_records
 from .parts import part_name
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
@@ -85,6 +85,10 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
         raise InputError(f"OUTPUT ({folder}) is where INPUT is read from, so answers would be input: choose another directory")
     own = Own(config.keep, sink.columns, config.columns)
     records = look(source)
+    if not records:  # or the first ones are too large to look at
+        require_records(source, os.fspath(config.input))
+    if source.media is not None:
+        config.pictures.require_use(source.media, repr(os.fspath(config.input)))
     check_columns(records, own)
     if config.format == ParquetSink.name:
         sink = open_sink(config.format, config.logprobs, arrow_types(source, records, own))
@@ -94,6 +98,8 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
     sampling = replace(config.sampling, logprobs=0 if config.logprobs else None)
     setup = Setup(str(directory), source.parse, sampling, config.pictures, longest, config.record_memory, own)
     check_options(setup.processor())
+    if idle := [name for name in sampling.without_effect(GenerationConfig.from_pretrained(directory)) if name != "seed"]:
+        notify(f"{', '.join(idle)}: without effect on records that do not set do_sample; --do-sample sets it for all")
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     if config.document is not None:
         _require_documents(config, directory, keep)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from ..attention import try_kernels
 from ..compilation_cache import keep_compiled_programs
 from ..errors import InputError
+from ..habits import named_arguments
 from ..logprobs import TokenLogprobs
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import laid_out
@@ -68,6 +69,7 @@ class _Event:
     doing: str
 
 
+@named_arguments
 class Engine:
     """Answers requests with one model on one device or mesh.
 

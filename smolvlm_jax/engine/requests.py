@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation_config import SamplingParams
+from ..habits import named_arguments
 from ..processing.bounds import check_length
 
 __all__ = ["Prepared", "Request", "Result", "Score", "continuation_ids", "prepare"]
@@ -58,6 +59,7 @@ class Prepared:
         return replace(self, tiles=np.broadcast_to(np.zeros((), self.tiles.dtype), self.tiles.shape))
 
 
+@named_arguments
 @dataclass(frozen=True)
 class Request:
     """One prompt. Exactly one of `messages`, `prepared` and `error` is given.

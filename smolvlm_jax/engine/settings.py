@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ..cache import CacheFormat, check_kv_cache_dtype
 from ..errors import InputError
 from ..field_types import check_types
+from ..habits import named_arguments
 from ..model import SmolVLMForConditionalGeneration
 from ..pictures import encoder_batch
 
@@ -25,6 +26,7 @@ FREE_MEMORY_SHARE = 0.6
 _CHOSEN: Any = None
 
 
+@named_arguments
 @dataclass(frozen=True)
 class EngineConfig:
     """Sizes of the engine. Every field may be left out: it is then chosen by the model, the memory and the backend.

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from ..errors import InputError
+from ..field_types import check_types
+from ..habits import named_arguments
 
 __all__ = ["KINDS", "SHORT_NAMES", "PlanConfig", "Workload"]
 
@@ -11,6 +13,7 @@ KINDS = ("encode", "prefill", "insert", "decode")
 SHORT_NAMES = {"256m": "SmolVLM-256M-Instruct", "500m": "SmolVLM-500M-Instruct", "2.2b": "SmolVLM2-2.2B-Instruct"}
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """What each record of a job is made of.
@@ -26,11 +29,13 @@ class Workload:
     new: int = 700
 
     def __post_init__(self):
+        check_types(self, InputError)
         for name, least in (("tiles", 0), ("prompt", 1), ("new", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} must be at least {least}, got {getattr(self, name)}")
 
 
+@named_arguments
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """A question to the compilers.
@@ -77,6 +82,7 @@ class PlanConfig:
     attention: str = "auto"
 
     def __post_init__(self):
+        check_types(self, InputError)
         if self.mode not in (None, "infer", "train"):
             raise InputError(f"--mode {self.mode!r:.40} is neither infer nor train")
         if self.mode is not None and (self.mode == "train") != self.trains:

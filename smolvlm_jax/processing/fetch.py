@@ -337,6 +337,8 @@ def pages_of(source: Any, pages: str | int, limits: MediaLimits) -> list[Any]:
         return [source]
     with contextlib.nullcontext(source) if isinstance(source, Image.Image) else _opened(source, limits) as image:
         if image.format != "TIFF":
+            if isinstance(pages, int) and pages > 1:
+                raise MediaError(f"{describe_source(source)} is no TIFF and has one page, so there is no page {pages}")
             return [source]
         numbers = _page_numbers(image, limits)
         if isinstance(pages, int):

@@ -7,8 +7,10 @@ from PIL import Image
 
 from ..errors import InputError
 from ..field_types import check_types
+from ..habits import named_arguments
 
 
+@named_arguments
 @dataclass(frozen=True)
 class MediaLimits:
     """What may be read for one picture or video. Records of a data set are not trusted, so everything is bounded.

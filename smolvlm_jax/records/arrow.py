@@ -5,7 +5,7 @@ from typing import IO, Any
 
 from ..errors import import_extra
 
-__all__ = ["checked_pages", "damage_of", "import_pyarrow", "open_parquet"]
+__all__ = ["checked_pages", "damage_of", "import_pyarrow", "is_empty", "open_parquet"]
 
 
 def import_pyarrow() -> Any:
@@ -36,6 +36,16 @@ def checked_pages() -> Any:
     """The same for readers of pyarrow.dataset: its ParquetFragmentScanOptions."""
     dataset = import_extra("pyarrow.dataset", "Parquet", "parquet")
     return dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+
+
+def is_empty(path: str | os.PathLike) -> bool:
+    """Whether a Parquet file that can be opened has no rows."""
+    pyarrow = import_pyarrow()
+    try:
+        with open_parquet(path) as file:
+            return file.metadata.num_rows == 0
+    except (pyarrow.ArrowException, OSError):
+        return False  # which the reader of its rows reports
 
 
 def damage_of(path: str | os.PathLike) -> str | None:

@@ -9,6 +9,7 @@
     download_tree(path, folder), upload_tree(folder, path)
 
 paths.py       StorePath: what the package uses of pathlib.Path, over objects; a file of ranges
+anywhere.py    paths that may be local or in a store
 stores.py      the requests that all of it is made of, and what stores answer in errors
 copying.py     files and directories to and from a store
 
@@ -21,8 +22,9 @@ Requests go through s3fs and gcsfs (the extras `s3` and `gcs`), which are import
 endpoints are theirs: AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, FSSPEC_S3, ….
 """
 
+from .anywhere import AnyPath, is_store, place, remove
 from .copying import download, download_tree, upload, upload_tree
-from .paths import AnyPath, RangedFile, StorePath, is_store, place, remove
+from .paths import RangedFile, StorePath
 from .stores import Entry
 
 __all__ = ["AnyPath", "Entry", "RangedFile", "StorePath", "download", "download_tree", "is_store", "place", "remove", "upload"]

@@ -36,7 +36,15 @@ def download(path: StorePath, file: IO[bytes] | str | os.PathLike, entry: Entry 
 
 
 def upload(file: str | os.PathLike, path: StorePath) -> None:
-    """Copy a file into an object, in pieces where it is large; the object appears whole."""
+    """Copy a file into an object, in pieces where it is large; the object appears whole.
+
+    Args:
+        file: The file.
+        path: Of the object.
+
+    Raises:
+        OSError: the file cannot be read, or the store refuses it.
+    """
     store_of(path.scheme).upload(file, path.bucket, path.key)
 
 
@@ -53,6 +61,7 @@ def download_tree(path: StorePath, folder: Path, wanted: Callable[[str], bool] =
 
     Raises:
         FileNotFoundError: there is none.
+        OSError: the name of an object leads out of the directory.
     """
     entries = [entry for entry in path.entries() if wanted(entry.name)]
     if not entries:

@@ -55,11 +55,13 @@ class Source(ABC):
         name: Its name in SOURCES.
         parse: Makes a record of a row's payload.
         unread: How many files of a directory are of kinds that are not read, by their endings.
+        media: What the records show, as in `PictureOptions.require_use`; None where only the records say it.
     """
 
     name: ClassVar[str]
     parse: Parser
     unread: Counter[str]
+    media: Collection[str] | None = None
 
     @abstractmethod
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()): ...

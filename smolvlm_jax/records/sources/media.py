@@ -83,6 +83,7 @@ class MediaSource(Source):
         self.parse = _Parse(absolute(self._folder), prompt)
         self.unread = Counter()
         self.plausible = False
+        self.media: set[str] = set()
         self._pattern = pattern
         self._under_way: dict[_Place, Identity] = {}  # from the reading of a row to the check of its file
         self._digest, self._count, self._bytes = hashlib.blake2b(digest_size=16), 0, 0
@@ -95,7 +96,9 @@ class MediaSource(Source):
             ) from error
         if not self._count:
             others = f"; it has {counted(self.unread)}" if self.unread else ""
-            raise InputError(f"no picture and no video in {path!r}, and no PDF{others}")
+            raise InputError(
+                f"no picture and no video in {path!r}, and no PDF{others}: name a file, directory or glob that has one"
+            )
 
     def _sort(self, found: Iterable[tuple[bytes, Identity]]) -> None:
         self._database = sqlite3.connect("", check_same_thread=False)
@@ -114,6 +117,7 @@ class MediaSource(Source):
             self._digest.update(name + (b"\0%d#%d\n" % (int(size), page) if page else b"\0%d\n" % int(size)))
             self._count, self._bytes = self._count + 1, self._bytes + (int(size) if page < 2 else 0)
             self.plausible = self.plausible or is_media(os.fsdecode(name))
+            self.media |= _kinds_of(os.fsdecode(name).lower())
 
     def _pages(self, name: bytes, counter: PageCounter) -> range:
         """The numbers of what are the records of a file."""
@@ -156,6 +160,13 @@ class MediaSource(Source):
         if identity is not None:
             path = os.path.join(self._folder, os.fsdecode(payload[0]))
             check(identity, path, repr(path))
+
+
+def _kinds_of(name: str) -> set[str]:
+    """What a file shows, by its name in lower case."""
+    if name.endswith(PDFS):
+        return {"picture", "PDF"}
+    return {"video" if name.endswith(VIDEOS) else "picture"}
 
 
 def counted(endings: Counter[str]) -> str:

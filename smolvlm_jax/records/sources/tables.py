@@ -117,7 +117,7 @@ def _lines(rows: Iterator[list[str]], path: str, columns: Sequence[tuple[str, st
     """An object of the cells that are not empty for each row; a list with a message for one that cannot be read."""
     names = next(rows, None)
     if not names:
-        raise InputError(f"{path} does not begin with a line of names")
+        raise InputError(f"{path} does not begin with a line of names, such as prompt,image")
     require_columns(path, names, columns)
     for row in rows:
         if not row:
