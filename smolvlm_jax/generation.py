@@ -110,7 +110,7 @@ class _Work:
 
 def _encoder_sizes(config: SmolVLMConfig, tiles: int) -> list[int]:
     """Batches in which so many tiles are encoded."""
-    most = encoder_batch(config.vision_config)
+    most = encoder_batch(config.vision_config, cpu=jax.default_backend() == "cpu")
     return list(encoder_batches(tiles, [most >> k for k in range(most.bit_length())]))
 
 

@@ -88,13 +88,13 @@ def flat_tiles(config: SmolVLMConfig, pixel_values, pixel_attention_mask=None, n
     return Tiles(xp.einsum("ichw->ihwc", pixels[order]), real.sum(), mask)
 
 
-def encoder_batch(config: SmolVLMVisionConfig) -> int:
-    """How many tiles the encoder takes at once by default, of each data shard: 16 fill a TPU.
+def encoder_batch(config: SmolVLMVisionConfig, *, cpu: bool) -> int:
+    """How many tiles the encoder takes at once by default on a CPU or else, of each data shard: 16 fill a TPU.
 
     A CPU takes tiles of many patches one at a time: attention works through them so anyway, and the rest stays nearer in its
     caches. More small ones than four make it no faster.
     """
-    if jax.default_backend() != "cpu":
+    if not cpu:
         return 16
     return 1 if config.num_patches**2 >= LARGE else 4
 

@@ -14,12 +14,12 @@ from ..habits import named_arguments
 from ..model import SmolVLMForConditionalGeneration
 from ..pictures import encoder_batch
 
-__all__ = ["FREE_MEMORY_SHARE", "RINGS", "EngineConfig", "EngineShapes"]
+__all__ = ["ANY_SLOTS", "FREE_MEMORY_SHARE", "RINGS", "EngineConfig", "EngineShapes"]
 
 # Powers of four, and what a split picture wants: up to 17 tiles, 1,200 to 1,500 tokens, and an answer.
 RINGS = (256, 1024, 2048, 4096)
 _MOST_SLOTS = 256  # by default
-_ANY_SLOTS = 2**16  # the host keeps a list of them
+ANY_SLOTS = 2**16  # at most: the host keeps a list of them
 _CPU_CACHE_BYTES = 2 * 10**9
 FREE_MEMORY_SHARE = 0.6
 # Default of a field that `resolve` fills in: None in what a user gives, never in what `resolve` returns.
@@ -99,14 +99,14 @@ class EngineConfig:
             share = (self.cache_bytes or _cache_bytes(mesh)) // len(lengths)
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
             slots = tuple(max(min(share // (column * n), cap) // lanes * lanes, lanes) for n in lengths)
-        if len(slots) != len(lengths) or any(not lanes <= n <= _ANY_SLOTS or n % lanes for n in slots):
-            each = f"a multiple of {lanes} up to {_ANY_SLOTS}" if lanes > 1 else f"a number from 1 to {_ANY_SLOTS}"
+        if len(slots) != len(lengths) or any(not lanes <= n <= ANY_SLOTS or n % lanes for n in slots):
+            each = f"a multiple of {lanes} up to {ANY_SLOTS}" if lanes > 1 else f"a number from 1 to {ANY_SLOTS}"
             example = ",".join([str(4 * lanes)] * len(lengths))
             raise InputError(
                 f"slots is {slots!r:.80}; it has {each} for each of the {len(lengths)} rings, whose lengths are "
                 f"{', '.join(map(str, lengths))}: for example --slots {example}"
             )
-        tiles = self.encoder_tiles or encoder_batch(model.config.vision_config)
+        tiles = self.encoder_tiles or encoder_batch(model.config.vision_config, cpu=cpu)
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")
         for name, least in (("chunk", 1), ("lookahead", 1), ("lookahead_bytes", 1), ("prefill_tokens", 1), ("run_ahead", 0)):

@@ -7,38 +7,61 @@ from pathlib import Path
 
 from ..arguments import add_command, add_machine, add_quiet, given, whole_numbers
 from ..errors import InputError
+from ..progress import Progress
 from ..terminal import say, show
 
 __all__ = ["add_parser"]
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    from .report import chart, to_text
+    from .report import chart, check_chart, to_text
     from .run import plan
     from .settings import PlanConfig, Workload
 
     settings = {**given(options, PlanConfig), "overrides": tuple(options.overrides)}
     config = PlanConfig(**settings, workload=Workload(**given(options, Workload)))
+    written = None if options.json in (None, "-") else Path(options.json)
+    drawn = None if options.chart is None else Path(options.chart)
+    for path in filter(None, (written, drawn)):  # now, not after compilers have worked for minutes
+        _try_to_write(path)
+    if drawn is not None:
+        check_chart(drawn)
     started = time.perf_counter()
+    with Progress(show=not options.quiet) as progress:
 
-    def notify(name: str, number: int, total: int) -> None:
-        if not options.quiet:
-            say(f"compiling {number} of {total}: {name} ({time.perf_counter() - started:.0f} s so far)")
+        def notify(name: str, number: int, total: int) -> None:
+            if not options.quiet:
+                say(f"compiling {number} of {total}: {name} ({time.perf_counter() - started:.0f} s so far)")
+            progress.tell(f"compiling {name}, program", number, total)
 
-    found = plan(config, notify)
-    if options.json is not None:
-        text = json.dumps(found.to_dict(), indent=2) + "\n"
-        if options.json == "-":
-            show(text.rstrip("\n"))
-            return 0
+        progress.tell("starting the compiler")
+        found = plan(config, notify)
+    text = json.dumps(found.to_dict(), indent=2)
+    if written is not None:
         try:
-            Path(options.json).write_text(text, encoding="utf-8")
+            written.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"cannot write {options.json}: {error.strerror or error}") from error
-    if options.chart is not None:
-        chart(found, Path(options.chart))
-    show(to_text(found))
+            raise _cannot_write(written, error) from error
+    if drawn is not None:
+        chart(found, drawn)
+    show(text if options.json == "-" else to_text(found))
     return 0
+
+
+def _try_to_write(path: Path) -> None:
+    """Raises InputError where a file cannot be written. What is there stays as it is."""
+    new = not path.exists()
+    try:
+        with open(path, "ab"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

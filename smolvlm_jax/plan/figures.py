@@ -101,13 +101,14 @@ class Rate:
     """Records a second on all chips together, between two bounds.
 
     Attributes:
-        low: if every program takes what the compiler estimates; on GPUs, if it reaches the shares in `assumptions`.
+        low: if every program takes what the compiler estimates; on GPUs, if it reaches the shares in `assumptions`; None for a
+            chip whose clock is not known.
         high: if every program reaches the chip's peak or its bandwidth, whichever takes longer.
-        shares: of the time at the lower rate, by kind of program.
+        shares: of the time at the lower rate, or at the only one, by kind of program.
         assumptions: in words.
     """
 
-    low: float
+    low: float | None
     high: float
     shares: dict[str, float]
     assumptions: tuple[str, ...]

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ..attention.decode import decode_pieces
 from ..cache import ColumnBuffers
 from ..engine.compiled import Programs
-from ..engine.settings import FREE_MEMORY_SHARE, RINGS, EngineConfig, EngineShapes
+from ..engine.settings import ANY_SLOTS, FREE_MEMORY_SHARE, RINGS, EngineConfig, EngineShapes
 from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import laid_out
@@ -24,7 +24,8 @@ __all__ = ["EngineOnChips", "chosen_ring"]
 
 # Which of a program's arguments are there anyway: weights, features, a ring. The others come with the call.
 _KEPT = {"encode": 2, "prefill": 2, "insert": 1, "decode": 2}
-_MOST_TRIALS = 5
+# Programs that are compiled for a number of slots.
+_OF_SLOTS = ("insert", "decode")
 Notify = Callable[[str, int, int], None]
 
 
@@ -67,6 +68,8 @@ class EngineOnChips:
         self.lanes = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.rings = chosen_ring(self.config, self.model.config.text_config.max_position_embeddings)
         self._costs: dict[tuple, Cost] = {}
+        self._programs: dict[tuple, Programs] = {}
+        self._held: dict[EngineShapes, dict[str, int]] = {}
 
     # ---- shapes
 
@@ -84,8 +87,10 @@ class EngineOnChips:
 
     def programs(self, shapes: EngineShapes, *, plain: bool = False) -> Programs:
         """The engine's programs; `plain` ones with no kernels of attention."""
-        model = self.model.clone(attention="einsum") if plain else self.model
-        return Programs(model, self.weights, shapes, self.mesh)
+        if (shapes, plain) not in self._programs:
+            model = self.model.clone(attention="einsum") if plain else self.model
+            self._programs[shapes, plain] = Programs(model, self.weights, shapes, self.mesh)
+        return self._programs[shapes, plain]
 
     def ring_of_workload(self, shapes: EngineShapes) -> int:
         """The number of the ring that the workload's records go to.
@@ -119,7 +124,7 @@ class EngineOnChips:
 
     def costs(self, shapes: EngineShapes, keys: list[tuple]) -> list[Cost]:
         """Compile programs; what was compiled for the same shapes before is not compiled again."""
-        places = {key: (key, shapes.slots if key[0] in ("insert", "decode") else None) for key in keys}
+        places = {key: (key, shapes.slots if key[0] in _OF_SLOTS else None) for key in keys}
         new = [key for key in keys if places[key] not in self._costs]
         for number, key in enumerate(new, 1):
             self.notify(_name(key, shapes), number, len(new))
@@ -173,10 +178,13 @@ class EngineOnChips:
 
     def _kept(self, shapes: EngineShapes) -> dict[str, int]:
         """What is there whatever program runs."""
-        programs = self.programs(shapes)
-        with activate(self.mesh):
-            rings = sum(held_bytes(programs.ring(length)) for length in shapes.ring_lengths)
-            return {"weights": self.weight_bytes, "KV cache": rings, "features": held_bytes(programs.returns("pool"))}
+        if shapes not in self._held:
+            programs = self.programs(shapes)
+            with activate(self.mesh):
+                rings = sum(held_bytes(programs.ring(length)) for length in shapes.ring_lengths)
+                features = held_bytes(programs.returns("pool"))
+            self._held[shapes] = {"weights": self.weight_bytes, "KV cache": rings, "features": features}
+        return self._held[shapes]
 
     # ---- the whole
 
@@ -207,7 +215,8 @@ class EngineOnChips:
     def _too_large(self, shapes: EngineShapes, needed: int) -> str:
         assert self.usable is not None
         slots = ", ".join(f"{n:,} × {length:,}" for n, length in zip(shapes.slots, shapes.ring_lengths, strict=True))
-        lower = "lower --slots, or let --max-slots search"
+        fewest = all(n == self.lanes for n in shapes.slots)
+        lower = "lower --ring-lengths" if fewest else "lower --slots, or let --max-slots search"
         if self.weight_bytes > self.usable:
             lower = "divide the weights with --mesh over fsdp or tensor and more chips"
         return (
@@ -221,41 +230,36 @@ class EngineOnChips:
         return shapes, costs, self.memory(shapes, costs)
 
     def _search(self) -> tuple[EngineShapes, list[Cost], Memory]:
-        """The largest number of slots that fits: memory grows by the slot, so that two numbers of slots tell of a third."""
+        """The largest number of slots that fits, in steps of one slot for each lane. Two sizes of the arrays tell all others,
+        and programs that do not depend on the slots come first, so that few numbers of slots have to be compiled for."""
         if self.usable is None:
             raise InputError("--max-slots needs a chip whose memory is known: --on v5e, say")
         step = self.lanes
-        fits = self._try(step)
-        if fits[2].total > self.usable:
-            raise InputError(self._too_large(fits[0], fits[2].total))
-        a_step = fits[2].kinds["KV cache"]
-        low, high, wanted = 1, None, 1 + (self.usable - fits[2].total) // a_step  # in steps of one slot for each lane
-        for _ in range(_MOST_TRIALS):
-            wanted = max(wanted, low + 1) if high is None else min(max(wanted, low + 1), high - 1)
-            if wanted <= low:
-                break
+        one = self.shapes((step,))
+        kept = sum(self._kept(one).values())
+        if kept > self.usable:
+            raise InputError(self._too_large(one, kept))
+        each = sum(self._kept(self.shapes((2 * step,))).values()) - kept
+        apart = self.costs(one, [key for key in self.keys(one) if key[0] not in _OF_SLOTS])
+        needed = kept + sum(cost.code_bytes for cost in apart) + max((cost.own_bytes for cost in apart), default=0)
+        low, high, fits, wanted = 0, ANY_SLOTS // step + 1, None, 1 + max(self.usable - needed, 0) // each
+        while low < (wanted := min(wanted, high - 1)):
+            over: int | None
             try:
                 found = self._try(wanted * step)
                 over = found[2].total - self.usable
             except TooLarge as error:
-                found, over = None, max((error.needed or 0) - (error.usable or 0), a_step)
-            if found is not None and over <= 0:
+                over = None if error.needed is None or error.usable is None else max(error.needed - error.usable, 1)
+            if over is not None and over <= 0:
                 low, fits = wanted, found
-                more = -over // _slope(fits[2], wanted)
-                if more < 1:
-                    break
-                wanted = low + more
+                wanted += -over // each
             else:
                 high = wanted
-                wanted -= max(-(-over // (_slope(found[2], wanted) if found else a_step)), 1)
-            if high is not None and high - low <= 1:
-                break
+                # Where the compiler does not say by how much, the middle of what is left.
+                wanted = (low + high) // 2 if over is None else max(wanted - -(-over // each), low + 1)
+        if fits is None:
+            raise InputError(self._too_large(one, max(needed, self.usable + (over or 0))))
         return fits
-
-
-def _slope(memory: Memory, steps: int) -> int:
-    """Bytes by which a step of slots makes an engine larger, at most: what grows with the slots, over them."""
-    return max((memory.kinds["KV cache"] + memory.kinds["temporaries"]) // steps, 1)
 
 
 def prefill_bucket(programs: Programs, work: Workload) -> int:

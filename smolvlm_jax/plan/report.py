@@ -3,11 +3,12 @@
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, import_extra
 from .figures import Cost, Plan
 
-__all__ = ["chart", "to_text"]
+__all__ = ["chart", "check_chart", "to_text"]
 
 _COLORS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#8c8c8c")
 
@@ -20,8 +21,11 @@ def to_text(plan: Plan) -> str:
     if plan.rate is not None:
         rate = plan.rate
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in rate.shares.items())
-        lines += ["", f"{_figure(rate.low)} to {_figure(rate.high)} records/s on {plan.chips} chip{'s' * (plan.chips > 1)}"]
-        lines += [f"  {text}" for text in (f"time at the lower rate: {shares}", *rate.assumptions)]
+        span = "at most" if rate.low is None else f"{_figure(rate.low)} to"
+        lines += ["", f"{span} {_figure(rate.high)} records/s on {plan.chips} chip{'s' * (plan.chips > 1)}"]
+        lines += [
+            f"  {text}" for text in (f"time at {'this' if rate.low is None else 'the lower'} rate: {shares}", *rate.assumptions)
+        ]
     elif plan.step_seconds is not None:
         low, high = plan.step_seconds
         lines += ["", f"{low:.3g} to {high:.3g} s a step"]
@@ -84,6 +88,20 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def check_chart(path: Path) -> None:
+    """Raises what `chart` would raise for the format of this file, before there is a plan."""
+    if path.suffix.lower() == ".svg":
+        return
+    known = _new_figure().canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise InputError(f"cannot draw {path}: charts are .svg, or .{', .'.join(sorted(known))}")
+
+
+def _new_figure() -> Any:
+    figures = import_extra("matplotlib.figure", "a chart that is no .svg", "train")
+    return figures.Figure(figsize=(8, 2.4), layout="constrained")
+
+
 def chart(plan: Plan, path: Path) -> None:
     """Draw the memory of a chip by kind: an SVG by hand, any other format of matplotlib's with the extra `train`.
 
@@ -91,6 +109,7 @@ def chart(plan: Plan, path: Path) -> None:
         InputError: the file cannot be written, or its format is not known.
         MissingExtraError: matplotlib is not installed.
     """
+    check_chart(path)
     try:
         if path.suffix.lower() == ".svg":
             path.write_text(_svg(plan), encoding="utf-8")
@@ -128,8 +147,7 @@ def _svg(plan: Plan) -> str:
 
 
 def _matplotlib(plan: Plan, path: Path) -> None:
-    figures = import_extra("matplotlib.figure", "a chart that is no .svg", "train")
-    figure = figures.Figure(figsize=(8, 2.4), layout="constrained")
+    figure = _new_figure()
     axes = figure.subplots()
     at = 0.0
     for n, (kind, size) in enumerate(plan.memory.kinds.items()):
@@ -141,7 +159,4 @@ def _matplotlib(plan: Plan, path: Path) -> None:
     axes.set_xlabel("GB")
     axes.set_title(_title(plan), fontsize=10)
     axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.3))
-    try:
-        figure.savefig(path)
-    except ValueError as error:  # an unknown format
-        raise InputError(f"cannot draw {path}: {error}") from error
+    figure.savefig(path)

@@ -50,22 +50,23 @@ def rate_of(costs: Sequence[Cost], chip: Chip, work: Workload, **shape: int) -> 
         work: what a record is.
         **shape: lanes, slots, tiles and row, as `record_seconds` takes them.
     """
-    floors = [cost.floor_seconds for cost in costs]
-    slow = [slow_seconds(cost, chip) for cost in costs]
-    if any(value is None for value in (*floors, *slow)):
+    floors = [cost.floor_seconds for cost in costs if cost.floor_seconds is not None]
+    slow = [seconds for cost in costs if (seconds := slow_seconds(cost, chip)) is not None]
+    if len(floors) < len(costs):
         return None
-    best = record_seconds(costs, [value or 0.0 for value in floors], work, **shape)
-    worst = record_seconds(costs, [value or 0.0 for value in slow], work, **shape)
-    total = sum(worst.values())
+    best = record_seconds(costs, floors, work, **shape)
+    worst = record_seconds(costs, slow, work, **shape) if len(slow) == len(costs) else None
+    slower = worst or best
+    total = sum(slower.values())
     return Rate(
-        low=1 / total,
+        low=None if worst is None else 1 / total,
         high=1 / sum(best.values()),
-        shares={kind: value / total for kind, value in worst.items()},
+        shares={kind: value / total for kind, value in slower.items()},
         assumptions=(
             f"{work.tiles} tiles, {work.prompt:,} prompt tokens and {work.new:,} new tokens a record, all tiles different",
             f"all {shape['slots']:,} slots taken, and records prepared faster than the chips take them",
             "high: every program at the chip's peak or its bandwidth, whichever takes longer",
-            low_assumption(chip),
+            "low: not known, for the chip's clock is not" if worst is None else low_assumption(chip),
         ),
     )
 

@@ -3,15 +3,18 @@
 import importlib.util
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from smolvlm_jax import resolve
 from smolvlm_jax.cli import main
 from smolvlm_jax.errors import InputError, MissingExtraError
-from smolvlm_jax.plan import CHIPS, Cost, PlanConfig, Workload, plan
+from smolvlm_jax.plan import CHIPS, Cost, PlanConfig, Workload, plan, report
 from smolvlm_jax.plan.figures import Memory, Plan
-from smolvlm_jax.plan.report import chart, to_text
+from smolvlm_jax.plan.report import chart, check_chart, to_text
 from smolvlm_jax.plan.target import parse_target
 from smolvlm_jax.plan.workload import rate_of, record_seconds
 
@@ -38,12 +41,17 @@ def test_names_of_chips():
         (["--on", "v5e", "--tiles", "-1"], "--tiles must be at least 0, got -1"),
         (["--on", "v5e", "--max-slots", "--slots", "4"], "--max-slots searches the slots"),
         (["--recipe", "nothing"], "no recipe 'nothing'"),
+        (["--on", "v5e", "--json", "absent/p.json"], "cannot write absent/p.json: No such file or directory"),
+        (["--on", "v5e", "--chart", "."], "cannot write .: Is a directory"),
     ],
 )
-def test_mistakes_are_one_line(words, message, capsys):
+def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):
+    """Said at once: before a compiler works for minutes, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
     assert main(["plan", *words]) == 2
     out, err = capsys.readouterr()
     assert message in err and len(err.strip().splitlines()) == 1 and not out
+    assert not list(tmp_path.iterdir())
 
 
 def cost(name: str, *, milliseconds: float, estimated: float) -> Cost:
@@ -65,6 +73,10 @@ def test_a_record_takes_its_share_of_every_program():
     rate = rate_of(COSTS, CHIPS["v5e"], Workload(tiles=8, prompt=1000, new=641), **shape)
     assert rate is not None and rate.high == pytest.approx(1 / 0.031) and rate.low == pytest.approx(1 / 0.061)
     assert sum(rate.shares.values()) == pytest.approx(1) and "8 tiles" in rate.assumptions[0]
+    unknown = rate_of(
+        [replace(c, estimated_seconds=None) for c in COSTS], CHIPS["tpu7x"], Workload(tiles=8, prompt=1000, new=641), **shape
+    )
+    assert unknown is not None and unknown.low is None and unknown.high == rate.high, "cycles, and a clock that nobody knows"
 
 
 def test_a_plan_as_text_json_and_chart(tmp_path):
@@ -82,6 +94,14 @@ def test_a_plan_as_text_json_and_chart(tmp_path):
     assert "KV cache: 2.000 GB" in (tmp_path / "a.svg").read_text()
     with pytest.raises(InputError, match="cannot write"):
         chart(found, tmp_path / "absent" / "a.svg")
+
+
+def test_formats_of_charts(monkeypatch):
+    canvas = SimpleNamespace(get_supported_filetypes=lambda: {"png": "", "pdf": ""})
+    monkeypatch.setattr(report, "_new_figure", lambda: SimpleNamespace(canvas=canvas))
+    check_chart(Path("a.PNG"))
+    with pytest.raises(InputError, match=r"cannot draw a\.bmpx: charts are \.svg, or \.pdf, \.png"):
+        check_chart(Path("a.bmpx"))
 
 
 @pytest.mark.thorough
@@ -109,6 +129,7 @@ def test_a_chip_that_is_not_here():
     (decode,) = found.programs
     kinds = found.memory.kinds
     assert found.memory.total == sum(kinds.values()) < found.memory.usable == CHIPS["v5e"].usable
+    assert found.shapes["encoder_tiles"] == 16 and found.shapes["chunk"] == 16, "a TPU's, on whatever machine it is compiled"
     # Two layers × keys and values × 32 rows × 3 heads × 256 columns × 64 × 2 bytes, and what the rows hold besides.
     assert kinds["KV cache"] >= 2 * 2 * 32 * 3 * 256 * 64 * 2
     assert decode.alias_bytes >= 0.99 * kinds["KV cache"], "the ring is updated in place"
