@@ -103,8 +103,8 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         "convert",
         run_convert,
         help="PyTorch checkpoint -> orbax, or back",
-        description="Convert a checkpoint between Hugging Face safetensors and orbax, one tensor at a time. The destination "
-        "appears whole or not at all; an interrupted conversion starts over.",
+        description="Convert a checkpoint between Hugging Face safetensors and orbax, one tensor at a time. DEST is "
+        "written completely or not at all; an interrupted conversion starts over.",
         examples=(
             "smolvlm-jax convert HuggingFaceTB/SmolVLM-256M-Instruct checkpoints/256m --dtype bfloat16",
             "smolvlm-jax convert checkpoints/256m exported --to hf",
@@ -118,8 +118,8 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     )
     convert.add_argument("destination", metavar="DEST", help="directory to write, or URL")
     made = convert.add_argument_group("destination")
-    made.add_argument("--to", choices=("orbax", "hf"), help="what to write (default: what SOURCE is not)")
-    made.add_argument("--max-shard-size", metavar="SIZE", help="of safetensors files (default: 4GB)")
+    made.add_argument("--to", choices=("orbax", "hf"), help="format of DEST (default: the one that SOURCE does not have)")
+    made.add_argument("--max-shard-size", metavar="SIZE", help="largest size of a safetensors file (default: 4GB)")
     made.add_argument(
         "--quantize", choices=("int8",), help="store the weights in 8 bits, with a scale for each channel (default: as stored)"
     )
@@ -149,8 +149,8 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
             "smolvlm-jax verify a b --report difference.html",
         ),
     )
-    verify.add_argument("a", metavar="A", help="as SOURCE of convert")
-    verify.add_argument("b", metavar="B", help="as SOURCE of convert")
+    verify.add_argument("a", metavar="A", help="a checkpoint, named as SOURCE of convert")
+    verify.add_argument("b", metavar="B", help="the other checkpoint")
     compared = verify.add_argument_group("comparison")
     compared.add_argument(
         "--stages", action="store_true", help="run both over built-in prompts and a picture, and compare each stage"

@@ -43,8 +43,8 @@ _SAMPLING: dict[str, dict[str, Any]] = {
     "min_p": dict(type=float, metavar="P", help="draw from tokens at least P times as likely as the most likely one"),
     "repetition_penalty": dict(type=float, help="divides the scores of tokens that are in the text already"),
     "repetition_window": dict(type=int, metavar="N", help="end an answer whose last N tokens repeat a pattern; 0: never"),
-    "seed": dict(type=int, help="of the random draws"),
-    "stop": dict(action="append", metavar="TEXT", help="end an answer before this text; may be repeated"),
+    "seed": dict(type=int, help="seed of the random draws"),
+    "stop": dict(action="append", metavar="TEXT", help="end an answer before this text; the option may be repeated"),
     "ignore_eos": dict(action="store_true", help="go on to the limit, past stop tokens"),
 }
 
@@ -225,14 +225,14 @@ def add_machine(
     names = "dtype of the weights" if dtypes else "float32, bfloat16 or float16"
     group.add_argument("--dtype", choices=dtypes, type=full_dtype, help=f"{names} (default: {dtype})")
     if attention:
-        forms = "form of attention, such as einsum, which does without the kernels for TPUs"
+        forms = "form of attention; einsum uses no kernels for TPUs"
         group.add_argument("--attention", default="auto", metavar="FORM", help=forms)
     if mesh is not None:
         group.add_argument("--mesh", metavar="AXIS=N,…", help=mesh)
     if cache:
         where = "directory, or URL of an object store, in which compiled programs are kept for the next start"
         default = "JAX_COMPILATION_CACHE_DIR, else ~/.cache/smolvlm_jax/programs"
-        group.add_argument("--compilation-cache", metavar="DIR", help=f"{where} (default: {default})")
+        group.add_argument("--compilation-cache", type=_named, metavar="DIR", help=f"{where} (default: {default})")
     return group
 
 
@@ -245,6 +245,13 @@ def given(options: argparse.Namespace, target: Callable) -> dict[str, Any]:
     """The arguments of `target`, a function or a dataclass, that the command line sets."""
     found = {name: getattr(options, name, None) for name in inspect.signature(target).parameters}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _named(text: str) -> str:
+    """The type of an option that names a directory: an empty name would be the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: name a directory")
+    return text
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

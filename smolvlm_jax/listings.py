@@ -54,7 +54,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         "models",
         _models,
         help="list the checkpoints that can be named",
-        description="List the bundled and the published checkpoints, with what their weights take of the memory.",
+        description="List the bundled and the published checkpoints, with the memory that their weights take.",
         examples=("smolvlm-jax models", "smolvlm-jax generate --model HuggingFaceTB/SmolVLM-256M-Instruct …"),
     )
     completion = add_command(
@@ -62,7 +62,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         "completion",
         _completion,
         help="print a script that completes commands in a shell",
-        description="Print what makes a shell complete our commands and options.",
+        description="Print a script with which a shell completes commands and options.",
         examples=(
             "smolvlm-jax completion bash > ~/.local/share/bash-completion/completions/smolvlm-jax",
             'smolvlm-jax completion zsh > "${fpath[1]}/_smolvlm-jax"',

@@ -34,8 +34,10 @@ def _option(help: str) -> Any:
     return field(default=None, metadata={"help": f"{help} (default: as the checkpoint says)"})
 
 
-def _limit(help: str) -> Any:
-    return field(default=None, metadata={"help": f"{help} (default: that of MediaLimits)"})
+def _limit(help: str, limit: float) -> Any:
+    """limit: the default in MediaLimits, which is not imported here."""
+    shown = ("off", "on")[limit] if isinstance(limit, bool) else f"{limit:,.10g}"
+    return field(default=None, metadata={"help": f"{help} (default: {shown})", "limit": limit})
 
 
 @named_arguments
@@ -51,41 +53,43 @@ class PictureOptions:
     """
 
     # pictures
-    max_tiles: int | None = _option("shrink pictures that would take more tiles")
+    max_tiles: int | None = _option("largest number of tiles of a picture, which is shrunk to it")
     do_upscale: bool | None = _option("enlarge small pictures")
     tiling: str | None = _option("smolvlm, nanovlm or nanovlm-grid")
     do_image_splitting: bool | None = _option("let a picture take several tiles")
     do_convert_rgb: bool | None = _option("convert pictures of any mode to RGB")
-    do_resize: bool | None = _option("resize pictures and frames as the size says")
-    size: dict[str, int] | None = _option('of resized pictures and frames, such as {"longest_edge": 1024}')
-    max_image_size: dict[str, int] | None = _option('of a tile, such as {"longest_edge": 512}')
+    do_resize: bool | None = _option("resize pictures and frames to their size")
+    size: dict[str, int] | None = _option('size of resized pictures and frames, such as {"longest_edge": 1024}')
+    max_image_size: dict[str, int] | None = _option('size of a tile, such as {"longest_edge": 512}')
     resample: int | None = _option("Pillow's filter, 0 to 5")
     background: str | list | tuple | None = _option("colour under transparent parts, such as white or #rrggbb")
     full_16bit: bool | None = _option("keep 16-bit greys from saturating at white")
-    pages: int | str | None = _option("of a TIFF: first, all, or the number of one, from 1")
-    exif_transpose: bool | None = _option("turn arrays of pixels too as their EXIF says; files always are")
+    pages: int | str | None = _option("pages of a TIFF: first, all, or the number of one, from 1")
+    exif_transpose: bool | None = _option("apply the EXIF orientation to arrays of pixels too, as it always is to files")
     # videos
-    num_frames: int | None = _option("frames of a video, at most")
-    fps: float | None = _option("frames taken of a second of video")
+    num_frames: int | None = _option("largest number of frames taken from a video")
+    fps: float | None = _option("frames taken from each second of a video")
     skip_secs: float | None = _option("seconds left out at both ends of a long video")
     do_sample_frames: bool | None = _option("take some frames of a video instead of all")
-    video_sampling: dict[str, Any] | None = _option('all of it, such as {"max_frames": 8, "fps": 1, "video_size": {…}}')
-    use_video_size: bool | None = _option("take the size of video_sampling even where there is another")
-    backend: str | None = _option("what decodes videos first, pyav or decord")
+    video_sampling: dict[str, Any] | None = _option(
+        'the settings of videos together, such as {"max_frames": 8, "fps": 1, "video_size": {…}}'
+    )
+    use_video_size: bool | None = _option("use the size in video_sampling even if there is another one")
+    backend: str | None = _option("library that is tried first for videos: pyav or decord")
     # limits
-    urls: bool | None = _limit("http and https URLs may be fetched")
-    files: bool | None = _limit("local paths may be opened")
-    private_addresses: bool | None = _limit("URLs may lead to loopback, private and link-local addresses")
-    timeout: float | None = _limit("seconds for one URL")
-    max_redirects: int | None = _limit("redirects of one URL")
-    max_bytes: int | None = _limit("of one encoded picture")
-    max_video_bytes: int | None = _limit("of one encoded video")
-    max_pixels: int | None = _limit("width × height of a picture or frame")
-    max_frames: int | None = _limit("frames decoded from one video")
-    max_decoded_pixels: int | None = _limit("of all frames that are decoded of one video together")
-    isolate: bool | None = _limit("decode videos in a helper process")
-    pdf_dpi: float | None = _limit("pixels per inch of a page of a PDF")
-    decode_seconds: float | None = _limit("that the helper may go without progress")
+    urls: bool | None = _limit("http and https URLs may be fetched", True)
+    files: bool | None = _limit("local paths may be opened", True)
+    private_addresses: bool | None = _limit("URLs may lead to loopback, private and link-local addresses", False)
+    timeout: float | None = _limit("seconds for one URL", 20.0)
+    max_redirects: int | None = _limit("largest number of redirects of one URL", 5)
+    max_bytes: int | None = _limit("largest encoded picture, in bytes", 256 * 2**20)
+    max_video_bytes: int | None = _limit("largest encoded video or PDF, in bytes", 4 * 2**30)
+    max_pixels: int | None = _limit("largest width × height of a picture or frame", 2**27)
+    max_frames: int | None = _limit("largest number of frames taken from a video", 4096)
+    max_decoded_pixels: int | None = _limit("largest sum of width × height over all frames decoded for a video", 2**39)
+    isolate: bool | None = _limit("decode videos in a helper process", True)
+    pdf_dpi: float | None = _limit("pixels per inch of a page of a PDF", 144.0)
+    decode_seconds: float | None = _limit("seconds without progress after which the helper process is ended", 60.0)
 
     def __post_init__(self):
         check_types(self, InputError)

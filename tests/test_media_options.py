@@ -32,6 +32,12 @@ def test_there_is_an_option_for_everything():
     assert {field.name for field in dataclasses.fields(PictureOptions)} == wanted
 
 
+def test_the_help_shows_the_limits():
+    defaults = {field.name: field.default for field in dataclasses.fields(MediaLimits)}
+    options = dataclasses.fields(PictureOptions)
+    assert {field.name: field.metadata["limit"] for field in options if "limit" in field.metadata} == defaults
+
+
 def test_options_reach_the_processor():
     options = PictureOptions(max_tiles=2, background="red", num_frames=5, fps=2, max_pixels=99, urls=False, backend="pyav")
     processor = open_processor(TINY, options)

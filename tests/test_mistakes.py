@@ -99,6 +99,7 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "an empty array": (batch("list.json"), 2, "'list.json' holds no records"),
     "an empty archive": (batch("none.tar"), 2, "'none.tar' holds no records"),
     "a Parquet file without rows": (batch("zero.parquet"), 2, "'zero.parquet' holds no records"),
+    "columns of pictures": (batch("pictures", "--keep", "label"), 2, "'pictures' holds files, which have no columns"),
     "frames of pictures": (batch("pictures", "--num-frames", "4"), 2, "there is no video in 'pictures'"),
     "no list of numbers": (batch("pictures", "--slots", "x"), 2, "not a list of whole numbers"),
     "an output in the input": (["batch", "pictures", *batch("pictures")[1:2], *batch("x")[3:]], 2, "pictures"),

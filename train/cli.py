@@ -70,8 +70,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "train",
         run_train,
         help="fine-tune a checkpoint",
-        description="Train as a recipe says: a YAML file, or the name of a built-in one. An interrupted run resumes from its "
-        "newest checkpoint.",
+        description="Fine-tune as a recipe says, which is a YAML file or the name of a built-in recipe. An interrupted run "
+        "resumes from its newest checkpoint.",
         examples=(
             "smolvlm-jax train lora-256m data.train=conversations.jsonl steps=2000",
             "smolvlm-jax train recipe.yaml lora.rank=16 output=runs/rank16",
@@ -82,7 +82,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe: steps=100 data.length=1024 lora.rank=8"
     )
     asked = command.add_argument_group("instead of training")
-    asked.add_argument("--list", action=_List, help="list the built-in recipes and every key, and stop")
+    asked.add_argument("--list", action=_List, help="list the built-in recipes and every key, and stop (default: off)")
     asked.add_argument("--print", action="store_true", help="print the recipe as it would be run, and stop")
     run = command.add_argument_group("run")
     add_check(run)

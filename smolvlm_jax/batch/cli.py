@@ -21,7 +21,7 @@ from .logprobs import LOGPROBS
 
 __all__ = ["add_parser"]
 
-_KEEP = "columns of the input that the rows of answers have too; none: no column"
+_KEEP = "columns of the input that are copied to the rows of answers; none: no column"
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -66,8 +66,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "batch",
         run,
         help="answer a file of records",
-        description="Answer every record of INPUT, in parts that appear in OUTPUT when they are whole. Run the same command "
-        "again after an interruption, and it goes on. A record may set the sampling arguments for itself.",
+        description="Answer every record of INPUT. Parts appear in OUTPUT when they are finished. After an interruption the "
+        "same command continues. A record may set the sampling arguments for itself.",
         examples=(
             'smolvlm-jax batch photos answers --model HuggingFaceTB/SmolVLM-256M-Instruct --prompt "Describe this picture."',
             "smolvlm-jax batch records.jsonl answers --model runs/mine/model --format parquet",
@@ -75,12 +75,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("input", metavar="INPUT", help="JSONL, Parquet, or a directory or glob of pictures, videos and PDFs")
     command.add_argument("output", metavar="OUTPUT", help="directory for the answers")
-    add_model(command, "none: one of both has to be named")
+    add_model(command, "none; --model or --adapter is required")
     add_sampling(command, SamplingParams)
     add_pictures(command)
 
     data = command.add_argument_group("input and output")
-    data.add_argument("--prompt", help="the question for records that bring none (default: none)")
+    data.add_argument("--prompt", help="the question for records without one (default: none)")
     add_quiet(data, "no progress, no remarks and no summary")
     data.add_argument("--source", metavar="KIND", help="jsonl, parquet or media (default: by the names)")
     data.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="e.g. image=jpg; may be repeated")
@@ -88,25 +88,31 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     data.add_argument("--format", default=BatchConfig.format, help="jsonl or parquet")
     probable = "columns with the log-probabilities of answers: mean and least, or those of all tokens too (default: none)"
     data.add_argument("--logprobs", choices=tuple(LOGPROBS), help=probable)
-    data.add_argument("--shard-size", type=int, default=BatchConfig.shard_size, metavar="N", help="records of a part")
+    data.add_argument("--shard-size", type=int, default=BatchConfig.shard_size, metavar="N", help="records in a part")
     data.add_argument("--num-shards", type=int, metavar="N", help="number of hosts (default: as the launcher says, else 1)")
-    data.add_argument("--shard-index", type=int, metavar="I", help="which of them this is (default: as the launcher says)")
+    data.add_argument(
+        "--shard-index", type=int, metavar="I", help="number of this host, from 0 (default: as the launcher says)"
+    )
     rate = BatchConfig.max_error_rate
-    data.add_argument("--max-error-rate", type=float, default=rate, help="share of records with an error for exit code 0")
+    data.add_argument(
+        "--max-error-rate", type=float, default=rate, help="largest share of records with an error for exit code 0"
+    )
     data.add_argument("--force", action="store_true", help="move the output of another job aside and start afresh")
     data.add_argument(
         "--keep-special-tokens",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="leave special tokens in the text (default: for docling checkpoints, whose doctags are such)",
+        help="leave special tokens in the text (default: on for docling checkpoints, whose doctags are special tokens)",
     )
-    document = "make a document of the DocTags of each file's pages, in OUTPUT/documents: markdown, html, json or doctags"
+    document = (
+        "form of the documents made of the DocTags of each file's pages, in OUTPUT/documents: markdown, html, json, doctags"
+    )
     gallery = "write a page of the first 50 answers with their pictures, OUTPUT/_gallery.html"
     data.add_argument("--gallery", action="store_true", help=gallery)
     data.add_argument("--document", metavar="FORM", help=f"{document} (default: none)")
 
     machine = add_machine(
-        command, cache=True, mesh="of this host's devices, e.g. data=2,fsdp=1,tensor=2 (default: all to data)"
+        command, cache=True, mesh="mesh of this host's devices, e.g. data=2,fsdp=1,tensor=2 (default: all to data)"
     )
     machine.add_argument("--workers", type=int, metavar="N", help="processes that prepare records (default: cores - 1)")
     timeout = BatchConfig.record_timeout

@@ -70,9 +70,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         commands,
         "plan",
         run_plan,
-        help="what a model needs on chips that are not here",
-        description="Compile the programs of the engine, or a recipe's training step, for chips that need not be there, and "
-        "print what they take: memory, work, time. TPUs need pip install 'smolvlm-jax[plan]', GPUs 'smolvlm-jax[plan-cuda]'.",
+        help="estimate what a model needs on chips, without having them",
+        description="Compile the programs of the engine, or a recipe's training step, for chips that need not be in this "
+        "machine, and print memory, work and time. TPUs need pip install 'smolvlm-jax[plan]', GPUs 'smolvlm-jax[plan-cuda]'.",
         examples=(
             "smolvlm-jax plan --model 2.2b --on v5e:2x4 --tiles 13 --prompt 1100 --new 700",
             "smolvlm-jax plan --recipe lora-256m --on h100 data.batch_size=8",
