@@ -1,6 +1,7 @@
 """The model that a plan is about, without its weights."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +9,29 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ..arguments import parse_mesh
 from ..convert.opened import open_checkpoint
+from ..errors import InputError, MissingFileError
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import abstract_params, logical_axes, with_scales
-from ..sharding import parameter_shardings
+from ..sharding import make_mesh, parameter_shardings
 from ..sizes import PUBLISHED, published_config
+from .settings import SHORT_NAMES, PlanConfig
 
-__all__ = ["abstract_weights", "describe", "in_8_bits"]
+__all__ = ["abstract_weights", "describe", "given_mesh", "in_8_bits"]
+
+
+def given_mesh(config: PlanConfig, devices: Sequence[Any]) -> Mesh:
+    """The mesh of a plan on these devices; all of them to data where it names none.
+
+    Raises:
+        InputError: it has another number of devices.
+    """
+    sizes = parse_mesh(config.mesh) or {"data": len(devices)}
+    try:
+        return make_mesh(**sizes, devices=devices)
+    except InputError as error:
+        raise InputError(f"--mesh {config.mesh}: {error}; --on {config.on or 'here'} has {len(devices)}") from error
 
 
 def describe(
@@ -34,8 +51,13 @@ def describe(
     if name := _published(source):
         config = published_config(name)
     else:
-        with open_checkpoint(source) as opened:
-            config = opened.model_config
+        try:
+            with open_checkpoint(source) as opened:
+                config = opened.model_config
+        except MissingFileError as error:
+            if "/" in str(source) or os.path.exists(source):
+                raise
+            raise MissingFileError(f"{error}; not a size ({', '.join(SHORT_NAMES)})") from error
     if layers is not None:
         config = config.replace(
             vision_config=replace(config.vision_config, num_hidden_layers=layers[0]),

@@ -37,7 +37,7 @@ def plan(config: PlanConfig, notify: Callable[[str, int, int], None] = lambda na
         SmolVLMError: what the child found: a model that does not fit, a compiler that is not installed.
         JobError: the compiler ended without an answer.
     """
-    on = config.on or _topology(config) or "here"
+    on = (_topology(config) or "here") if config.on is None else config.on
     parse_target(on)
     if not AVAILABLE:
         raise InputError("plan needs a system with process groups and sockets between processes, such as Linux or macOS")

@@ -1,6 +1,6 @@
 """`PlanConfig`: what to compile, for which chips, and the work to estimate. Imports no jax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..errors import InputError
 from ..field_types import check_types
@@ -11,6 +11,15 @@ __all__ = ["KINDS", "SHORT_NAMES", "PlanConfig", "Workload"]
 # Kinds of the engine's programs, in the order in which a record goes through them.
 KINDS = ("encode", "prefill", "insert", "decode")
 SHORT_NAMES = {"256m": "SmolVLM-256M-Instruct", "500m": "SmolVLM-500M-Instruct", "2.2b": "SmolVLM2-2.2B-Instruct"}
+# What has no meaning for a training step, and the switches of it.
+_OF_THE_ENGINE = {
+    "workload": "--tiles, --prompt and --new",
+    "ring_lengths": "--ring-lengths",
+    "slots": "--slots",
+    "kv_cache_dtype": "--kv-cache",
+    "live": "--live",
+    "all_programs": "--all-programs",
+}
 
 
 @named_arguments
@@ -59,7 +68,7 @@ class PlanConfig:
         layers: compile only so many layers of (encoder, decoder), for a quick look.
         dtype: of weights and computation. Default: bfloat16; of a recipe, its own.
         quantize: "int8" for weights in 8 bits, of mode "infer". Default: as `model` is stored.
-        attention: as in `load`.
+        attention: as in `load`; "auto" is, of a recipe, its own.
     """
 
     model: str | None = None
@@ -97,6 +106,9 @@ class PlanConfig:
             raise InputError("--quantize is of the engine's weights; of a recipe with lora, frozen_dtype=int8 is the same")
         if self.overrides and self.recipe is None:
             raise InputError(f"{self.overrides[0]!r} changes a recipe, and there is none: add --recipe NAME")
+        defaults = {field.name: field.default for field in fields(self)}
+        if self.trains and (idle := [name for name in _OF_THE_ENGINE if getattr(self, name) != defaults[name]]):
+            raise InputError(f"{_OF_THE_ENGINE[idle[0]]}: of the engine, while --recipe {self.recipe} is about a training step")
         if self.max_slots and (self.slots or self.trains):
             raise InputError("--max-slots searches the slots of an engine: leave out --slots, and --mode train")
         if self.max_slots and self.ring_lengths and len(self.ring_lengths) > 1:

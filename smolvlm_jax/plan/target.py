@@ -92,9 +92,9 @@ def parse_target(text: str) -> Target:
     Raises:
         InputError: there is no such chip, or the shape is none.
     """
-    if text == "here":
+    if text.lower() == "here":
         return Target(None, ())
-    name, colon, size = text.partition(":")
+    name, colon, size = text.lower().partition(":")
     chip = find_chip(name)
     if not colon:
         return Target(chip, (1,))

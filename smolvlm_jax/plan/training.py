@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ..arguments import parse_mesh
 from ..errors import InputError
 from ..sharding import activate, make_mesh
 from ..train.config import TrainConfig
@@ -18,18 +17,19 @@ from ..train.step import batch_placement, jit_step
 from .figures import Cost, Memory
 from .flops import flops
 from .measure import Measurer, TooLarge, held_bytes
-from .models import describe, in_8_bits
+from .models import describe, given_mesh, in_8_bits
 from .settings import PlanConfig
 
 __all__ = ["abstract_inputs", "measure_step", "recipe_of", "training_mesh", "training_model"]
 
 
 def recipe_of(config: PlanConfig) -> TrainConfig:
-    """The recipe that a plan is about, its model and dtype replaced by the plan's where they are given."""
+    """The recipe that a plan is about, its model, dtype and attention replaced by the plan's where they are given."""
     assert config.recipe is not None
     recipe = load_recipe(config.recipe, config.overrides)
     recipe = recipe if config.model is None else replace(recipe, model=config.full_name)
-    return replace(recipe, dtype=config.dtype or recipe.dtype or "bfloat16")
+    attention = recipe.attention if config.attention == "auto" else config.attention
+    return replace(recipe, dtype=config.dtype or recipe.dtype or "bfloat16", attention=attention)
 
 
 def training_model(recipe: TrainConfig) -> Any:
@@ -45,8 +45,8 @@ def training_model(recipe: TrainConfig) -> Any:
 
 def training_mesh(config: PlanConfig, recipe: TrainConfig, devices: Any) -> Mesh:
     """The mesh of the plan, or else that of the recipe."""
-    if (sizes := parse_mesh(config.mesh)) is not None:
-        return make_mesh(**sizes, devices=devices)
+    if config.mesh is not None:
+        return given_mesh(config, devices)
     try:
         return make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor, devices[: recipe.mesh.devices])
     except InputError as error:

@@ -85,14 +85,11 @@ def _training(config, devices, measurer, notify) -> dict:
 
 
 def _inference(config, devices, measurer, notify) -> dict:
-    from ..arguments import parse_mesh
-    from ..sharding import make_mesh
     from .inference import EngineOnChips, prefill_bucket
     from .models import describe as describe_model
-    from .models import in_8_bits
+    from .models import given_mesh, in_8_bits
 
-    sizes = parse_mesh(config.mesh) or {"data": len(devices)}
-    mesh = make_mesh(**sizes, devices=devices)
+    mesh = given_mesh(config, devices)
     model = describe_model(config.full_name, layers=config.layers, dtype=config.dtype or "bfloat16", attention=config.attention)
     quantized = config.quantize is not None or in_8_bits(config.full_name)
     engine = EngineOnChips(model, mesh, measurer, config, notify, quantized)

@@ -7,15 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from smolvlm_jax import resolve
 from smolvlm_jax.cli import main
-from smolvlm_jax.errors import InputError, MissingExtraError
+from smolvlm_jax.errors import InputError, MissingExtraError, MissingFileError
 from smolvlm_jax.plan import CHIPS, Cost, PlanConfig, Workload, plan, report
 from smolvlm_jax.plan.figures import Memory, Plan
+from smolvlm_jax.plan.models import describe, given_mesh
 from smolvlm_jax.plan.report import chart, check_chart, to_text
 from smolvlm_jax.plan.target import parse_target
+from smolvlm_jax.plan.training import recipe_of
 from smolvlm_jax.plan.workload import rate_of, record_seconds
 
 compiler = pytest.mark.skipif(
@@ -24,7 +27,17 @@ compiler = pytest.mark.skipif(
 SMALL = Workload(tiles=1, prompt=40, new=20)
 
 
+def test_what_is_named_and_is_not_there():
+    with pytest.raises(InputError, match=r"--mesh data=3: a mesh of 3 × 1 × 1 does not use 8 devices exactly; --on here has 8"):
+        given_mesh(PlanConfig(mesh="data=3"), jax.devices())
+    with pytest.raises(MissingFileError, match=r"no model '3b'.*; not a size \(256m, 500m, 2\.2b\)"):
+        describe("3b", dtype="float32")
+    recipe = recipe_of(PlanConfig(recipe="lora-256m", attention="einsum"))
+    assert recipe.attention == "einsum" and recipe.dtype == "bfloat16"
+
+
 def test_names_of_chips():
+    assert parse_target("V5E:2x4") == parse_target("v5e:2x4")
     assert parse_target("v5e:2x4").shape == (2, 4) and parse_target("v5e:2x4").count == 8
     assert parse_target("v5e").count == parse_target("v5e:1x1").count == parse_target("h100").count == 1
     assert parse_target("h100:8").shape == (8,) and parse_target("here").shape == ()
@@ -41,6 +54,9 @@ def test_names_of_chips():
         (["--on", "v5e", "--tiles", "-1"], "--tiles must be at least 0, got -1"),
         (["--on", "v5e", "--max-slots", "--slots", "4"], "--max-slots searches the slots"),
         (["--recipe", "nothing"], "no recipe 'nothing'"),
+        (["--recipe", "lora-256m", "--on", "v5e", "--slots", "4"], "--slots: of the engine, while --recipe lora-256m is about"),
+        (["--recipe", "lora-256m", "--on", "v5e", "--tiles", "2"], "--tiles, --prompt and --new: of the engine"),
+        (["--on", ""], "no chip ''; known are v5e"),
         (["--on", "v5e", "--json", "absent/p.json"], "cannot write absent/p.json: No such file or directory"),
         (["--on", "v5e", "--chart", "."], "cannot write .: Is a directory"),
     ],
