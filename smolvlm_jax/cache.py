@@ -5,9 +5,10 @@ position; with one scatter per row a TPU would read and write the buffers four t
 per row and column, so that rows of different lengths can share the buffers, padding is never visible, and a finished row can be
 replaced while the others go on. Keys are stored after rotation, so their column does not matter.
 
-There are two layouts, both with keys and values as they are or in 8 bits (`int8`):
+There are three layouts, the first and the last with keys and values as they are or in 8 bits (`int8`):
 
 * heads before columns (`HeadBuffers`), for any use on any platform;
+* the same with keys and values in one array (`PairBuffers`), for decoding on NVIDIA's GPUs: a step writes both by one kernel;
 * columns before heads, keys and values side by side (`ColumnBuffers`), for decoding on TPUs: its kernel reads what is visible
   and nothing else. It takes the visible columns of a row for the last ones. The caller that asks for this layout has to
   guarantee this:
@@ -27,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from .attention import LayerCache
+from .attention import LayerCache, pages_decode
 from .attention.decode import decode_pieces
 from .attention.int8 import dequantize, quantize
 from .attention.work import WorkList, work_list
@@ -35,7 +36,7 @@ from .config import SmolVLMTextConfig
 from .errors import InputError
 from .sharding import constrain, shards
 
-__all__ = ["CacheFormat", "ColumnBuffers", "HeadBuffers", "KVCache", "check_kv_cache_dtype"]
+__all__ = ["CacheFormat", "ColumnBuffers", "HeadBuffers", "KVCache", "PairBuffers", "check_kv_cache_dtype"]
 
 # Of an array (b, heads or shards, …, …): its place among the dimensions.
 _COLUMNS, _COLUMNS_OF_SCALES = 2, 3
@@ -56,10 +57,12 @@ class CacheFormat:
     Attributes:
         dtype: of keys and values. In int8 each has a float32 scale for each row, head and column.
         shards: None for `HeadBuffers`; for `ColumnBuffers`, over how many devices the heads are spread.
+        paired: without shards, for `PairBuffers`.
     """
 
     dtype: Any
     shards: int | None = None
+    paired: bool = False
 
     @classmethod
     def choose(
@@ -76,9 +79,13 @@ class CacheFormat:
         """
         kept = jnp.dtype(jnp.int8 if quantized else dtype)
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        heads = config.num_key_value_heads
+        if platform == "gpu" and not quantized:
+            # Devices that divide the pairs but not the heads would take keys without their values.
+            alike = shards("act_kv_heads", 2 * heads, mesh) == shards("act_kv_heads", heads, mesh)
+            return cls(kept, paired=alike and pages_decode(length, config.head_dim, kept))
         if platform != "tpu" or jnp.dtype(dtype) != jnp.bfloat16:
             return cls(kept)
-        heads = config.num_key_value_heads
         split = shards("act_kv_heads", heads, mesh)
         fits = decode_pieces(length, 2 * heads // split * config.head_dim, config.head_dim, kept)
         return cls(kept, None if fits is None else split)
@@ -93,9 +100,23 @@ class CacheFormat:
         return 2 * config.num_hidden_layers * config.num_key_value_heads * head
 
 
+class _Layout:
+    """What all layouts do alike."""
+
+    def write(self: Any, k: jax.Array, v: jax.Array, start: jax.Array) -> Any:
+        """The buffers with new keys and values (b, k, t, h) from column `start` on."""
+
+        def put(axis, buffer, new):
+            at = [0] * 4
+            at[axis] = start
+            return constrain(jax.lax.dynamic_update_slice(buffer, new, at), *_BUFFER)
+
+        return _each(put, self, self.like(k, v))
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class HeadBuffers:
+class HeadBuffers(_Layout):
     """Keys and values of a layer, heads before columns.
 
     Attributes:
@@ -133,14 +154,41 @@ class HeadBuffers:
             return self.keys.astype(dtype), self.values.astype(dtype)
         return dequantize(self.keys, self.key_scales).astype(dtype), dequantize(self.values, self.value_scales).astype(dtype)
 
-    def write(self, k: jax.Array, v: jax.Array, start: jax.Array) -> "HeadBuffers":
-        """With new keys and values (b, k, t, h) from column `start` on."""
-        return _write(self, k, v, start)
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PairBuffers(_Layout):
+    """Keys and values of a layer in one array, heads before columns, each head's keys before its values.
+
+    Attributes:
+        heads: (b, 2·k, L, h).
+    """
+
+    heads: jax.Array
+
+    @classmethod
+    def of(cls, k: jax.Array, v: jax.Array, dtype: Any) -> "PairBuffers":
+        """The buffers of keys and values (b, k, t, h)."""
+        b, heads, t, h = k.shape
+        return cls(jnp.stack([k, v], 2).astype(dtype).reshape(b, 2 * heads, t, h))
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Which dimension of each array has the columns."""
+        return (_COLUMNS,)
+
+    def like(self, k: jax.Array, v: jax.Array) -> "PairBuffers":
+        """Keys and values (b, k, t, h) laid out as these are."""
+        return self.of(k, v, self.heads.dtype)
+
+    def read(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """Keys and values (b, k, L, h)."""
+        return self.heads[:, ::2].astype(dtype), self.heads[:, 1::2].astype(dtype)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ColumnBuffers:
+class ColumnBuffers(_Layout):
     """Keys and values of a layer, columns before heads: of a column first the keys of all heads, then their values.
 
     Attributes:
@@ -183,10 +231,6 @@ class ColumnBuffers:
         keys, values = jnp.split(both.astype(dtype), 2, 2)
         return keys.reshape(b, -1, length, self.size), values.reshape(b, -1, length, self.size)
 
-    def write(self, k: jax.Array, v: jax.Array, start: jax.Array) -> "ColumnBuffers":
-        """With new keys and values (b, k, t, h) from column `start` on."""
-        return _write(self, k, v, start)
-
     def work(self, live: jax.Array, start: jax.Array) -> WorkList | None:
         """What the decode kernel reads when rows see `live` (b,) columns up to `start`; None if it cannot read these."""
         _, _, length, lanes = self.pairs.shape
@@ -195,7 +239,7 @@ class ColumnBuffers:
         return None if pieces is None else work_list(live.reshape(devices, -1), start, pieces)
 
 
-Buffers = HeadBuffers | ColumnBuffers
+Buffers = HeadBuffers | PairBuffers | ColumnBuffers
 
 
 def _each(function: Callable[..., jax.Array], buffers: Any, *others: Any) -> Any:
@@ -203,15 +247,6 @@ def _each(function: Callable[..., jax.Array], buffers: Any, *others: Any) -> Any
     arrays, tree = jax.tree.flatten(buffers)
     rest = [jax.tree.leaves(other) for other in others]
     return jax.tree.unflatten(tree, [function(*each) for each in zip(buffers.columns, arrays, *rest, strict=True)])
-
-
-def _write(buffers: Any, k: jax.Array, v: jax.Array, start: jax.Array) -> Any:
-    def put(axis, buffer, new):
-        at = [0] * 4
-        at[axis] = start
-        return constrain(jax.lax.dynamic_update_slice(buffer, new, at), *_BUFFER)
-
-    return _each(put, buffers, buffers.like(k, v))
 
 
 @jax.tree_util.register_dataclass
@@ -277,7 +312,8 @@ class KVCache:
 
         def convert(layer: Any) -> Buffers:
             if stored.shards is None:
-                return HeadBuffers.of(layer.keys, layer.values, stored.dtype)
+                layout = PairBuffers if stored.paired else HeadBuffers
+                return layout.of(layer.keys, layer.values, stored.dtype)
             return ColumnBuffers.of(layer.keys, layer.values, stored.dtype, stored.shards)
 
         return replace(self, layers=tuple(map(convert, self.layers)))._grown(length)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from smolvlm_jax import generate, make_mesh, published_config
+from smolvlm_jax.attention import cudnn, dispatch
 from smolvlm_jax.attention.int8 import dequantize, quantize, rounded, turn
-from smolvlm_jax.cache import CacheFormat, ColumnBuffers, HeadBuffers, KVCache
+from smolvlm_jax.cache import CacheFormat, ColumnBuffers, HeadBuffers, KVCache, PairBuffers
 from smolvlm_jax.engine import EngineConfig
 from smolvlm_jax.errors import InputError
 
@@ -19,15 +20,20 @@ def draw(*shape):
     return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
-@pytest.mark.parametrize("shards", [1, 2])
-def test_both_layouts_hold_the_same(dtype, shards):
+@pytest.mark.parametrize(
+    ("layout", "stored"),
+    [
+        (PairBuffers, CacheFormat(jnp.dtype(jnp.float32), paired=True)),
+        *((ColumnBuffers, CacheFormat(jnp.dtype(dtype), shards)) for dtype in (jnp.float32, jnp.int8) for shards in (1, 2)),
+    ],
+)
+def test_all_layouts_hold_the_same(layout, stored):
     """A prompt, a prompt put into another row across the ring's end, columns written until the ring has come round."""
     length = 16
     prompt = [(draw(3, 4, 5, 32), draw(3, 4, 5, 32) + i) for i in range(2)]
     start = KVCache.from_prompt(prompt, jnp.ones((3, 5), bool), 8)
-    ours, theirs = (start.stored_as(CacheFormat(jnp.dtype(dtype), n), length) for n in (shards, None))
-    assert isinstance(ours.layers[0], ColumnBuffers) and isinstance(theirs.layers[0], HeadBuffers)
+    ours, theirs = (start.stored_as(form, length) for form in (stored, CacheFormat(stored.dtype)))
+    assert isinstance(ours.layers[0], layout) and isinstance(theirs.layers[0], HeadBuffers)
     packed = [HeadBuffers(draw(1, 4, 20, 32), draw(1, 4, 20, 32) - i) for i in range(2)]
 
     def through(cache):
@@ -67,6 +73,14 @@ def test_which_layout_is_chosen(monkeypatch):
     assert choose(100).shards is None and choose(200).shards == 1 and choose(200, quantized=True).shards is None
     assert choose(text=TEXT.replace(head_dim=24)).shards is None
     assert choose(mesh=make_mesh(data=-1)).shards is None, "the mesh's devices count"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose() == CacheFormat(jnp.dtype(jnp.bfloat16)), "not without jax's CUDA plugin"
+    monkeypatch.setattr(cudnn, "_installed", lambda: True)
+    monkeypatch.setattr(dispatch, "trusted", lambda example: True)
+    assert choose() == CacheFormat(jnp.dtype(jnp.bfloat16), paired=True)
+    assert not any(x.paired for x in (choose(200), choose(quantized=True), choose(dtype=jnp.float32)))
+    monkeypatch.setattr(dispatch, "trusted", lambda example: False)
+    assert not choose().paired, "a kernel that fails its trial"
 
 
 def test_sizes_and_names():

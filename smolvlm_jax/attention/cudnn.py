@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ..sharding import on_each_device
 from .forms import Mask, SegmentMask
 
-__all__ = ["cudnn_attention", "cudnn_step", "fits_cudnn", "fits_cudnn_step"]
+__all__ = ["cudnn_attention", "cudnn_step", "fits_cudnn", "fits_cudnn_step", "fits_one_query"]
 
 # Fewest queries for which it is used: below, the scores are small.
 SHORTEST = 128
@@ -65,11 +65,14 @@ def _one_device(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None
 
 def fits_cudnn_step(q: jax.Array, k: jax.Array, mask: Mask) -> bool:
     """Whether this is one query a row in 16 bits and a cache that is long enough, with a mask of its columns."""
+    return isinstance(mask, jax.Array) and fits_one_query(q, k)
+
+
+def fits_one_query(q: jax.Array, k: jax.Array) -> bool:
+    """The same of queries (b, n, t, h) and what a cache keeps, (b, …, L, h), of which only shapes and dtypes count."""
     (*_, t, size), length = q.shape, k.shape[2]
     sizes = t == 1 and length >= SHORTEST and length % 8 == 0 and size % 8 == 0 and size <= _LARGEST_HEAD
-    return (
-        sizes and isinstance(mask, jax.Array) and q.dtype in (jnp.bfloat16, jnp.float16) and q.dtype == k.dtype and _installed()
-    )
+    return sizes and q.dtype in (jnp.bfloat16, jnp.float16) and q.dtype == k.dtype and _installed()
 
 
 def cudnn_step(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

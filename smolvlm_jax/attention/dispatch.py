@@ -18,11 +18,20 @@ from . import forms
 from .cudnn import cudnn_attention, cudnn_step, fits_cudnn, fits_cudnn_step
 from .decode import decode_attention, fits_decode
 from .forms import Mask
+from .paged import fits_paged, paged_step
 from .splash import fits_splash, splash_attention
-from .trial import cudnn_example, cudnn_step_example, decode_example, decode_int8_example, splash_example, trusted
+from .trial import (
+    cudnn_example,
+    cudnn_step_example,
+    decode_example,
+    decode_int8_example,
+    paged_example,
+    splash_example,
+    trusted,
+)
 from .work import WorkList
 
-__all__ = ["Attended", "LayerCache", "attention", "cached_attention", "check_form", "try_kernels"]
+__all__ = ["Attended", "LayerCache", "attention", "cached_attention", "check_form", "pages_decode", "try_kernels"]
 
 
 class Attended(NamedTuple):
@@ -77,7 +86,7 @@ def _by_splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Arra
     return splash_attention(q, k, v, ids, causal=causal)
 
 
-def _by_decode(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache) -> tuple[jax.Array, Any]:
+def _by_decode(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, mask: Mask) -> tuple[jax.Array, Any]:
     assert cache.work is not None  # `fits_decode` saw it
     pairs, scales = cache.buffers.pairs, cache.buffers.scales
     out, pairs, scales = decode_attention(q, k, v, pairs, scales, cache.start, cache.work)
@@ -86,6 +95,12 @@ def _by_decode(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache) -> t
 
 def _fits_decode(dtype: Any) -> Callable[[jax.Array, LayerCache], bool]:
     return lambda q, cache: fits_decode(q, cache.work) and cache.buffers.pairs.dtype == dtype
+
+
+def _by_pages(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, mask: Mask) -> tuple[jax.Array, Any]:
+    assert isinstance(mask, jax.Array)
+    buffers = cache.buffers.write(k, v, cache.start)
+    return paged_step(q, buffers.heads, mask), buffers
 
 
 # fits(q, k, mask) and run(q, k, v, mask) -> output (b, n, t, h)
@@ -98,12 +113,26 @@ FORMS = (
     Form("einsum", "default", forms.fits_whole, forms.by_einsum),
     Form("blockwise", "default", lambda q, k, mask: True, forms.by_blocks),
 )
-# fits(q, cache) and run(q, k, v, cache) -> output, buffers. Without one of these, the new columns are written first, and
+# fits(q, cache) and run(q, k, v, cache, mask) -> output, buffers. Without one of these, the new columns are written first, and
 # `attention` reads the buffers.
 CACHED_FORMS = (
     Form("decode", "tpu", _fits_decode(jnp.bfloat16), _by_decode, decode_example),
     Form("decode", "tpu", _fits_decode(jnp.int8), _by_decode, decode_int8_example),
+    Form(
+        "cudnn",
+        "cuda",
+        lambda q, cache: hasattr(cache.buffers, "heads") and fits_paged(q, cache.buffers.heads),
+        _by_pages,
+        paged_example,
+    ),
 )
+
+
+def pages_decode(length: int, size: int, dtype: Any) -> bool:
+    """Whether NVIDIA's GPUs take a decode step with keys and values in one array, of `length` columns and heads of `size`."""
+    shape = lambda heads, columns: jax.ShapeDtypeStruct((1, heads, columns, size), dtype)
+    fits: Any = fits_paged
+    return fits(shape(1, 1), shape(2, length)) and trusted(paged_example)
 
 
 def check_form(name: str) -> None:
@@ -196,7 +225,7 @@ def cached_attention(
         return found._replace(keys_values=buffers)
 
     def by_kernel(run, q, k, v, cache, mask):
-        output, buffers = run(q, k, v, cache)
+        output, buffers = run(q, k, v, cache, mask)
         return Attended(output, keys_values=buffers)
 
     inputs = (q, k, v, cache, mask)

@@ -18,10 +18,19 @@ from .cudnn import cudnn_attention, cudnn_step
 from .decode import decode_attention, decode_pieces
 from .forms import SegmentMask, by_einsum
 from .int8 import dequantize, quantize
+from .paged import paged_step
 from .splash import splash_attention
 from .work import work_list
 
-__all__ = ["cudnn_example", "cudnn_step_example", "decode_example", "decode_int8_example", "splash_example", "trusted"]
+__all__ = [
+    "cudnn_example",
+    "cudnn_step_example",
+    "decode_example",
+    "decode_int8_example",
+    "paged_example",
+    "splash_example",
+    "trusted",
+]
 
 # Largest norm of the difference over the norm of the result: rounding to bfloat16 makes 0.003.
 _TOLERANCE = 0.02
@@ -35,7 +44,7 @@ def trusted(example: Callable[[], tuple[jax.Array, jax.Array]]) -> bool:
 
     True in a process without such a chip: it compiles for what it does not have, and cannot try. The verdict is kept.
     """
-    if jax.default_backend() != ("gpu" if example in (cudnn_example, cudnn_step_example) else "tpu"):
+    if jax.default_backend() != ("gpu" if example in (cudnn_example, cudnn_step_example, paged_example) else "tpu"):
         return True
     found: list[str | None] = []
     # In a thread of its own, because a program may be in the middle of being traced, with a mesh in scope, and both are
@@ -134,6 +143,13 @@ def cudnn_step_example() -> tuple[jax.Array, jax.Array]:
     q, k, v = _inputs((4, 6, 1, 64), (4, 2, 256, 64), (4, 2, 256, 64))
     seen = (40 - jnp.arange(256)) % 256 < jnp.asarray([256, 100, 1, 30])[:, None, None]
     return cudnn_step(q, k, v, seen), _plain(q, k, v, seen)
+
+
+def paged_example() -> tuple[jax.Array, jax.Array]:
+    """The same with keys and values in one array."""
+    q, pairs = _inputs((4, 6, 1, 64), (4, 4, 256, 64))
+    seen = (40 - jnp.arange(256)) % 256 < jnp.asarray([256, 100, 1, 30])[:, None, None]
+    return paged_step(q, pairs, seen), _plain(q, pairs[:, ::2], pairs[:, 1::2], seen)
 
 
 def decode_example() -> tuple[jax.Array, jax.Array]:

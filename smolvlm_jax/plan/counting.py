@@ -160,7 +160,7 @@ class _Reader:
             return sum(map(hbm_bytes, _parts(it.shape)[:2]))  # the source and the target
         if it.opcode == "fusion" and (body := self.module.computations.get(it.computation("calls") or "")):
             return self._fusion_bytes(body, out)
-        return out + sum(map(hbm_bytes, self.module.shapes_of(it.operands)))
+        return out + sum(map(hbm_bytes, self.module.shapes_of(tuple(dict.fromkeys(it.operands)))))
 
     def _part(self, operands: tuple[str, ...], result: str) -> float:
         """What taking a part of the first operand moves."""

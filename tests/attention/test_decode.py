@@ -224,11 +224,11 @@ def test_loading_tries_the_kernels_that_the_model_may_use(monkeypatch):
     tried = []
     monkeypatch.setattr(dispatch, "trusted", tried.append)
     load("tiny")
-    on_tpu = [kernels.decode_example, kernels.decode_int8_example, kernels.splash_example]
-    assert tried == [*on_tpu, kernels.cudnn_example, kernels.cudnn_step_example]
+    cached = [kernels.decode_example, kernels.decode_int8_example, kernels.paged_example]
+    assert tried == [*cached, kernels.splash_example, kernels.cudnn_example, kernels.cudnn_step_example]
     load("tiny", attention="einsum")
-    assert len(tried) == 5
-    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode, splash"):
+    assert len(tried) == 6
+    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode, cudnn, splash"):
         load("tiny", attention="fused")
 
 
