@@ -21,14 +21,16 @@ class Pieces(NamedTuple):
         group: columns of a tile, the smallest piece.
         align: columns that chunks begin at a multiple of: a tile, or of int8 a tile of the scales.
         chunk: columns of an item, a multiple of `align`.
-        slots: chunks in the core's memory at a time.
+        slots: chunks in the core's memory at a time, a multiple of `together`.
+        together: items that the kernel computes with at a time, a power of two.
     """
 
     length: int
     group: int
     align: int
     chunk: int
-    slots: int = 4
+    slots: int = 6
+    together: int = 2
 
 
 class WorkList(NamedTuple):
@@ -39,7 +41,7 @@ class WorkList(NamedTuple):
             that is read goes; the ring's tile that it is; how many tiles are read from there, and how many more from the
             ring's beginning; the new column's place, counted from the chunk's first column; the row's visible columns; for the
             scales, the first aligned piece, how many are read from there, and how many more from the ring's beginning. Behind
-            the last item there are at least `slots` that read nothing.
+            the last item there are at least `slots` that read nothing, of the last item's row, which see nothing.
         total: int32 (D, 1), how many items there are.
     """
 
@@ -59,7 +61,7 @@ def work_list(live: jax.Array, start: jax.Array, pieces: Pieces) -> WorkList:
 
 
 def _of_one_device(live: jax.Array, start: jax.Array, pieces: Pieces) -> tuple[jax.Array, jax.Array]:
-    length, group, align, chunk, slots = pieces
+    length, group, align, chunk, slots, _ = pieces
     rows = live.shape[0]
     # A row's columns are counted from the first aligned piece that holds a visible one, oldest first.
     inside = start % align + 1
@@ -73,13 +75,13 @@ def _of_one_device(live: jax.Array, start: jax.Array, pieces: Pieces) -> tuple[j
     end = jnp.cumsum(chunks)
 
     item = jnp.arange(rows * -(-length // chunk) + slots)
-    of_row = jnp.minimum((end[None] <= item[:, None]).sum(1), rows - 1)
+    real = item < end[-1]
+    of_row = jnp.minimum((end[None] <= jnp.minimum(item, end[-1] - 1)[:, None]).sum(1), rows - 1)
     # A product with a mask: small, and no gather, which is slow on a TPU.
     mine = of_row[:, None] == jnp.arange(rows)[None]
     pick = lambda x: jnp.where(mine, x[None], 0).sum(1)
     number = item - pick(end - chunks)
     skipped = number * chunk
-    real = item < end[-1]
 
     def span(low, high, unit):
         """`low` and `high` count units of the chunk: where the ring has them, how many up to its end, how many after."""
@@ -92,8 +94,9 @@ def _of_one_device(live: jax.Array, start: jax.Array, pieces: Pieces) -> tuple[j
     low = jnp.maximum(pick(first) - skipped // group, 0)
     at, before, after = span(low, jnp.minimum(pick(last) - skipped // group, chunk // group), group)
     scale_at, scale_before, scale_after = span(0, jnp.minimum(pick(blocks) - skipped // align, chunk // align), align)
-    head = of_row * 2 + (number == 0)
-    fields = (head, low, at, before, after, pick(new) - skipped, pick(live), scale_at, scale_before, scale_after)
+    head = of_row * 2 + (real & (number == 0))
+    new_at, seen = jnp.where(real, pick(new) - skipped, chunk), jnp.where(real, pick(live), 0)
+    fields = (head, low, at, before, after, new_at, seen, scale_at, scale_before, scale_after)
     return jnp.stack(fields).astype(jnp.int32), end[-1:].astype(jnp.int32)
 
 

@@ -9,15 +9,25 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = ["Kernel", "dump_options", "read_dump", "schedule"]
 
-_BUNDLE = re.compile(r"^\s*0x[0-9a-f]+\s*(?:[A-Z]{2})?\s*:\s*([> ]*)\{(.*)$", re.MULTILINE)
+_BUNDLE = re.compile(r"^\s*0x[0-9a-f]+\s*([A-Z]{2})?\s*:\s*([> ]*)\{(.*)$", re.MULTILINE)
 _EXIT = re.compile(r"scmp\.ge\.s32\.totalorder %\S+, (\d+) /\* loop exit test \*/")
 _PRODUCT = re.compile(r"vmatmul\S*\.(mxu\d)")
+_LOOP_BEGINS = "LB"  # the label of a loop's first bundle
 _FILE = re.compile(r"\d+-(.+)-\d+-final_bundles\.txt$")
 # The loop over a kernel's grid runs this much longer than the grid, for the ends of its pipeline of copies.
 _PIPELINE_ENDS = 2
+
+
+class _Line(NamedTuple):
+    """A bundle: how many loops are around it, whether one begins with it, its instructions."""
+
+    depth: int
+    begins: bool
+    body: str
 
 
 @dataclass(frozen=True)
@@ -51,41 +61,42 @@ def schedule(text: str, dynamic_trips: int = 1) -> Kernel:
         text: of a …-final_bundles.txt.
         dynamic_trips: steps of a loop whose number of steps is decided on the chip; inside it such loops count once.
     """
-    lines = [(found.group(1).count(">"), found.group(2)) for found in _BUNDLE.finditer(text)]
+    lines = [
+        _Line(found.group(2).count(">"), found.group(1) == _LOOP_BEGINS, found.group(3)) for found in _BUNDLE.finditer(text)
+    ]
     products: Counter = Counter()
     bundles, unknown = _block(lines, 0, 1, products, dynamic_trips)
     return Kernel(bundles, max(products.values(), default=0), unknown)
 
 
-def _block(lines: list[tuple[int, str]], depth: int, times: int, products: Counter, dynamic: int) -> tuple[int, int]:
+def _block(lines: list[_Line], depth: int, times: int, products: Counter, dynamic: int) -> tuple[int, int]:
     """Bundles and loops of unknown length in lines that all lie `depth` loops deep or deeper, and run `times` times."""
-    bundles, unknown, at = 0, 0, 0
-    while at < len(lines):
-        if lines[at][0] == depth:
+    bundles, unknown = 0, 0
+    loops: list[list[_Line]] = []
+    for line in lines:
+        if line.depth == depth:
             bundles += times
-            for unit in _PRODUCT.findall(lines[at][1]):
+            for unit in _PRODUCT.findall(line.body):
                 products[unit] += times
-            at += 1
             continue
-        end = at
-        while end < len(lines) and lines[end][0] > depth:
-            end += 1
-        loop = lines[at:end]
+        # A loop may be interrupted, by bundles that a branch leaves empty: it goes on until another one begins.
+        if not loops or (line.begins and line.depth == depth + 1):
+            loops.append([])
+        loops[-1].append(line)
+    for loop in loops:
         trips = _trips(loop, depth + 1)
-        if trips is None:  # a part of a loop, apart from the part with its exit test
-            trips = _trips(lines, depth + 1)
         # Of loops of unknown length inside one another only the outermost is `dynamic` steps long.
         steps, within = (dynamic, 1) if trips is None else (trips, dynamic)
         inside, more = _block(loop, depth + 1, times * steps, products, within)
-        bundles, unknown, at = bundles + inside, unknown + more + (trips is None), end
+        bundles, unknown = bundles + inside, unknown + more + (trips is None)
     return bundles, unknown
 
 
-def _trips(loop: list[tuple[int, str]], depth: int) -> int | None:
+def _trips(loop: list[_Line], depth: int) -> int | None:
     """Steps of a loop by the constant of its exit test, of the outermost, over the grid, without its pipeline's ends; None
     where there is no such constant."""
-    for level, body in loop:
-        if level == depth and (found := _EXIT.search(body)):
+    for line in loop:
+        if line.depth == depth and (found := _EXIT.search(line.body)):
             return max(int(found.group(1)) - (_PIPELINE_ENDS if depth == 1 else 0), 1)
     return None
 
