@@ -20,7 +20,7 @@ SHORTEST = 512
 # Columns of a tile in the core's memory; the length of a row is padded to a multiple.
 _LANES = 128
 # Queries and keys that a step of the kernel takes; the first that divides the length is used.
-_BLOCKS = (1024, 768, 512, 384, 256, 128)
+_BLOCKS = (1024, 896, 768, 640, 512, 384, 256, 128)
 # Keys of a block that are computed with at a time, where they divide it: one half's products hide the other's exponentials.
 _COMPUTED = 512
 

@@ -30,6 +30,8 @@ __all__ = ["Programs"]
 # Prompts of a packed row: one for so many tokens, up to so many.
 _SEGMENT_TOKENS = 16
 _MOST_SEGMENTS = 32
+# Lengths of packed rows between powers of two.
+_BETWEEN = (1280, 1536, 1792)
 # Alternatives to a token: a program for so many, and for each power of two beyond.
 _LEAST_ALTERNATIVES = 8
 
@@ -43,6 +45,8 @@ class Programs:
 
     Attributes:
         buckets: lengths of packed rows, ascending.
+        columns: for each of them, the columns of what a prefill returns, zeros behind the row: of few lengths, since there is
+            an insertion for each.
         segments: for each of them, how many prompts a row holds at most.
         compilations: how many programs were compiled.
         compile_seconds: that were spent waiting for them.
@@ -66,7 +70,8 @@ class Programs:
         self._lock, self._report = threading.Lock(), report
         self._done: dict[Hashable, Any] = {}
         self._params = laid_out(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params))
-        self.buckets = _prefill_buckets(config)
+        self.columns = _prefill_columns(config)
+        self.buckets = list(self.columns)
         self.segments = {t: max(1, min(_MOST_SEGMENTS, t // _SEGMENT_TOKENS)) for t in self.buckets}
 
     # ---- shapes
@@ -113,8 +118,9 @@ class Programs:
     # ---- the programs
 
     def get(self, *key):
-        """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", T, L), ("decode", L, greedy),
-        ("score", T). Prefill and decode have one number more where log-probabilities are asked for, see `alternatives`."""
+        """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", columns[T], L), ("decode", L,
+        greedy), ("score", T). Prefill and decode have one number more where log-probabilities are asked for, see
+        `alternatives`."""
         if key not in self._done:
             self.compile([key], self._report)
         return self._done[key]
@@ -202,7 +208,7 @@ class Programs:
         prompts = self._array((d, s), np.int32)
         settings = jax.tree.map(lambda x: self._array((d, s), x.dtype), RowSettings.of([(SamplingParams(), Sampling())]))
         packed = programs.Packed(self._tokens(t), prompts, prompts, settings)
-        function = partial(programs.prefill, self.model, self.rules(greedy=False, logprobs=logprobs))
+        function = partial(programs.prefill, self.model, self.rules(greedy=False, logprobs=logprobs), self.columns[t])
         return function, (self._params, self.returns("pool"), packed), ()
 
     def _score(self, t: int) -> _Program:
@@ -228,7 +234,8 @@ class Programs:
 
     def keys(self) -> list[tuple]:
         """Every program that an answer without log-probabilities can need."""
-        lengths, lower = self.config.ring_lengths, [0, *self.buckets]
+        inserted = list(dict.fromkeys(self.columns.values()))
+        lengths, lower = self.config.ring_lengths, [0, *inserted]
         keys: list[tuple] = [
             ("pool",),
             *(("encode", n) for n in self.encoder_batches()),
@@ -236,9 +243,7 @@ class Programs:
         ]
         for length in lengths:
             # A packed row beyond `prefill_tokens` holds a single prompt, which needs a ring longer than itself.
-            fits = [
-                t for t, below in zip(self.buckets, lower, strict=False) if t <= self.config.prefill_tokens or below < length
-            ]
+            fits = [t for t, below in zip(inserted, lower, strict=False) if t <= self.config.prefill_tokens or below < length]
             keys += [
                 ("ring", length),
                 *(("decode", length, greedy) for greedy in (True, False)),
@@ -255,12 +260,18 @@ class Programs:
         self.compile(self.keys(), None if report is None else lambda _, done, total: report(done, total))
 
 
-def _prefill_buckets(config: EngineShapes) -> list[int]:
-    """Lengths of packed rows, ascending: powers of two, `prefill_tokens`, and beyond it what the rings can hold."""
+def _prefill_columns(config: EngineShapes) -> dict[int, int]:
+    """Lengths of packed rows, ascending, each with the columns of what its prefill returns.
+
+    Powers of two, `prefill_tokens`, and beyond it what the rings can hold; and steps of a quarter between 1,024 and 2,048,
+    where the prompts of split pictures lie: one of them seldom leaves room for another in a row, which would be half padding.
+    """
     longest = config.ring_lengths[-1]
     sizes = {config.prefill_tokens, longest, *(n for n in config.ring_lengths if n > config.prefill_tokens)}
     size = 64
     while size < longest:
         sizes.add(size)
         size *= 2
-    return sorted(n for n in sizes if n <= longest)
+    returned = sorted(n for n in sizes if n <= longest)
+    between = [n for n in _BETWEEN if n < longest and n not in sizes]
+    return {t: next(n for n in returned if n >= t) for t in sorted([*returned, *between])}

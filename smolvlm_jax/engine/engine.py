@@ -325,7 +325,11 @@ class Engine:
         keys: list[tuple] = [("encode", size) for size in sorted(sizes)]
         keys += [("prefill", pack.length, *asked), *([("pool",)] if pack.placed else [])]
         for length, greedy in rings.items():
-            keys += [("decode", length, greedy, *asked), ("insert", pack.length, length), ("ring", length)]
+            keys += [
+                ("decode", length, greedy, *asked),
+                ("insert", self.programs.columns[pack.length], length),
+                ("ring", length),
+            ]
         self.programs.compile(keys, self._report)
 
     def _worth_it(self, waiting: deque[RequestState]) -> bool:
@@ -354,7 +358,7 @@ class Engine:
             if any(p.ring is ring for p in pack.placed):
                 if ring.state is None:
                     ring.state = self.programs.get("ring", ring.length)()
-                put = self.programs.get("insert", t, ring.length)
+                put = self.programs.get("insert", self.programs.columns[t], ring.length)
                 for arguments in pack.rounds(ring):
                     ring.state = put(ring.state, out, *arguments)
         owners = [((p.lane, p.segment), p.state) for p in pack.placed]

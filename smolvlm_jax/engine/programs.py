@@ -103,7 +103,7 @@ class Targets:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefilled:
-    """D packed rows of T tokens, run through the decoder.
+    """D packed rows of up to T tokens, run through the decoder.
 
     Attributes:
         layers: keys and values (D, k, T, h) of each layer.
@@ -161,10 +161,13 @@ def encode(model: SmolVLMForConditionalGeneration, params, pool: jax.Array, tile
     return pool.at[places].set(features, mode="drop")
 
 
-def prefill(model: SmolVLMForConditionalGeneration, rules: Rules, params, pool: jax.Array, packed: Packed) -> Prefilled:
-    """Run packed prompts and draw the first token of each. Model and rules are static; pool (P, tokens, d)."""
+def prefill(
+    model: SmolVLMForConditionalGeneration, rules: Rules, columns: int, params, pool: jax.Array, packed: Packed
+) -> Prefilled:
+    """Run packed prompts and draw the first token of each. Model, rules, and the columns of the keys and values that are
+    returned, are static; pool (P, tokens, d)."""
     tokens = packed.tokens
-    d, t = tokens.input_ids.shape
+    d = tokens.input_ids.shape[0]
     s = packed.start.shape[1]
     last = packed.start + packed.length - 1
 
@@ -173,7 +176,7 @@ def prefill(model: SmolVLMForConditionalGeneration, rules: Rules, params, pool: 
         hidden = jnp.take_along_axis(out.last_hidden_state, last[..., None], axis=1)
         return module.head(hidden), out.past_key_values
 
-    out: Any = model.apply({"params": params}, **tokens.inputs(pool), cache_length=t, method=forward)
+    out: Any = model.apply({"params": params}, **tokens.inputs(pool), cache_length=columns, method=forward)
     logits, cache = out
     seen = tokens_seen(tokens.input_ids, tokens.segment_ids, segments=s, vocabulary=logits.shape[-1])
     recent = packed_recent(tokens.input_ids, packed.start, packed.length, rules.bad_words)

@@ -111,7 +111,7 @@ class EngineOnChips:
         programs, work = self.programs(shapes), self.config.workload
         bucket, ring = prefill_bucket(programs, work), shapes.ring_lengths[self.ring_of_workload(shapes)]
         encode = [("encode", programs.encoder_batches()[0])] if work.tiles else []
-        keys = [*encode, ("prefill", bucket), ("insert", bucket, ring), ("decode", ring, True)]
+        keys = [*encode, ("prefill", bucket), ("insert", programs.columns[bucket], ring), ("decode", ring, True)]
         return [key for key in keys if key[0] in self.config.kinds]
 
     def keys(self, shapes: EngineShapes) -> list[tuple]:
@@ -155,8 +155,9 @@ class EngineOnChips:
         if pieces is None:
             return None
         live = self.config.visible_columns(slots, length)
+        items = sum(-(-columns // pieces.chunk) for columns in live)
         # The kernel states the bytes of a ring of which half is visible.
-        return KernelLoops(sum(-(-columns // pieces.chunk) for columns in live), 2 * sum(live) / (slots * length))
+        return KernelLoops(-(-items // pieces.together), 2 * sum(live) / (slots * length))
 
     def workload_costs(self, shapes: EngineShapes) -> list[Cost]:
         """Of the programs that the workload runs."""
@@ -263,12 +264,13 @@ class EngineOnChips:
 
 
 def prefill_bucket(programs: Programs, work: Workload) -> int:
-    """The length of the packed rows that prompts of this length are put into when many wait."""
-    most = programs.config.prefill_tokens
-    fitting = [t for t in programs.buckets if t >= work.prompt]
+    """The length of the packed rows that prompts of this length are put into when many wait: as many as fit, and no more room
+    than they take."""
+    tokens = max(programs.config.prefill_tokens // work.prompt, 1) * work.prompt
+    fitting = [t for t in programs.buckets if t >= tokens]
     if not fitting:
         raise InputError(f"--prompt {work.prompt:,} is longer than the rings, {programs.config.ring_lengths}")
-    return most if work.prompt <= most else fitting[0]
+    return fitting[0]
 
 
 def _name(key: tuple, shapes: EngineShapes) -> str:
