@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..quantization import SCALE
-from .blocks import copy_into
+from .blocks import aligned, copy_into
 from .readers import TensorReader
 from .regions import Region, byte_size, whole
 from .rules import Match, rearrange, torch_region, torch_shape
@@ -50,8 +50,8 @@ class Leaf(ABC):
 
 
 def own(view: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
-    """A contiguous copy, cast to `dtype` if given."""
-    out = np.empty(view.shape, view.dtype if dtype is None else dtype)
+    """A contiguous copy, cast to `dtype` if given, aligned as jax wants arrays that it takes without another copy."""
+    out = aligned(view.shape, view.dtype if dtype is None else dtype)
     copy_into(out, view)
     return out
 

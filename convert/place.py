@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -41,7 +40,8 @@ def place(source: Checkpoint, model: SmolVLMForConditionalGeneration, dtype: Any
     params = {}
     for path, leaf in leaves.items():
         own = dtype_of(leaf, wanted)
-        params[path] = jnp.asarray(leaf.read(dtype=own)) if mesh is None else _sharded(leaf, shardings[path], own)
+        # `device_put` takes an aligned array as it is where the device is the CPU; jnp.asarray would copy it.
+        params[path] = jax.device_put(leaf.read(dtype=own)) if mesh is None else _sharded(leaf, shardings[path], own)
     return unflatten_params({path: params[path] for path in shapes})
 
 

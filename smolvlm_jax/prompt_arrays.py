@@ -1,13 +1,15 @@
 """The arguments of `generate` as arrays for the device: checked on the host, repeated, padded to buckets.
 
 Shapes are rounded up to a few buckets, so that prompts of all lengths and pictures of all sizes share a handful of compiled
-programs: prompt length and number of tiles to 2^k or 3·2^(k-1).
+programs: prompt length and number of tiles to 2^k or 3·2^(k-1). On a CPU, where padding costs more than a compilation, prompts
+beyond 1,024 tokens take eighths of a power of two.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +20,7 @@ from .model import SmolVLMForConditionalGeneration
 from .pictures import Tiles, check_counts, flat_tiles, padded_tiles, repeated_tiles
 from .restrictions import recent_tokens
 
-__all__ = ["PromptArrays", "bucket", "prompt_arrays"]
+__all__ = ["PromptArrays", "bucket", "padded_length", "prompt_arrays"]
 
 
 def bucket(n: int, smallest: int = 32) -> int:
@@ -32,6 +34,21 @@ def bucket(n: int, smallest: int = 32) -> int:
     """
     power = max(smallest, 1 << max(n - 1, 0).bit_length())
     return power * 3 // 4 if power > max(smallest, 2) and n <= power * 3 // 4 else power
+
+
+def padded_length(tokens: int) -> int:
+    """The length to which a batch of prompts is padded.
+
+    Args:
+        tokens: of the longest prompt.
+
+    Returns:
+        `bucket(tokens)`; on a CPU, beyond 1,024 tokens, the next eighth of a power of two.
+    """
+    if jax.default_backend() != "cpu" or tokens <= 1024:
+        return bucket(tokens)
+    step = 1 << (tokens - 1).bit_length() - 4
+    return -(-tokens // step) * step
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,7 @@ def prompt_arrays(
     room = model.config.text_config.max_position_embeddings - prompts.mask.sum(axis=1)
     limits = np.minimum(room, min(config.max_new_tokens or 0, room.max()))
     config = config.replace(max_new_tokens=int(limits.max()))
-    length = bucket(int(prompts.mask.sum(axis=1).max()))
+    length = padded_length(int(prompts.mask.sum(axis=1).max()))
     inputs: dict[str, Any] = dict(prompts.aligned(length, config.fill_token_id))
     if tiles is not None and tiles.count:
         inputs |= padded_tiles(tiles, bucket(int(tiles.count), 1) if pad_tiles else int(tiles.count))

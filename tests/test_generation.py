@@ -15,6 +15,7 @@ from smolvlm_jax.cache import KVCache
 from smolvlm_jax.errors import InputError
 from smolvlm_jax.generation import _decode, _prefill, bucket
 from smolvlm_jax.generation_config import Sampling
+from smolvlm_jax.prompt_arrays import padded_length
 from smolvlm_jax.sampling import RowSampling, choose, min_p, repetition_penalty, row_keys, top_k, top_p
 
 
@@ -206,6 +207,15 @@ def test_buckets():
     assert all(s >= n for n, s in enumerate(sizes, 1)) and sizes == sorted(sizes)
     assert len(set(sizes)) <= 18 and max(s / n for n, s in enumerate(sizes, 1) if n >= 32) < 1.5
     assert [bucket(n, 1) for n in range(1, 10)] == [1, 2, 3, 4, 6, 6, 8, 8, 12]
+
+
+def test_long_prompts_are_padded_by_an_eighth_at_most_on_a_cpu(monkeypatch):
+    sizes = {n: padded_length(n) for n in range(1, 9000)}
+    assert all(padded_length(size) == size >= n for n, size in sizes.items())
+    assert all(size == bucket(n) for n, size in sizes.items() if n <= 1024)
+    assert max(size / n for n, size in sizes.items() if n > 1024) < 1.13 and padded_length(1141) == 1152
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    assert all(padded_length(n) == bucket(n) for n in sizes)
 
 
 # ---------------------------------------------------------------- logits processors

@@ -114,7 +114,7 @@ def head_by_head(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Ar
     """One head of one row after the other, as plain products of two matrices; its scores stay in the processor's caches."""
     b, n, t, h = q.shape
     kv, s = k.shape[1:3]
-    queries, keys, values = q.reshape(b * n, t, h), k.reshape(b * kv, s, h), v.reshape(b * kv, s, h)
+    queries, keys, values = (q * h**-0.5).reshape(b * n, t, h), k.reshape(b * kv, s, h), v.reshape(b * kv, s, h)
     mask = _visible(mask)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (b, *mask.shape[1:]))
@@ -123,7 +123,10 @@ def head_by_head(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Ar
     def head(i):
         j = i // (n // kv)
         scores = jnp.matmul(queries[i], keys[j].T, precision=precision)
-        weights = _softmax(scores, None if mask is None else mask[i // n], h)
-        return jnp.matmul(weights, values[j], precision=precision)
+        if mask is not None:
+            scores = jnp.where(mask[i // n], scores, jnp.finfo(jnp.float32).min)
+        # The softmax is divided by its sum after the product: of h numbers a query instead of s.
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        return jnp.matmul(weights, values[j], precision=precision) / weights.sum(-1, keepdims=True)
 
     return jax.lax.map(head, jnp.arange(b * n)).reshape(b, n, t, h)

@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smolvlm_jax.config import SmolVLMConfig, SmolVLMTextConfig, SmolVLMVisionConfig
-from smolvlm_jax.convert.blocks import copy_into, count_nonfinite
+from smolvlm_jax.convert.blocks import aligned, copy_into, count_nonfinite
 from smolvlm_jax.convert.family_names import FAMILIES
 from smolvlm_jax.convert.opened import parameter_shapes
 from smolvlm_jax.convert.rules import (
@@ -149,6 +150,17 @@ def test_copies_in_blocks_are_copies(shape, seed, kind, target):
     out = np.empty([source.shape[axis] for axis in order], known[target]).transpose(np.argsort(order))
     copy_into(out, source)
     assert np.array_equal(out, source.astype(known[target]))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (5, 7), (300, 40, 3)])
+def test_aligned_arrays_are_used_by_jax_as_they_are(shape):
+    array = aligned(shape, np.float32)
+    array[...] = 3
+    taken = jax.device_put(array)
+    assert array.shape == taken.shape and array.flags.c_contiguous
+    if array.size > 1:
+        assert array.ctypes.data % 64 == 0 and taken.unsafe_buffer_pointer() == array.ctypes.data
+    assert (np.asarray(taken) == 3).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
