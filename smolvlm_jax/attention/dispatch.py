@@ -18,6 +18,7 @@ from . import forms
 from .cudnn import cudnn_attention, cudnn_step, fits_cudnn, fits_cudnn_step
 from .decode import decode_attention, fits_decode
 from .forms import Mask
+from .int8_einsum import attend_bytes
 from .paged import fits_paged, paged_step
 from .splash import fits_splash, splash_attention
 from .trial import (
@@ -97,10 +98,23 @@ def _fits_decode(dtype: Any) -> Callable[[jax.Array, LayerCache], bool]:
     return lambda q, cache: fits_decode(q, cache.work) and cache.buffers.pairs.dtype == dtype
 
 
+def _fits_pages(q: jax.Array, cache: LayerCache) -> bool:
+    return hasattr(cache.buffers, "heads") and fits_paged(q, cache.buffers.heads)
+
+
 def _by_pages(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, mask: Mask) -> tuple[jax.Array, Any]:
     assert isinstance(mask, jax.Array)
     buffers = cache.buffers.write(k, v, cache.start)
     return paged_step(q, buffers.heads, mask), buffers
+
+
+def _fits_bytes(q: jax.Array, cache: LayerCache) -> bool:
+    return q.shape[2] == 1 and getattr(cache.buffers, "key_scales", None) is not None
+
+
+def _by_bytes(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, mask: Mask) -> tuple[jax.Array, Any]:
+    buffers = cache.buffers.write(k, v, cache.start)
+    return attend_bytes(q, buffers.keys, buffers.key_scales, buffers.values, buffers.value_scales, mask), buffers
 
 
 # fits(q, k, mask) and run(q, k, v, mask) -> output (b, n, t, h)
@@ -118,13 +132,8 @@ FORMS = (
 CACHED_FORMS = (
     Form("decode", "tpu", _fits_decode(jnp.bfloat16), _by_decode, decode_example),
     Form("decode", "tpu", _fits_decode(jnp.int8), _by_decode, decode_int8_example),
-    Form(
-        "cudnn",
-        "cuda",
-        lambda q, cache: hasattr(cache.buffers, "heads") and fits_paged(q, cache.buffers.heads),
-        _by_pages,
-        paged_example,
-    ),
+    Form("cudnn", "cuda", _fits_pages, _by_pages, paged_example),
+    Form("einsum", "cuda", _fits_bytes, _by_bytes),
 )
 
 

@@ -55,14 +55,24 @@ def _softmax(scores: jax.Array, mask: jax.Array | None, size: int) -> jax.Array:
     return jax.nn.softmax(scores, axis=-1)
 
 
+def grouped(q: jax.Array, heads: int) -> jax.Array:
+    """Queries (b, n, t, h) by the key head that they read, (b, k, n / k, t, h)."""
+    b, n, t, h = q.shape
+    return q.reshape(b, heads, n // heads, t, h)
+
+
+def masked_softmax(scores: jax.Array, mask: Mask, size: int) -> jax.Array:
+    """Weights of float32 products of queries and keys, (b, k, g, t, s), with heads of `size`."""
+    seen = _visible(mask)
+    return _softmax(scores, None if seen is None else seen[:, None, None], size)
+
+
 def einsum_and_weights(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> tuple[jax.Array, jax.Array]:
     """Two einsums: the output (b, n, t, h) and the weights (b, n, t, s)."""
     b, n, t, h = q.shape
-    kv = k.shape[1]
-    mask, precision = _visible(mask), matmul_precision(q.dtype)
-    grouped = q.reshape(b, kv, n // kv, t, h)
-    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, precision=precision, preferred_element_type=jnp.float32)
-    weights = _softmax(scores, None if mask is None else mask[:, None, None], h).astype(q.dtype)
+    kv, precision = k.shape[1], matmul_precision(q.dtype)
+    scores = jnp.einsum("bkgth,bksh->bkgts", grouped(q, kv), k, precision=precision, preferred_element_type=jnp.float32)
+    weights = masked_softmax(scores, mask, h).astype(q.dtype)
     out = jnp.einsum("bkgts,bksh->bkgth", weights, v, precision=precision)
     return out.reshape(b, n, t, h), weights.reshape(b, n, t, k.shape[2])
 

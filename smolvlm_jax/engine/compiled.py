@@ -167,10 +167,12 @@ class Programs:
         """What the compiler is told about a kind of program.
 
         On NVIDIA's GPUs the products of a decode step go to cuBLAS, which adds the residual by itself: a kernel less in each
-        layer. Weights in 8 bits stay with Triton's, which convert them on the way; cuBLAS would want them converted before.
+        layer. Weights and caches in 8 bits stay with Triton, which converts them on the way; for cuBLAS they would be converted
+        before.
         """
         devices = jax.devices() if self.mesh is None else self.mesh.devices.flat
-        by_cublas = kind == "decode" and devices[0].platform == "gpu" and not is_quantized(self._params)
+        bytes_only = is_quantized(self._params) or self.config.kv_cache_dtype is not None
+        by_cublas = kind == "decode" and devices[0].platform == "gpu" and not bytes_only
         return {"xla_gpu_enable_triton_gemm": False} if by_cublas else None
 
     def returns(self, kind: str, *size: int):

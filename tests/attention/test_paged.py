@@ -85,6 +85,7 @@ def test_programs_for_other_platforms_have_none_of_it(monkeypatch, calls):
     assert "gather" not in program("cpu")
 
 
+@pytest.mark.thorough
 def test_the_trial_sees_what_is_wrong(calls, monkeypatch):
     assert trial._fault(trial.paged_example) is None and calls
     monkeypatch.setattr(trial, "paged_step", lambda q, pairs, mask: jnp.zeros_like(q))

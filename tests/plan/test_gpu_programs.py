@@ -39,6 +39,25 @@ def test_the_engines_programs(card):
     assert found.memory.total < CHIPS[card].usable and found.rate.low < found.rate.high
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "share"),
+    [
+        ("256m", {"kv_cache_dtype": "int8"}, 1.35),
+        ("2.2b", {"kv_cache_dtype": "int8"}, 1.15),
+        ("256m", {"quantize": "int8"}, 1.08),
+        ("2.2b", {"quantize": "int8"}, 1.04),
+    ],
+)
+def test_decoding_in_8_bits(model, options, share):
+    """Four layers with weights or caches in 8 bits: neither is restored as a whole, in each step or before."""
+    kinds = ("decode",)
+    found = plan(PlanConfig(model=model, on="h100", ring_lengths=(2048,), slots=(64,), layers=(1, 4), kinds=kinds, **options))
+    (decode,), held = found.programs, found.memory.kinds
+    # Scores of the bytes are written in float32, which shows beside the cache of the 256M.
+    assert decode.bytes <= share * (held["weights"] + held["KV cache"])
+    assert decode.temporary_bytes <= 0.05e9 and decode.alias_bytes >= 0.99 * held["KV cache"]
+
+
 @pytest.mark.parametrize("card", [CARDS[0], *(pytest.param(card, marks=pytest.mark.slow) for card in CARDS[1:])])
 def test_a_training_step(card):
     """Everything in the 500M, eight rows of 2,048 tokens with 13 tiles each, on one card."""
