@@ -2,8 +2,8 @@
 
 A kernel W, (out, in) in PyTorch's layout, becomes V = W + B A · alpha / r, computed in float32 and rounded once to W's dtype.
 With DoRA (arXiv:2402.09353) each row of V is scaled to the length that the adapter holds for it. A bias of B is added to the
-module's in the same way. What it holds besides, such as modules that were trained whole, rows of a table and biases, takes the
-place of the base's.
+module's in the same way. Its other tensors, such as modules that were trained as a whole, rows of a table and biases, replace
+those of the base.
 """
 
 import math

@@ -82,7 +82,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _write(path: AnyPath, text: str) -> None:
-    """Write a report, whole or not at all if it is a regular file or an object; links are followed. Raises InputError."""
+    """Write a report, atomically if it is a regular file or an object; links are followed. Raises InputError."""
     try:
         if isinstance(path, StorePath):
             path.write_bytes(text.encode(errors="backslashreplace"))

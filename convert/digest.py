@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold, as a hash: answers of a batch job and the state of a training run depend on it."""
+"""A hash of the contents of a checkpoint's files, on which answers of a batch job and the state of a training run depend."""
 
 import hashlib
 import os

@@ -1,6 +1,6 @@
-"""How checkpoints of other families name their tensors, and what of them is computed from what they hold.
+"""How checkpoints of other families name their tensors, and how ours are computed from them.
 
-Which families there are, and their config.json, is said in `smolvlm_jax.families`.
+`smolvlm_jax.families` lists the families and reads their config.json.
 """
 
 from collections import Counter

@@ -1,5 +1,5 @@
-"""Checksums of the files in a directory's folders, in a file of the directory: how a damaged step of a training run is told
-from a whole one."""
+"""Checksums of the files in a directory's folders, in a file of the directory, by which a damaged step of a training run is
+recognised."""
 
 import zlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Parameters that are somewhere else: each knows its shape and dtype, and is read whole or a region at a time.
+"""Parameters that are not in memory: each knows its shape and dtype, and is read as a whole or a region at a time.
 
 The writers of orbax and safetensors, `load` and `verify` take leaves, wherever these read from.
 """

@@ -1,4 +1,4 @@
-"""Errors of orbax and tensorstore, which report in threads of their own what they raise again where it is waited for."""
+"""Errors of orbax and tensorstore, which log in threads of their own what they raise again in the waiting thread."""
 
 import functools
 import logging

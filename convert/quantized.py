@@ -1,4 +1,4 @@
-"""Weights in 8 bits as leaves: made of others as they are written, and what they stand for as they are read."""
+"""Weights in 8 bits as leaves: quantized as they are written, dequantized as they are read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
@@ -58,10 +59,21 @@ def nearest(word: str, known: Collection[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are told in one line, which names what is most like a word that is unknown."""
 
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        """As argparse's; the words are kept for messages."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and what is wrong."""
         wanted = message.removeprefix("the following arguments are required: ")
-        if wanted != message:  # argparse names those too that may be left out
+        names = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+        mistyped = [name for name in names if not any(flag.startswith(name) for flag in self._option_string_actions)]
+        if wanted != message and mistyped:  # an argument is missing, perhaps since an option was not understood
+            message = f"unrecognized arguments: {mistyped[0]}"
+        elif wanted != message:  # argparse names those too that may be left out
             spare = [str(action.metavar) for action in self._actions if action.nargs == "*"]
             message = f"{', '.join(name for name in wanted.split(', ') if name not in spare)} is missing"
         unknown = message.removeprefix("unrecognized arguments: ")

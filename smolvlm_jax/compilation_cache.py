@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from .directories import make_directory
 from .errors import InputError
 from .staging import reading
 from .storage import AnyPath, StorePath, place
@@ -47,6 +48,8 @@ def check_cache(where: AnyPath | None = None) -> None:
             next(where.entries(), None)
     elif where is not None and where.exists() and not where.is_dir():
         raise InputError(f"compiled programs are kept in a directory, and {where} is a file")
+    elif where is not None:
+        make_directory(where, "the directory of compiled programs (--compilation-cache, JAX_COMPILATION_CACHE_DIR)")
 
 
 def keep_compiled_programs(where: str | os.PathLike | None = None) -> None:

@@ -214,7 +214,7 @@ class Config(metaclass=SaysWhatToType):
         return cls.from_pretrained(json_file)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write `config.json` into a directory, whole or not at all.
+        """Write `config.json` into a directory, completely or not at all.
 
         Args:
             save_directory: where to; it is created if need be.

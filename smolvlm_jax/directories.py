@@ -12,14 +12,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import CheckpointError, SmolVLMError, StorageError
+from .errors import CheckpointError, InputError, SmolVLMError, StorageError
 from .io import lock, sync_directory
+from .storage import AnyPath
 from .terminal import say
 
-__all__ = ["check_destination", "check_free_space", "disk_full", "temporary_directory", "whole_directory"]
+__all__ = ["check_destination", "check_free_space", "disk_full", "make_directory", "temporary_directory", "whole_directory"]
 
 # `force` replaces only a directory with one of these files, so that a mistyped path deletes no other data.
 _OURS = ("config.json", "adapter_config.json", "manifest.json")
+
+
+def make_directory(path: AnyPath, what: str) -> None:
+    """Make a directory, and those above it, if need be.
+
+    Args:
+        path: the directory.
+        what: of the user's settings it is, for the message.
+
+    Raises:
+        InputError: it cannot be one.
+        OSError: the disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{what} is a directory, and {path} cannot be one: {error.strerror}") from error
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise InputError(f"{what} cannot be made at {path}: {error.strerror or error}; choose another directory") from error
 
 
 def temporary_directory(destination: Path) -> Path:

@@ -61,7 +61,7 @@ class ArgumentError(InputError, TypeError):
 
 
 class JobError(SmolVLMError, RuntimeError):
-    """What ends a job though nobody made a mistake: a device without memory, workers that do not start, an output or an input
+    """What ends a job without a mistake of the user: a device without memory, workers that do not start, an output or an input
     that another process changed. What is finished is kept, and the same command may be run again."""
 
     exit_code = 1

@@ -1,5 +1,5 @@
-"""Whether the fields of a dataclass of settings have the types that it declares, checked when one is made: without it a wrong
-one comes to light in the middle of the work, as an error of Python."""
+"""Whether the fields of a dataclass of settings have the types that it declares, checked in the constructor: otherwise a
+wrong type is found in the middle of the work, as an error of Python."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What transformers' generate takes and ours does not: taken with values that ask for nothing, refused by name with others."""
+"""Arguments that only transformers' generate has: accepted with values that change nothing, refused by name with others."""
 
 import functools
 from dataclasses import fields

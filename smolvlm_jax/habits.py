@@ -1,7 +1,8 @@
-"""Arguments that are typed from habit: what asks for nothing is taken, what cannot be had is refused by name.
+"""Arguments of transformers without a counterpart here: accepted with values that change nothing, refused by name with others;
+and calls with wrong arguments.
 
-A table says of each argument of transformers that has no counterpart here which values ask for nothing. The functions that
-take keywords from outside each have one table, and check their keywords with `unasked`.
+A table lists for each of these arguments the values that change nothing. The functions that take keywords from outside each
+have one table, and check their keywords with `unasked`.
 """
 
 import functools

@@ -20,7 +20,7 @@ from .storage import AnyPath, Entry, StorePath, is_store, place, remove
 
 try:
     import fcntl
-except ImportError:  # not POSIX: without locks nobody can tell that a writer is dead, so its files are not removed
+except ImportError:  # not POSIX: without locks it is not known whether a writer is dead, so its files are not removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["COMPANIONS", "HOST", "MAX_TEXT", "Identity", "companion_files", "copy_companions", "create_json", "errors_name"]
@@ -206,7 +206,7 @@ def read_text(path: str | os.PathLike, error: type[SmolVLMError] = CheckpointErr
     try:
         return read_bytes(path, error=error, limit=limit).decode("utf-8")
     except UnicodeDecodeError as fault:
-        raise error(f"cannot read {path}: {fault}") from fault
+        raise error(f"cannot read {path}: it is no text in UTF-8 ({fault.reason} at byte {fault.start})") from fault
 
 
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

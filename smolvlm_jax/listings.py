@@ -1,4 +1,4 @@
-"""`smolvlm-jax models` and `completion`: what there is to choose from. Importing this module imports nothing heavy."""
+"""`smolvlm-jax models` and `completion`: the names that a user can choose from. Importing this module imports nothing heavy."""
 
 import argparse
 

@@ -1,6 +1,7 @@
 """What the name of a model stands for: a directory, a bundled checkpoint or a Hub id -> a local path. Imports no jax.
 
-A PEFT adapter is a directory of weights without the config.json of a model: all that a model needs besides is its base's.
+A PEFT adapter is a directory of weights without the config.json of a model: everything else that a model needs is taken
+from its base.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""Where image features meet text."""
+"""Merging image features into text embeddings."""
 
 import jax
 import jax.numpy as jnp

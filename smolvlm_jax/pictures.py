@@ -1,8 +1,8 @@
 """The layout of pictures inside the library: flat tiles and how many of them are real.
 
-Tiles of a whole batch stand one after the other, as uint8 (N, T, T, 3) or normalised floats (N, H, W, 3) with an optional mask
-of their pixels; the real ones come first. transformers' five-dimensional layout is turned into this one by `flat_tiles`, for
-numpy and jax arrays alike, and nowhere else. Here alone it is decided which tiles are real, and whether tiles and image tokens
+Tiles of a whole batch are in one array, as uint8 (N, T, T, 3) or normalised floats (N, H, W, 3) with an optional mask of
+their pixels; the real ones come first. transformers' five-dimensional layout is turned into this one by `flat_tiles`, for
+numpy and jax arrays alike, and nowhere else. Only this module decides which tiles are real, and whether tiles and image tokens
 agree in number.
 """
 

@@ -1,11 +1,11 @@
 """Between files and object stores: local copies of objects, and new directories that are sent to a store when complete.
 
 What reads and writes checkpoints works on files, so a checkpoint in a store is copied whole, to or from a folder under the
-system's directory for temporary files (TMPDIR). The folder is removed when it is no longer needed, and that of a process that
-was killed by the next one on the machine.
+system's directory for temporary files (TMPDIR). The folder is removed when it is no longer needed; after a process
+was killed, the next one on the machine removes it.
 
-There is no rename in a store. What says that a directory is complete, its config.json or adapter_config.json, is put there last
-and removed first; until then an object `.incomplete` stands beside what is there already.
+There is no rename in a store. The file that marks a directory as complete, its config.json or adapter_config.json, is put
+last and removed first; until then there is an object `.incomplete` beside the others.
 """
 
 import atexit
@@ -182,7 +182,7 @@ def check_new(destination: AnyPath, force: bool) -> None:
 
 @contextmanager
 def new_directory(destination: AnyPath, force: bool = False, notify: Callable[[str], None] = say) -> Iterator[Path]:
-    """Write a directory, which appears whole or not at all.
+    """Write a directory, which appears only when it is complete.
 
     Yields an empty local directory. When the block ends it becomes the destination, or is copied there, config.json or
     adapter_config.json last; if the block raises it is removed.

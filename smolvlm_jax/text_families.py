@@ -1,8 +1,8 @@
 """Which keys of a text_config change what a decoder computes, for the families of decoders that transformers has.
 
 A text_config names its family by `model_type`. Two families are computed: llama, and granite, which is llama with four
-multipliers. For all others, and for keys of others in a config of these two, the rule is that nothing is passed over: a value
-that would change a number is refused, with the name of its key.
+multipliers. For all others, and for keys of others in a config of these two, a value that would
+change a number is refused, with the name of its key.
 """
 
 import math

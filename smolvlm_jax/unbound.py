@@ -1,4 +1,4 @@
-"""Models that are used as those of torch are: what to type instead."""
+"""Errors for models that are used like torch modules, with what to type instead."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""What the numbers of a recipe may be. None is without a range: one that is too large would have a run read, allocate or wait
+"""The ranges of the numbers in a recipe. Every number has one: too large a number would make a run read, allocate or wait
 without end."""
 
 from numbers import Real

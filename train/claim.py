@@ -1,4 +1,4 @@
-"""One run in a directory at a time."""
+"""A lock, so that only one run at a time is in a directory."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685): two thin factors beside a projection's kernel, which stays as it is.
+"""Low-rank adapters (LoRA, arXiv:2106.09685): two thin factors beside a projection's kernel, which does not change.
 
 An adapter is two more leaves in the parameter tree, `lora_a` and `lora_b`, beside `kernel`; a projection that finds them adds
 x A B (`layers.Projection`). So a tree with adapters is used like any other: to train, to generate, to evaluate. In training B

@@ -1,8 +1,8 @@
 """A run whose output is in an object store: it works in a temporary directory, which is sent there at every checkpoint.
 
-There is no rename and no lock in a store. Of a checkpoint the object that orbax writes when it is complete is put last and
-removed first; what a killed run left without it is removed by the next run. An object `.running` names the run that writes: if
-another one has begun since, the earlier one stops before it puts anything more there.
+There is no rename and no lock in a store. The object that orbax writes when a checkpoint is complete is put last and
+removed first; a checkpoint that a killed run left without it is removed by the next run. An object `.running` names the run
+that writes: if another one has begun since, the earlier one stops before it puts anything more there.
 """
 
 import os

@@ -16,6 +16,7 @@ from ..config import SmolVLMConfig, SmolVLMTextConfig
 from ..convert.digest import files_digest
 from ..convert.hosts import join_job
 from ..convert.opened import open_checkpoint
+from ..directories import make_directory
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..field_types import check_kind
 from ..io import read_json, write_json
@@ -179,10 +180,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         with mirrored(output) as mirror, Display(config.steps, progress) as display:
             return _train(config, mirror.directory, files, display, mirror, named=len(parts) == 1)
     directory = output.absolute()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"output is a directory, and {directory} cannot be one: {error.strerror}") from error
+    make_directory(directory, "output")
     with only_run(directory) if main else nullcontext(), Display(config.steps, progress, main=main) as display:
         return _train(config, directory, files, display, None, named=len(parts) == 1)
 

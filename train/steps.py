@@ -1,4 +1,4 @@
-"""The steps of a run on the disk: which are whole, and what becomes of those that are not."""
+"""The steps of a run on the disk: which are complete, and what is done with the others."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ _NOTES = ("data/metadata", "metrics/metrics")  # JSON that orbax reads, of every
 
 
 def _steps(directory: Path) -> list[Path]:
-    """What is named like a step in a directory, whole or not, the newest first."""
+    """The entries of a directory that are named like a step, complete or not, the newest first."""
     found = directory.iterdir() if directory.is_dir() else []
     return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name), reverse=True)
 
@@ -46,7 +46,7 @@ def _fault(step: Path, largest: int | None) -> str | None:
 def set_aside(directory: Path, shown: AnyPath) -> None:
     """Rename the steps that are damaged, so that the newest whole one is the newest, and say so. shown: the directory's name.
 
-    Everything of the steps is read, from the newest back to one that is whole; of older ones what is small.
+    All files of the steps are read, from the newest back to a complete one; of older ones only the small files.
 
     Raises:
         CheckpointError: there are steps, and none of them is whole, or the directory is none. Nothing is renamed then.

@@ -4,7 +4,7 @@ The cache's columns lie one after the other (`cache.ColumnBuffers`), keys and va
 smallest piece that can be read is a tile of 8 columns (32 of int8), and a chunk of a row is contiguous. The kernel goes
 through a list of chunks (`work`), copies each into the core's memory while it computes with those before it, and knows no
 other columns: not those of the ring that are not visible, not those of rows that have finished. All heads share one product:
-the queries stand in a matrix that has zeros where the keys are another head's. Two chunks are computed with at a time, without
+the queries are in one matrix with zeros where the keys belong to another head. Two chunks are computed with at a time, without
 a branch between them, so that the products of one hide the exponentials of the other. It is used in bfloat16 only, because
 its products are those of the matrix unit. Figures in docs/design.md.
 """

@@ -32,7 +32,7 @@ def rotation(size: int) -> np.ndarray:
 
 
 def turn(x: jax.Array) -> jax.Array:
-    """Vectors (…, h), rotated, in float32; twice is once back."""
+    """Vectors (…, h), rotated, in float32. The rotation is its own inverse."""
     matrix = jnp.asarray(rotation(x.shape[-1]), x.dtype)
     return jnp.einsum("...h,hg->...g", x, matrix, precision=matmul_precision(x.dtype), preferred_element_type=jnp.float32)
 

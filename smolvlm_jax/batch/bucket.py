@@ -1,8 +1,8 @@
-"""What a job does otherwise where OUTPUT is in an object store, which has no renames, no locks and no appending.
+"""How a job writes OUTPUT in an object store, which has no renames, no locks and no appending.
 
-A part is one conditional put, which says under which manifest it was made: what a job that was replaced puts there late is
-known, and put right. Which of several processes replaces another job's output is decided by a conditional put too, of a claim
-that its owner renews as long as it lives.
+A part is one conditional put, which says under which manifest it was made: a late part of a job that was replaced is
+recognised, and written again. A conditional put also decides which of several processes replaces another job's output: of a
+claim that its owner renews as long as it lives.
 """
 
 import hashlib

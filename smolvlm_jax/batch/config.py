@@ -41,7 +41,7 @@ class BatchConfig:
         sampling: How answers are continued. A record may set any of it for itself, and draws by a seed made of this one and
             its id.
         pictures: How pictures and videos become tiles, and what may be read for them.
-        source: Kind of the input; by default told by its names.
+        source: Kind of the input; by default recognised by its names.
         columns: Pairs (name of a record's key, its name in the input).
         format: "jsonl" or "parquet".
         keep: Names of columns of the input that the rows of answers have too; None: all that the job does not read.

@@ -1,7 +1,7 @@
 """Documents beside the rows: what a docling checkpoint wrote of the pages of a file, joined in order.
 
-They are made of the parts when all of these are there, by the host that finishes last, and are no part of the job's state: one
-that is there already is kept, one that is missing is made, whichever run or host made the rows.
+They are made from the parts once all of them exist, by the host that finishes last. They are no part of the job's state:
+an existing document is kept and a missing one is made, whichever run or host made the rows.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """A page of a job's first answers with their pictures, as one file that needs nothing else.
 
-Pictures are read and made small in a process of its own, which a damaged or very large one may end. Imports no jax.
+Pictures are read and scaled down in a separate process, because a damaged or very large picture may end it. Imports no jax.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """The batch job: records to requests, results to rows, rows to parts that are complete or absent.
 
 The input is cut into units, of which this shard has every `num_shards`-th. Worker processes prepare records, the engine
-answers them, and rows are appended to the working file of the unit's part; a part whose rows are all there gets its name. The
+answers them, and rows are appended to the working file of the unit's part; a part with all its rows gets its name. The
 engine sees one long stream of requests, across parts.
 
 Two threads work here. The engine's feeding thread reads units and asks for requests; the thread that runs the job reads
@@ -90,7 +90,7 @@ class BatchJob:
         self._engine: Any = None
         self._open: dict[int, Part] = {}
         self._payloads: dict[tuple[int, int], Any] = {}  # of the records that are being prepared
-        self._lock = threading.Lock()  # guards _open, which a unit that is read, a part that is whole and park() change or read
+        self._lock = threading.Lock()  # guards _open, which the reading of a unit, a finished part and park() use
         self._stopping, self._all_read = threading.Event(), False
         self._settled, self._unanswered = threading.Event(), False  # whether any record has no answer yet
         self._checked = time.monotonic()

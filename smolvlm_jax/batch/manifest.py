@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from .. import __version__
+from ..directories import make_directory
 from ..errors import InputError, JobError
 from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
 from ..storage import AnyPath, StorePath
@@ -64,10 +65,7 @@ class Manifest:
             InputError: the directory holds the output of another job, each difference to which is named, or cannot be one.
         """
         folder = self.path.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(f"OUTPUT is a directory, and {folder} cannot be one: {error.strerror}") from error
+        make_directory(folder, "OUTPUT")
         try:
             self._agree(folder, force, notify)
         except (FileNotFoundError, PermissionError) as error:

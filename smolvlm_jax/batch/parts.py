@@ -1,8 +1,8 @@
 """The rows of a part in progress, in a working file that belongs to this process alone (journal.py).
 
 Rows are appended in the order in which they finish, and a row counts once the operating system has all of its bytes. A process
-that begins a part first copies the finished rows from working files that earlier runs of the same job left; what is not a whole
-row there is ignored. Two processes on one part do no harm: each has its own file, both compute the same rows, and the one that
+that begins a part first copies the finished rows from working files that earlier runs of the same job left; incomplete rows
+there are ignored. Two processes on one part do no harm: each has its own file, both compute the same rows, and the one that
 finishes first names the part.
 """
 

@@ -23,7 +23,7 @@ __all__ = ["WorkerPool", "default_workers"]
 _ATTEMPTS = 2
 _STARTS = 3
 _POLL_SECONDS = 0.2
-# Of payloads that wait for a worker, and of what workers have prepared and nobody has taken. One thing may be larger.
+# Bytes of payloads that wait for a worker, and of prepared requests that wait for the engine. A single one may be larger.
 AHEAD_BYTES = 2**26
 
 

@@ -106,9 +106,11 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
     if config.document is not None:
         _require_documents(config, directory, keep)
     given = {name: getattr(config, name) for name in ("slots", "ring_lengths", "kv_cache_dtype") if getattr(config, name)}
-    if given or config.mesh is not None:  # before anything is written; needs jax, which otherwise starts beside the workers
+    if (
+        given or config.mesh is not None or config.attention != "auto"
+    ):  # before anything is written; needs jax, which otherwise starts beside the workers
         with device_errors("--slots or --ring-lengths"):
-            check_settings(directory, mesh=config.mesh, **given)
+            check_settings(directory, mesh=config.mesh, attention=config.attention, **given)
     if config.compilation_cache is not None:
         check_cache(place(config.compilation_cache))
     manifest = Manifest(folder, _facts(config, parts, directory, source, keep))

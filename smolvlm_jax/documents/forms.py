@@ -1,4 +1,4 @@
-"""The forms of a document. Pages are read, written and forgotten one after the other."""
+"""The forms of a document. Pages are read, written and released one after the other."""
 
 import contextlib
 import re

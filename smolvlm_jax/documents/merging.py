@@ -1,5 +1,5 @@
-"""The JSON of DoclingDocuments, one behind the other, as that of one document. `DoclingDocument.concatenate` does the same with
-all of them in memory."""
+"""The JSON of several DoclingDocuments, in order, joined to that of one document. `DoclingDocument.concatenate` does the same
+with all of them in memory."""
 
 import contextlib
 import json

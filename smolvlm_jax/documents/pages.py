@@ -1,7 +1,7 @@
 """The DocTags of a page to its DoclingDocument, with nothing lost on the way.
 
 docling-core reads what it knows and drops the rest without a word: text outside of elements, elements without an end, tags in
-the wrong order. So the tags are checked before, and the words after it. A page that fails is its text as it is.
+the wrong order. So the tags are checked before, and the words after it. A page that fails is kept as its text.
 """
 
 import functools

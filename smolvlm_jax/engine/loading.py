@@ -49,21 +49,25 @@ def load_engine(
     return Engine.from_pretrained(source, base=base, report=report, **options)
 
 
-def check_settings(directory: str | os.PathLike, *, mesh: str | None = None, **settings: Any) -> None:
+def check_settings(directory: str | os.PathLike, *, mesh: str | None = None, attention: str = "auto", **settings: Any) -> None:
     """Check what `load_engine` would refuse, without the weights.
 
     Args:
         directory: with the model's config.json.
         mesh: as in `load_engine`.
+        attention: as in `load`.
         **settings: fields of `EngineConfig`.
 
     Raises:
+        ConfigError: there is no such form of attention.
         InputError: the settings contradict the model or the devices.
     """
+    from ..attention import check_form
     from ..config import SmolVLMConfig
     from ..model import SmolVLMForConditionalGeneration
     from .settings import EngineConfig
 
+    check_form(attention)
     model = SmolVLMForConditionalGeneration(SmolVLMConfig.from_pretrained(directory))
     EngineConfig(**settings).resolve(model, _mesh_here(mesh))
 

@@ -73,7 +73,7 @@ class Request:
             the results of a job have a row for every record.
         unread: names of columns of the record that nothing was made of, for the remarks of the job.
         own: columns of the record that its row has too, as JSON.
-        continuation: for `Engine.loglikelihood`, what stands after the prompt: text as in `continuation_ids`, or token ids.
+        continuation: for `Engine.loglikelihood`, the text after the prompt, as in `continuation_ids`, or token ids.
     """
 
     id: Any

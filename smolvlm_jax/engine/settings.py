@@ -92,6 +92,12 @@ class EngineConfig:
         lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*RINGS, most) if n < most] + [most])))
         if lengths[0] < 2 or lengths[-1] > most:
             raise InputError(f"ring_lengths must lie between 2 and the model's {most} positions, got {lengths!r:.80}")
+        if self.ring_lengths and tuple(self.ring_lengths) != lengths:
+            raise InputError(
+                f"ring_lengths ascend, each of them once, as slots goes by: {lengths}, not {self.ring_lengths!r:.80}"
+            )
+        if self.slots is not None and self.cache_bytes is not None:
+            raise InputError("slots and cache_bytes both say how large the caches are: leave one out")
         quantized = check_kv_cache_dtype(self.kv_cache_dtype)
         slots = self.slots
         if slots is None:

@@ -1,7 +1,7 @@
 """The models that lmms-eval loads: `ChatSmolVLM`, whose questions are messages, and `SimpleSmolVLM`, whose are texts.
 
-All requests of a run come in one call, and go to the engine as it has room for them. Documents, and with them pictures, are
-read when their turn comes.
+All requests of a run come in one call, and go to the engine as it has room for them. Documents and their pictures are
+read only then.
 """
 
 import os

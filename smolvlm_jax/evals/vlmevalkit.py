@@ -2,8 +2,8 @@
 
     python -m smolvlm_jax.evals.vlmevalkit VLMEvalKit --pretrained CHECKPOINT --data MMMU_DEV_VAL AI2D_TEST
 
-VLMEvalKit asks most models one question at a time. Models behind an interface it asks from many threads, and this is one of
-those: questions of all threads are answered in continuous batches.
+VLMEvalKit asks most models one question at a time, and models behind an API from many threads. This model is used in the
+second way: questions of all threads are answered in continuous batches.
 """
 
 import argparse

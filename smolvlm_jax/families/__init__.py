@@ -1,7 +1,7 @@
 """Checkpoints of other families that hold the same model: their config.json and their small files in the spelling of ours.
 
-The names of their tensors are in `convert.family_names`. A family is told by its config.json. What of it is not computed here
-is refused, by the name of the key. Imports no jax.
+The names of their tensors are in `convert.family_names`. A family is recognised by its config.json. Features that are not
+supported here are refused, by the name of the key. Imports no jax.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """nanoVLM (github.com/huggingface/nanoVLM): a SigLIP2 encoder, a SmolLM2 decoder and a pixel-shuffle projector, as SmolVLM's.
 
 Its config.json is a flat dataclass of other names. Its tokenizer is another model's, with tokens for pictures added. Pictures
-are stretched to whole tiles, and the whole picture stands before the grid. Pixels are not normalised: they are 0 to 1, which is
-made up for in the weights (`convert.family_names`).
+are stretched to whole tiles, and the whole picture comes before the grid. Pixels are not normalised: they are 0 to 1, and
+the weights are converted for ours (`convert.family_names`).
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """SmolVLA, lerobot's policy for robots: a SmolVLM2 with fewer layers of text, and an action expert beside it.
 
-The config.json of a policy says nothing of the VLM's sizes: it names the checkpoint that the VLM was made from, and how many of
-its layers were kept. The backbone is what `policy.model.vlm_with_expert.vlm` computes when it is called. The action expert is
-no part of it; the policy, which runs both together, attends and rotates differently.
+The config.json of a policy does not hold the VLM's sizes: it names the checkpoint that the VLM was made from, and how many of
+its layers were kept. The backbone is what `policy.model.vlm_with_expert.vlm` computes when it is called. The action expert does
+not belong to it; the policy, which runs both together, attends and rotates differently.
 """
 
 from collections.abc import Callable, Mapping

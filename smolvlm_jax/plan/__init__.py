@@ -1,4 +1,4 @@
-"""What a program costs on chips that are not here: memory, work, time, by the chips' own compilers.
+"""What a program costs on chips that need not be present: memory, work and time, by the chips' own compilers.
 
 Importing this package imports no jax: the compilers work in a child process, whose environment has to be set before.
 """

@@ -81,7 +81,7 @@ class EngineOnChips:
             ring_lengths=self.rings,
             kv_cache_dtype=self.config.kv_cache_dtype,
             slots=chosen,
-            cache_bytes=None if free is None else max(int(FREE_MEMORY_SHARE * free), 1),
+            cache_bytes=None if free is None or slots is not None else max(int(FREE_MEMORY_SHARE * free), 1),
         )
         return engine.resolve(self.model, self.mesh)
 

@@ -92,6 +92,9 @@ class PlanConfig:
 
     def __post_init__(self):
         check_types(self, InputError)
+        for name in ("model", "on", "recipe", "mesh"):
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise InputError(f"--{name} is empty: leave it out, or say what it is")
         if self.mode not in (None, "infer", "train"):
             raise InputError(f"--mode {self.mode!r:.40} is neither infer nor train")
         if self.mode is not None and (self.mode == "train") != self.trains:

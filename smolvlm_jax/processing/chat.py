@@ -1,4 +1,4 @@
-"""What a conversation and its messages are, and the pictures and videos in them; what their items are stands in parts.py."""
+"""What a conversation and its messages are, and the pictures and videos in them; parts.py describes their items."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

@@ -1,11 +1,11 @@
-"""Decoding videos in a child process, because a damaged file can take its decoder along.
+"""Decoding videos in a child process, because a damaged file can crash its decoder.
 
 decord ends the whole process on some damaged files (a failed allocation in its C++), and no thread can be stopped from
 outside. So the decoding libraries run in a child that may crash, hang or ask for all memory; its parent raises a MediaError
 then. A child serves one video after another.
 
-What a video may cost is counted in the child, in packets and pixels. The parent's clock only ends a child that makes no
-progress: one that works says so several times a second, however slowly it gets on.
+The cost of a video is counted in the child, in packets and pixels. The parent's clock only ends a child that makes no
+progress: a working child sends a message several times a second, however slow it is.
 """
 
 import atexit

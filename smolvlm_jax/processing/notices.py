@@ -1,4 +1,4 @@
-"""What the reference leaves out of a picture without a word is said here, once in a process."""
+"""Notices about parts of a picture that the reference ignores silently, once in a process."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""PDF files that a conversation names as one picture each, and the pages that stand in their places when it is prepared."""
+"""PDF files that a conversation names as one picture each, and the pages that replace them when it is prepared."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

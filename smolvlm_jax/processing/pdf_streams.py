@@ -1,5 +1,5 @@
-"""What is wrong with the streams of a page of a PDF. PDFium draws what it can decode and says nothing of the rest, so that a
-page of damaged text would be a blank one."""
+"""What is wrong with the streams of a page of a PDF. PDFium draws what it can decode and does not report the rest, so a
+page of damaged text would be blank."""
 
 import re
 import zlib

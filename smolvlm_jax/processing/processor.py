@@ -154,7 +154,7 @@ class SmolVLMProcessor(ProcessorFiles, ProcessorTexts):
         if images is None and text is None and videos is None:
             raise InputError("nothing to process; pass text, images or videos")
         if images is not None and videos is not None:
-            raise InputError("images and videos in one call; a batch holds one or the other, so make two of it")
+            raise InputError("images and videos in one call, which takes one or the other: ask about each in a call of its own")
         texts = None if text is None else list_of_texts(text)
         if texts == []:
             raise InputError("text is an empty list")

@@ -1,8 +1,8 @@
-"""Keeping what a user wrote apart from what steers the model.
+"""Keeping a user's text apart from the tokens that steer the model.
 
 A text that says `<image>` must not become the place of a picture, nor `<end_of_utterance>` the end of a turn. Such words
 are refused, or escaped: broken by a mark before the template is rendered, and read as plain characters afterwards. Which words
-they are is decided in steering.py; other added tokens of a tokenizer are words like any.
+they are is decided in steering.py; other added tokens of a tokenizer are ordinary words.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Videos by PyAV, frame by frame as a player presents them.
 
-No seek is trusted, because none is made: containers without an index land where they like. The packets are read in order
+Seeks are not used: in containers without an index they end at an unknown place. The packets are read in order
 twice: first for their times alone, which is cheap, then again, when those that no wanted frame depends on are not decoded.
 Every frame that the decoder gives is compared with the times that were announced. Where the times cannot be known from the
 packets, or turn out wrong, the whole video is decoded once to count its frames, in the order in which they come.

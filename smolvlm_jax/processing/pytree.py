@@ -1,4 +1,4 @@
-"""A mapping of ours made known to jax as a pytree, without importing jax."""
+"""Registering a mapping with jax as a pytree, without importing jax."""
 
 import importlib.abc
 import importlib.machinery

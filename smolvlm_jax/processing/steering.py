@@ -1,7 +1,7 @@
 """Which words of a prompt steer the model: tokens that the chat template writes, and those that stand for media.
 
-All other added tokens of a tokenizer are words, whether they are flagged as special or not: a fine-tuner's <loc_12> in a text
-means what it means in the training data.
+All other added tokens of a tokenizer are words, whether they are flagged as special or not: the <loc_12> of a fine-tuned
+model means in a text what it means in the training data.
 """
 
 import functools
@@ -42,7 +42,7 @@ def steering_words(template: str, added: frozenset[str], always: frozenset[str])
 
 @functools.lru_cache(maxsize=64)
 def _written(template: str, added: frozenset[str]) -> tuple[frozenset[str], str | None]:
-    """Steering words among `added`; or why the template cannot be used, which is cached as well, since it takes its time."""
+    """Steering words among `added`; or why the template cannot be used, which is cached too, since it takes long."""
     tags = [token for token in added if _TAG.match(token)]
     try:
         texts = rendering.written(template, _probes())

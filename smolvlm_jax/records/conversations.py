@@ -1,7 +1,7 @@
 """What a decoded record asks for, as messages in the chat format: the one reading that batch jobs and training share.
 
 A batch job answers a conversation whose last turn is not the assistant's; training learns one whose last turn is. Everything
-else about a record means the same to both. What it holds is used once or refused: columns.py says which columns are read,
+else about a record means the same to both. Everything in it is used once or refused: columns.py says which columns are read,
 layouts.py what they mean, places.py where pictures beside a conversation go.
 """
 
@@ -104,7 +104,7 @@ def read_conversation(
 
 
 def _with_columns(messages: list[dict[str, Any]], asked: Mapping, folder: str) -> tuple[list[dict[str, Any]], set[str]]:
-    """The messages with what stands in the columns MEDIA, and the names of its files."""
+    """The messages with the pictures and videos of the columns MEDIA, and the names of their files."""
     used: set[str] = set()
     sources: dict[str, list] = {"image": [], "video": []}
     for name in (name for name in MEDIA if name in asked):

@@ -1,4 +1,4 @@
-"""JSON text that is walked through without being decoded: as objects of Python it may take thirty times its size."""
+"""Walking through JSON text without decoding it: as Python objects it may take thirty times its size."""
 
 import json
 import re

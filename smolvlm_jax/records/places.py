@@ -1,4 +1,4 @@
-"""Pictures and videos that stand in columns beside a conversation, and their places in it.
+"""Pictures and videos in columns beside a conversation, and their places in it.
 
 Places are items {"type": "image"} without a picture, or words <image> in the texts (<video> for videos), from the first message
 to the last. Where there are neither, all pictures go before what the user says first. Every picture gets one place and every
@@ -28,7 +28,7 @@ def place_media(messages: Messages, kind: str, sources: Sequence[Any], *, word: 
     Args:
         messages: as `read_message` returns them.
         kind: "image" or "video".
-        sources: what stands beside the conversation.
+        sources: the pictures or videos in the columns.
         word: that stands in a text for one of them.
         words: whether it may be a mere word where nothing stands beside the conversation.
 

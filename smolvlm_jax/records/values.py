@@ -1,4 +1,4 @@
-"""Values of tables as what they were meant to be: tables make floats of whole numbers, and have types that JSON has not."""
+"""Values of tables as the user wrote them: tables turn whole numbers into floats, and have types that JSON does not have."""
 
 import datetime
 import uuid

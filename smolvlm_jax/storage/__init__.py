@@ -1,4 +1,4 @@
-"""Objects in buckets, where a path may stand: `s3://BUCKET/KEY` and `gs://BUCKET/KEY`.
+"""Objects in buckets, in place of paths: `s3://BUCKET/KEY` and `gs://BUCKET/KEY`.
 
     path = place("s3://photos/2024")               # a StorePath; of anything else a pathlib.Path
     for entry in path.entries(): ...               # every object below it, page by page: Entry(name, size, tag)
@@ -13,10 +13,10 @@ anywhere.py    paths that may be local or in a store
 stores.py      the requests that all of it is made of, and what stores answer in errors
 copying.py     files and directories to and from a store
 
-A StorePath fails as a file does: FileNotFoundError, PermissionError and other OSErrors of one line that name the URL. What may
-be temporary (no connection, a timeout, "slow down") is tried again for a minute; then UnreachableError is raised, which is no
-OSError: nothing is wrong with what was asked for. An object appears whole or not at all, and there are no locks and no
-renames: what only one of several processes may do is decided by `create`. "Appending" is done by more objects.
+A StorePath fails as a file does: FileNotFoundError, PermissionError and other OSErrors of one line that name the URL. A request
+that fails for a temporary reason (no connection, a timeout, "slow down") is repeated for a minute; then UnreachableError is
+raised, which is no OSError: nothing is wrong with the request. An object appears when it is complete. There are no locks and
+no renames: what only one of several processes may do is decided by `create`. "Appending" is done by more objects.
 
 Requests go through s3fs and gcsfs (the extras `s3` and `gcs`), which are imported when the first one is made. Credentials and
 endpoints are theirs: AWS_PROFILE, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, FSSPEC_S3, ….

@@ -36,13 +36,15 @@ def place(path: str | os.PathLike | StorePath) -> AnyPath:
         The place.
 
     Raises:
-        InputError: a URL of another kind, one that names no bucket, or neither a string nor a path.
+        InputError: a URL of another kind, one that names no bucket, an empty name, or neither a string nor a path.
     """
     if isinstance(path, StorePath):
         return path
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"{path!r:.60} is a {type(path).__name__}, and no name: pass a string or a path")
     text = os.fspath(path)
+    if not text:
+        raise InputError("an empty name is given, which would be the current directory: pass a path or a URL")
     if isinstance(text, str) and not isinstance(path, os.PathLike) and URL.fullmatch(text):
         return StorePath.of(text)
     return Path(path)

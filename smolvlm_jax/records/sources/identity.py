@@ -115,7 +115,7 @@ class Inputs:
         return copy, True
 
     def check(self, number: int, file: Any = None) -> None:
-        """Make sure that an opened file, or else what stands at its path, is what it was. Raises ChangedError."""
+        """Make sure that an opened file, or else the file at its path, is unchanged. Raises ChangedError."""
         path = self.paths[number]
         if number in self._objects:
             if not isinstance(file, RangedFile):  # each of whose requests fails when there is another object

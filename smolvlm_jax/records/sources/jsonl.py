@@ -93,7 +93,7 @@ class LineSource(FileSource):
 
     @staticmethod
     def completed(line: bytes, file: IO[bytes]) -> Any:
-        """What is passed to `decode`: the line, or what stands elsewhere in the plain file for it."""
+        """What is passed to `decode`: the line, or the data elsewhere in the plain file that it points to."""
         return line
 
     @staticmethod

@@ -90,7 +90,7 @@ def _index(archive: tarfile.TarFile) -> Iterator[bytes]:
     members: list[list] = []
     endings: set[str] = set()
     now = wrong = ""
-    ended: set[str] = set()  # names of records that are whole
+    ended: set[str] = set()  # names of complete records
     for member in archive:
         archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
         path = posixpath.normpath(member.name)
