@@ -92,7 +92,7 @@ class PlanConfig:
 
     def __post_init__(self):
         check_types(self, InputError)
-        for name in ("model", "on", "recipe", "mesh"):
+        for name in ("model", "recipe", "mesh"):
             if getattr(self, name) is not None and not getattr(self, name).strip():
                 raise InputError(f"--{name} is empty: leave it out, or say what it is")
         if self.mode not in (None, "infer", "train"):
