@@ -27,6 +27,10 @@ def test_what_a_row_sees_is_read_once(dtype):
         live = np.asarray([0, 1, 8, length, length - 1, *rng.integers(0, length, rows - 5)])
         pieces, items, total = listed(live, start, length, dtype)
         assert not items[[3, 4], total:].any() and items.shape[1] >= total + pieces.slots
+        assert (items[0, total:] == items[0, total - 1] // 2 * 2).all() and not items[6, total:].any(), (
+            "what follows sees nothing"
+        )
+        assert (items[5, total:] >= pieces.chunk).all()
         tiles = length // pieces.group
         for row, count in enumerate(live):
             read = np.zeros(tiles, int)

@@ -17,6 +17,9 @@ from tiers import fast_first
 from smolvlm_jax import SmolVLMProcessor, generate, load, make_mesh, resolve
 from smolvlm_jax.compilation_cache import keep_compiled_programs
 from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams, prepare
+from smolvlm_jax.engine.compiled import Programs
+from smolvlm_jax.engine.packing import Pack
+from smolvlm_jax.engine.settings import EngineShapes
 from smolvlm_jax.errors import InputError
 
 
@@ -170,6 +173,22 @@ def test_the_checkpoints_restrictions_hold_in_the_engine_too(tiny, tmp_path, cap
     found = {result.id: list(result.token_ids) for result in engine.generate(requests)}
     assert found == {request.id: alone((engine.model, engine.params, tiny[2]), request) for request in requests}
     assert sum(found[n, 0] != plain[n] for n in range(5)) >= 4
+
+
+def test_few_lengths_of_packed_rows(tiny):
+    """The prompt of a split picture fits closely; an insertion serves several lengths."""
+    model, params, _ = tiny
+    sizes = dict(encoder_tiles=1, chunk=1, run_ahead=0, feature_places=64)
+    shapes = EngineShapes(ring_lengths=(2048,), slots=(2,), prefill_tokens=2048, **sizes)
+    programs = Programs(model, params, shapes, None)
+    assert programs.buckets == [64, 128, 256, 512, 1024, 1280, 1536, 1792, 2048]
+    assert [programs.columns[t] for t in programs.buckets[4:]] == [1024, *[2048] * 4]
+    pack = Pack(1, programs.segments, shapes.prefill_tokens)
+    assert [pack.length_with(0, tokens, None) for tokens in (1024, 1100, 1500, 1793, 2049)] == [1024, 1280, 1536, 2048, None]
+    inserted = [key for key in programs.keys() if key[0] == "insert"]  # noqa: SIM118 (a method of ours)
+    assert inserted == [("insert", t, 2048) for t in (64, 128, 256, 512, 1024, 2048)]
+    longer, whole = programs.returns("prefill", 1280), programs.returns("prefill", 2048)
+    assert jax.tree.map(lambda x: x.shape, longer) == jax.tree.map(lambda x: x.shape, whole)
 
 
 def test_nothing_is_compiled_after_warm_up(tiny, engine):

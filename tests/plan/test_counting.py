@@ -165,6 +165,14 @@ def test_parts_of_the_grids_loop_run_as_often_as_the_part_with_its_exit_test():
     assert (found.bundles, found.products, found.unknown_loops) == (2 + 16 + 16, 16, 0)
 
 
+def test_a_loop_goes_on_behind_a_branch_until_another_one_begins():
+    """Of two loops one has a known length; bundles that a branch leaves empty interrupt the other."""
+    known = f"     0x0 LB: > {{ {EXIT.format(18)} }}\n"
+    text = known + "     0x1 LB: > { %a = nop }\n     0x2   :  {}\n     0x3 PF: > { %b = nop }"
+    found = schedule(text, dynamic_trips=5)
+    assert (found.bundles, found.unknown_loops) == (16 + 5 * 2 + 1, 1)
+
+
 def test_schedules_are_found_by_the_names_of_calls(tmp_path):
     (tmp_path / "0123-kernel.4-77-final_bundles.txt").write_text(KERNEL)
     (tmp_path / "0124-fusion-78-final_bundles.txt").write_text("")
