@@ -299,7 +299,8 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
     def _(first):
         """Queries as often side by side as a tile has room, of int8 two rows for each; new columns along lanes."""
         which = [jnp.minimum(first * _PREPARED + j, shape.rows - 1) for j in range(_PREPARED)]
-        filled = lambda x: jnp.concatenate([x, jnp.zeros((padded - n, h), jnp.float32)], 0)
+        # Mosaic knows no arrays without rows.
+        filled = lambda x: x if n == padded else jnp.concatenate([x, jnp.zeros((padded - n, h), jnp.float32)], 0)
         parts = [x for row in which for x in (filled(q[row].astype(jnp.float32)), new[row].astype(jnp.float32))]
         if quantized:
             turned, at = _product(jnp.concatenate(parts, 0).astype(q.dtype), matrix[...], 0), 0

@@ -51,6 +51,20 @@ def make(b, n, kv, length, h, lives, start, *, dtype=jnp.bfloat16, shards=1, see
     return new, buffers, jnp.asarray(live, jnp.int32), jnp.asarray(seen)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape[3] % 128 == 0])
+def test_it_is_translated_for_tpus(shape, dtype):
+    """The interpreter takes what Mosaic does not. Nothing is compiled."""
+    new, buffers, live, _ = make(*shape, [40], 7, dtype=dtype)
+    step = jax.jit(
+        lambda new, buffers, live: module.decode_attention(
+            *new, buffers.pairs, buffers.scales, jnp.asarray(7), buffers.work(live, jnp.asarray(7))
+        )
+    )
+    assert "decode_attention" in step.trace(new, buffers, live).lower(lowering_platforms=("tpu",)).as_text()
+
+
 def compare(shape, lives, start, run=kernel, *, dtype=jnp.bfloat16, seed=0):
     """The kernel beside the plain form in float32: its output, and every visible column of what it leaves."""
     new, buffers, live, seen = make(*shape, lives, start, dtype=dtype, seed=seed)
