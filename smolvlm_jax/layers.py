@@ -245,7 +245,8 @@ class Part(nn.Module):
             return None
         dtype = self.execution.dtype
         kernel: jax.Array = self.get_variable("params", name)["kernel"].astype(dtype)
-        return jnp.tensordot(x.astype(dtype), kernel, axes=1, precision=matmul_precision(dtype))
+        flat = jnp.tensordot(x.astype(dtype), kernel.reshape(kernel.shape[0], -1), axes=1, precision=matmul_precision(dtype))
+        return flat.reshape(*x.shape[:2], *kernel.shape[1:])
 
 
 class LayerNorm(nn.Module):
