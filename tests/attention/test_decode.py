@@ -117,6 +117,19 @@ def test_other_shapes(name, dtype):
     compare(shape, [shape[3], 0, 77, 130], 77, dtype=dtype)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_lowered_for_a_chip(name, dtype):
+    """What the interpreter takes and a chip's kernels do not, such as arrays without elements."""
+    b, n, kv, _, h = SHAPES[name]
+    new, buffers, live, _ = make(b, n, kv, 256, h, [256, 0, 77, 130], 77, dtype=dtype)
+    at = jnp.asarray(77)
+    run = lambda new, buffers, live: module.decode_attention(*new, buffers.pairs, buffers.scales, at, buffers.work(live, at))
+    exported = jax.export.export(jax.jit(run), platforms=["tpu"], disabled_checks=())
+    assert "tpu_custom_call" in exported(new, buffers, live).mlir_module()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
 def test_random_rings(dtype, monkeypatch):
