@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     _words: Sequence[str] = ()
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_known_args(self, args=None, namespace=None):
         """As argparse's; the words are kept for messages."""
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)

@@ -6,6 +6,7 @@ processor files. Reading goes through the converter's lazy leaves, so a Hugging 
 each host reading only the slices its devices hold.
 """
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -44,7 +45,11 @@ from .vision import try_encoder
 
 __all__ = ["COMPANIONS", "bundled_models", "default_dtype", "load", "resolve", "resolve_file", "save", "save_hf"]
 
+# Keywords of huggingface_hub, for a Hub id.
+_HUB = ("cache_dir", "force_download", "local_files_only", "token")
 
+
+@named_arguments
 def load(
     source: str | os.PathLike,
     dtype: Any = None,
@@ -92,7 +97,7 @@ def load(
         check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
     compute = default_dtype() if dtype is None else _floating(dtype)
     try_kernels(attention)
-    hub = unasked("load", cache, {}, ("cache_dir", "force_download", "local_files_only", "token"))
+    hub = unasked("load", cache, {}, (*_HUB, *(set(inspect.signature(load).parameters) - {"cache"})))
     if subfolder or hub or (adapter is not None and revision is not None):
         source, revision = resolve_file(source, revision, subfolder=subfolder, **hub), None
     source, base = adapted(source, adapter, base)

@@ -10,6 +10,8 @@ from flax import linen as nn
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
+from .field_types import check_kind
+from .habits import named_arguments
 from .model import SmolVLMForConditionalGeneration
 from .quantization import SCALE, quantize, scale_shape
 from .sharding import Declared, declaring, parameter_shardings
@@ -130,6 +132,7 @@ class AxisNames(tuple):
     __slots__ = ()
 
 
+@named_arguments
 def init_params(
     model: SmolVLMForConditionalGeneration, seed: int = 0, dtype: Any = jnp.float32, mesh: Mesh | None = None
 ) -> Any:
@@ -143,7 +146,11 @@ def init_params(
 
     Returns:
         The tree of parameters, a nested dict of arrays.
+
+    Raises:
+        InputError: `model` is no model.
     """
+    check_kind("model", model, nn.Module, "a description, such as SmolVLMForConditionalGeneration(published_config(NAME))")
 
     def make(key):
         return jax.tree.map(lambda x: x.astype(dtype), nn.unbox(model.init(key)["params"]))

@@ -179,7 +179,10 @@ def _checked(model: Any, config: GenerationConfig, input_ids: Any, inputs_embeds
     text = model.config.text_config
     ids = embeds = None
     if input_ids is not None:
-        ids = np.asarray(input_ids)
+        try:
+            ids = np.asarray(input_ids)
+        except ValueError as error:
+            raise InputError("input_ids has rows of unlike length: pad them to one, with an attention_mask") from error
         if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"input_ids must be integers of shape (batch, length), got {ids.dtype} {ids.shape}")
         if ids.min() < 0 or ids.max() >= text.vocab_size:

@@ -23,6 +23,7 @@ from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .errors import InputError
+from .habits import named_arguments
 
 AXES = ("data", "fsdp", "tensor")
 _declaring: ContextVar[bool] = ContextVar("declaring", default=False)
@@ -46,6 +47,7 @@ AXIS_RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+@named_arguments
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes (data, fsdp, tensor), of type Auto: the compiler propagates shardings.
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from smolvlm_jax import generate as generate_ids
-from smolvlm_jax import resolve, save, save_hf
+from smolvlm_jax import init_params, load, make_mesh, resolve, save, save_hf
 from smolvlm_jax.batch import BatchConfig
 from smolvlm_jax.cli import main
 from smolvlm_jax.convert.conversion import convert
@@ -19,6 +20,7 @@ from smolvlm_jax.engine import Engine, EngineConfig
 from smolvlm_jax.errors import ArgumentError, InputError, SmolVLMError
 from smolvlm_jax.generation_config import SamplingParams
 from smolvlm_jax.plan import PlanConfig, Workload
+from smolvlm_jax.processing import SmolVLMImageProcessor
 from smolvlm_jax.train import TrainConfig
 from smolvlm_jax.train.config import DataConfig, LoraConfig, MeshConfig
 
@@ -99,6 +101,7 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "an empty array": (batch("list.json"), 2, "'list.json' holds no records"),
     "an empty archive": (batch("none.tar"), 2, "'none.tar' holds no records"),
     "a Parquet file without rows": (batch("zero.parquet"), 2, "'zero.parquet' holds no records"),
+    "files that may not be read": (batch("pictures", "--no-files"), 2, "--no-files (files) forbids to read"),
     "columns of pictures": (batch("pictures", "--keep", "label"), 2, "'pictures' holds files, which have no columns"),
     "frames of pictures": (batch("pictures", "--num-frames", "4"), 2, "there is no video in 'pictures'"),
     "no list of numbers": (batch("pictures", "--slots", "x"), 2, "not a list of whole numbers"),
@@ -185,8 +188,18 @@ CALLS = {
     "an engine's argument": (lambda: Engine(1, 2, 3, confg=1), "Engine has no argument 'confg'; did you mean 'config'?"),
     "an engine without parameters": (lambda: Engine("tiny"), "call it as Engine(model=…, params=…, processor=…)"),
     "an argument of save_hf": (lambda: save_hf("x", {}, {}, max_shard=3), "did you mean 'max_shard_size'?"),
+    "an argument of load": (lambda: load("tiny", atention="auto"), "did you mean 'attention'?"),
+    "a revision without its name": (lambda: load("tiny", None, None, "main"), "load: too many positional arguments"),
+    "an axis": (lambda: make_mesh(dta=1), "did you mean 'data'?"),
     "no destination": (lambda: convert("tiny"), "call it as convert(source=…, destination=…)"),
 }  # fmt: skip
+
+
+def closed_picture() -> Image.Image:
+    picture = Image.open(ROOT / "examples/number.png")
+    picture.close()
+    return picture
+
 
 # Values of another type.
 VALUES = {
@@ -204,6 +217,9 @@ VALUES = {
         "directory is a dict; pass a path: save(directory, ",
     ),
     "a name for a model": (lambda: save_hf("x", "tiny", {}), "model is 'tiny', a str; pass the model that load(source) gave"),
+    "several models": (lambda: load(["tiny"]), "['tiny'] is a list, and no name: pass a string or a path"),
+    "a name to make parameters of": (lambda: init_params("tiny"), "model is 'tiny', a str; pass a description"),
+    "a picture that is closed": (lambda: SmolVLMImageProcessor()(closed_picture()), "is closed: pass it while it is open"),
     "parameters first": (lambda: generate_ids({}, None), "model is a dict; pass a model and its parameters"),
 }
 

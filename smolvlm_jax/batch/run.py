@@ -89,6 +89,8 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
         require_records(source, os.fspath(config.input))
     if source.media is not None:
         config.pictures.require_use(source.media, repr(os.fspath(config.input)))
+        if config.pictures.files is False:
+            raise InputError(f"--no-files (files) forbids to read the files that {os.fspath(config.input)!r} consists of")
         if config.keep:
             raise InputError(f"--keep {','.join(config.keep)}: {os.fspath(config.input)!r} holds files, which have no columns")
     check_columns(records, own)

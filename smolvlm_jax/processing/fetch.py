@@ -18,6 +18,7 @@ from typing import IO, Any, TypeGuard
 from urllib.parse import unquote
 
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL._util import DeferredError
 
 from ..errors import InputError, JobError, MediaError
 from ..storage import RangedFile, StorePath, is_store
@@ -303,6 +304,8 @@ def loaded(image: Image.Image, limits: MediaLimits) -> Image.Image:
     Raises:
         MediaError: it is not decoded yet, and is of a format that is not decoded here, or it is too large.
     """
+    if isinstance(getattr(image, "_im", None), DeferredError):
+        raise MediaError(f"{describe_source(image)} is closed: pass it while it is open, or its path")
     if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None:
         if image.format not in _FORMATS:
             raise MediaError(f"{describe_source(image)} is of the format {image.format}; {_formats_in_words()}")
