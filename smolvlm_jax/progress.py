@@ -15,6 +15,8 @@ __all__ = ["Figures", "Progress", "clock_text"]
 _TICK_SECONDS = 0.5
 # In a log: less than the 15 seconds after which a silent program looks like one that hangs.
 _LOG_SECONDS = 14.0
+# The first line comes sooner: Python has been importing before, for seconds on a busy machine.
+_FIRST_SECONDS = 9.0
 
 
 class Figures(NamedTuple):
@@ -42,7 +44,7 @@ class Progress:
     """Says on standard error what a command is doing, from a thread of its own, so that the clock ticks during a compilation.
 
     On a terminal that is one line, drawn anew twice a second. Elsewhere it is a line whenever nothing has been said for 14
-    seconds. A context manager that ends the line.
+    seconds, the first one after 9. A context manager that ends the line.
 
     Args:
         show: Whether to say anything.
@@ -54,6 +56,7 @@ class Progress:
         self._doing, self._since = "", self._begin
         self._figures: Callable[[], Figures] = Figures
         self._terminal, self._log_seconds = on_terminal(), log_seconds
+        self._silent_since = self._begin - max(log_seconds - _FIRST_SECONDS, 0)
         self._ended, self._paused = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         if show:
@@ -114,5 +117,5 @@ class Progress:
                 continue
             if self._terminal:
                 draw(self.line())
-            elif time.monotonic() - max(self._begin, said_at()) >= self._log_seconds:
+            elif time.monotonic() - max(self._silent_since, said_at()) >= self._log_seconds:
                 say(self.line())

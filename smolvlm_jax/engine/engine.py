@@ -44,6 +44,10 @@ from .tiles import TileFeatures
 __all__ = ["Engine", "EngineConfig"]
 
 
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def _silent(doing: str, done: int | None = None, total: int | None = None) -> None:
     """Nobody is told what the engine is doing."""
 
@@ -362,7 +366,7 @@ class Engine:
                 for arguments in pack.rounds(ring):
                     ring.state = put(ring.state, out, *arguments)
         owners = [((p.lane, p.segment), p.state) for p in pack.placed]
-        doing = f"encoding {tiles:,} tiles" if tiles else f"reading {sum(pack.fill):,} tokens of prompts"
+        doing = f"encoding {_number(tiles, 'tile')}" if tiles else f"reading {_number(sum(pack.fill), 'token')} of prompts"
         self._start(_Event(True, out.rows.token, logprobs, owners, begin, doing))
         self.stats.prompt_tokens += sum(pack.fill)
         self.stats.prefill_columns += t * self.config.lanes
@@ -385,7 +389,7 @@ class Engine:
             asked = self.programs.alternatives(state.request.params.logprobs for _, state in live)
             program = self.programs.get("decode", ring.length, greedy, *asked)
             ring.state, report, logprobs = program(self.params, ring.state, np.asarray(steps, np.int32))
-            self._start(_Event(False, report, logprobs, live, begin, f"writing {len(live):,} answers"))
+            self._start(_Event(False, report, logprobs, live, begin, f"generating {_number(len(live), 'answer')}"))
             dispatched = True
             self.stats.decode_steps += steps
             self.stats.decode_rows += steps * ring.slots
