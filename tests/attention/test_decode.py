@@ -255,7 +255,7 @@ def test_loading_tries_the_kernels_that_the_model_may_use(monkeypatch):
     assert tried == [*cached, kernels.splash_example, kernels.cudnn_example, kernels.cudnn_step_example]
     load("tiny", attention="einsum")
     assert len(tried) == 6
-    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode, cudnn, splash"):
+    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode, cudnn, einsum, splash"):
         load("tiny", attention="fused")
 
 

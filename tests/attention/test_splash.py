@@ -108,7 +108,7 @@ def test_the_form_can_be_chosen():
     assert "tpu_custom_call" not in text("einsum") and "stablehlo.while" not in text("einsum")
     assert "tpu_custom_call" not in text("blockwise") and "stablehlo.while" in text("blockwise")
     assert "tpu_custom_call" not in text("decode"), "which is for decode steps"
-    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode, cudnn, splash"):
+    with pytest.raises(ConfigError, match="attention 'fused' is none of auto, decode, cudnn, einsum, splash"):
         text("fused")
 
 
