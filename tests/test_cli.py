@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def shell(*arguments: str, **options) -> subprocess.CompletedProcess:
 
 def test_the_readmes_first_command_prints_the_number():
     done = shell("generate", "--image", "examples/number.png", "What number is written here?")
-    assert (done.stdout, done.stderr, done.returncode) == ("4207\n", TINY, 0)
+    said = re.sub(r"smolvlm-jax: \[\d+:\d\d\] .*\n", "", done.stderr)  # a machine that is busy hears how far it is
+    assert (done.stdout, said, done.returncode) == ("4207\n", TINY, 0)
 
 
 def test_two_pictures_and_a_prompt_from_standard_input():
