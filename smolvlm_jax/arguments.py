@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .errors import InputError
@@ -50,9 +50,63 @@ _SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
+# What is typed here for options of vLLM, transformers and TRL, and for other likely names: the end of a message. An option that
+# the command lacks is not named.
+_HABITS = {
+    "--tensor-parallel-size": "--mesh tensor=N",
+    "--data-parallel-size": "--mesh data=N",
+    "--max-tokens": "--max-new-tokens",
+    "--max-completion-tokens": "--max-new-tokens",
+    "--max-length": "--max-new-tokens",
+    "--num-workers": "--workers",
+    "--num-proc": "--workers",
+    "--dataloader-num-workers": "--workers",
+    "--torch-dtype": "--dtype",
+    "--precision": "--dtype",
+    "--bf16": "--dtype bfloat16",
+    "--fp32": "--dtype float32",
+    "--attn-implementation": "--attention",
+    "--model-name-or-path": "--model",
+    "--model-id": "--model",
+    "--model-path": "--model",
+    "--checkpoint": "--model",
+    "--lora": "--adapter",
+    "--lora-path": "--adapter",
+    "--peft-model": "--adapter",
+    "--greedy": "--no-do-sample, which is the default of most checkpoints",
+    "--sample": "--do-sample",
+    "--stop-strings": "--stop",
+    "--stop-sequences": "--stop",
+    "--images": "--image",
+    "--image-path": "--image",
+    "--videos": "--video",
+    "--num-beams": "nothing takes its place: answers are greedy or drawn, without beams",
+    "--quantization": "weights in 8 bits are a checkpoint of their own: smolvlm-jax convert MODEL DEST --quantize int8",
+    "--load-in-8bit": "weights in 8 bits are a checkpoint of their own: smolvlm-jax convert MODEL DEST --quantize int8",
+    "--device": "jax chooses the device; JAX_PLATFORMS=cpu before the command keeps it on the CPU",
+    "--device-map": "jax uses all devices; JAX_PLATFORMS=cpu before the command keeps it on the CPU",
+    "--gpu-memory-utilization": "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 before the command sets jax's share of a GPU",
+    "--trust-remote-code": "leave it out: a checkpoint's code is never run",
+    "--tokenizer": "leave it out: the tokenizer is the checkpoint's own",
+}
+_NEAR = 0.75  # of difflib's ratio; below it what two names have in common is mostly chance
+
+
+def _meant(word: str, flags: Collection[str], habits: Mapping[str, str]) -> str:
+    """What to type in place of an option that there is not, as the end of a message; nothing if nobody knows."""
+    instead = habits.get(word.replace("_", "-"), "")
+    if instead.startswith("--") and re.split(r"[ ,]", instead)[0] not in flags:
+        instead = ""
+    if instead:
+        return f"; {instead}" if " " in instead and not instead.startswith("--") else f"; did you mean {instead}?"
+    bare = {flag.lstrip("-"): flag for flag in flags if flag.startswith("--")}  # the dashes are like each other anyway
+    found = difflib.get_close_matches(word.lstrip("-"), list(bare), n=2, cutoff=_NEAR)
+    return f"; did you mean {' or '.join(bare[name] for name in found)}?" if found else ""
+
+
 def nearest(word: str, known: Collection[str]) -> str:
     """The known words most like one that is not, as the end of a message: "; did you mean X?", or nothing."""
-    found = difflib.get_close_matches(word, list(known), n=2)
+    found = difflib.get_close_matches(word, list(known), n=2, cutoff=_NEAR)
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -60,6 +114,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are told in one line, which names what is most like a word that is unknown."""
 
     _words: Sequence[str] = ()
+    habits: Mapping[str, str] = _HABITS  # what to type in place of other programs' options
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse's; the words are kept for messages."""
@@ -80,7 +135,7 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown.split()[0].partition("=")[0]
-            message = f"there is no option {word}{nearest(word, flags)}" if word.startswith("-") else ""
+            message = f"there is no option {word}{_meant(word, flags, self.habits)}" if word.startswith("-") else ""
             message = message or f"{unknown}: one word too many"
         invalid = re.match(r"(argument .*: )?invalid choice: '(.*?)' \(choose from (.*)\)$", message)
         if invalid:
@@ -120,6 +175,7 @@ def add_command(
     help: str,
     description: str,
     examples: Sequence[str] = (),
+    habits: Mapping[str, str] | None = None,
 ) -> argparse.ArgumentParser:
     """Register a command.
 
@@ -130,10 +186,12 @@ def add_command(
         help: One line for the list of commands.
         description: For the command's own help.
         examples: Command lines, shown at its end.
+        habits: What to type in place of options that other programs have, beyond those of all commands.
     """
     shown = "\n  ".join(("examples:", *examples)) if examples else None
     command = commands.add_parser(name, help=help, description=description, epilog=shown, formatter_class=_Formatter)
     command.set_defaults(run=run, parser=command)
+    command.habits = {**_HABITS, **(habits or {})}
     return command
 
 

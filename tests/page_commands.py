@@ -94,6 +94,8 @@ def _ours(words: list[str]) -> Iterator[str]:
     words = [word for word in words if word != "[key=value …]"]
     try:
         options = _parser().parse_args(words)
+        if options.command == "batch" and options.prompt is None and not re.search(r"\.(jsonl|parquet)$", options.input):
+            yield f"has no --prompt, and {options.input} may hold pictures"
         if options.command == "train" and getattr(options, "recipe", None):
             load_recipe(options.recipe, [word for word in words[2:] if "=" in word and not word.startswith("-")])
     except SystemExit as error:

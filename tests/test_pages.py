@@ -37,6 +37,7 @@ def test_every_command_can_be_read():
     ("line", "what"),
     [
         ("smolvlm-jax batch in out --modle tiny", "is refused"),
+        ("smolvlm-jax batch photos answers --model tiny", "has no --prompt"),
         ("smolvlm-jax train lora-256m data.trian=a.jsonl", "is refused"),
         ('pip install -e ".[hubb]"', "there is no extra hubb"),
         ("python examples/nothing.py", "does not exist"),

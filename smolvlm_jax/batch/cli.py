@@ -13,7 +13,7 @@ from ..arguments import (
     model_names,
     whole_numbers,
 )
-from ..errors import JobError, SmolVLMError
+from ..errors import InputError, JobError, SmolVLMError
 from ..generation_config import SamplingParams
 from ..terminal import say, show
 from .config import BatchConfig, PictureOptions
@@ -21,7 +21,32 @@ from .logprobs import LOGPROBS
 
 __all__ = ["add_parser"]
 
+_INPUT = (
+    "JSON lines, JSON, CSV, TSV, Parquet or tar (WebDataset), or a directory or glob of them; a picture, video or PDF, or a "
+    "directory or glob of those; gs:// and s3:// URLs too"
+)
 _KEEP = "columns of the input that are copied to the rows of answers; none: no column"
+
+
+_FIRST = "INPUT is the first argument, without an option: smolvlm-jax batch INPUT OUTPUT"
+_SECOND = "OUTPUT is the second argument, without an option: smolvlm-jax batch INPUT OUTPUT"
+_AGAIN = "run the same command again: it goes on where it stopped"
+_FEWER = "an input with fewer records takes its place, such as the first lines of a file"
+_HABITS = {
+    **dict.fromkeys(("--input", "--input-file", "--data", "--dataset", "--image", "--images", "--image-dir"), _FIRST),
+    **dict.fromkeys(("--output", "--output-file", "--output-dir", "--out", "--save-dir"), _SECOND),
+    **dict.fromkeys(("--resume", "--resume-from-checkpoint", "--continue", "--skip-existing"), _AGAIN),
+    **dict.fromkeys(("--limit", "--max-samples", "--num-samples", "--max-records"), _FEWER),
+    **dict.fromkeys(("--overwrite", "--overwrite-output-dir"), "--force"),
+    **dict.fromkeys(("--batch-size", "--max-batch-size", "--max-num-seqs", "--per-device-eval-batch-size"), "--slots"),
+    **dict.fromkeys(("--max-model-len", "--max-seq-length", "--context-length"), "--ring-lengths"),
+    **dict.fromkeys(("--question", "--text", "--user-prompt", "--instruction"), "--prompt"),
+    **dict.fromkeys(("--output-format", "--out-format"), "--format"),
+    **dict.fromkeys(("--world-size", "--num-nodes", "--num-hosts"), "--num-shards"),
+    **dict.fromkeys(("--rank", "--node-rank"), "--shard-index"),
+    "--kv-cache-dtype": "--kv-cache",
+    "--system-prompt": "records have it, in a column `system`",
+}
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -43,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
         "sampling": SamplingParams(**{k: v for k, v in given(options, SamplingParams).items() if k != "logprobs"}),
         "pictures": PictureOptions(**given(options, PictureOptions)),
     }
+    if settings["model"] is None and settings["adapter"] is None:
+        raise InputError("no model is named: --model NAME, a directory or a name that `smolvlm-jax models` lists")
     try:
         summary = run_batch(BatchConfig(**settings))
     except SmolVLMError:
@@ -72,8 +99,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             'smolvlm-jax batch photos answers --model HuggingFaceTB/SmolVLM-256M-Instruct --prompt "Describe this picture."',
             "smolvlm-jax batch records.jsonl answers --model runs/mine/model --format parquet",
         ),
+        habits=_HABITS,
     )
-    command.add_argument("input", metavar="INPUT", help="JSONL, Parquet, or a directory or glob of pictures, videos and PDFs")
+    command.add_argument("input", metavar="INPUT", help=_INPUT)
     command.add_argument("output", metavar="OUTPUT", help="directory for the answers")
     add_model(command, "none; --model or --adapter is required")
     add_sampling(command, SamplingParams)
@@ -82,8 +110,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     data = command.add_argument_group("input and output")
     data.add_argument("--prompt", help="the question for records without one (default: none)")
     add_quiet(data, "no progress, no remarks and no summary")
-    data.add_argument("--source", metavar="KIND", help="jsonl, parquet or media (default: by the names)")
-    data.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="e.g. image=jpg; may be repeated")
+    data.add_argument("--source", metavar="KIND", help="jsonl, json, csv, tar, parquet or media (default: by the names)")
+    data.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN", help="e.g. --column image=jpg; may be repeated"
+    )
     data.add_argument("--keep", type=_names, metavar="NAME,…", help=f"{_KEEP} (default: all that nothing reads)")
     data.add_argument("--format", default=BatchConfig.format, help="jsonl or parquet")
     probable = "columns with the log-probabilities of answers: mean and least, or those of all tokens too (default: none)"

@@ -207,7 +207,7 @@ class BatchJob:
         """Say what earlier runs have left, as far as it has been read."""
         if self.tally.records and not self._quiet:
             first = min(self._open, default=0)
-            say(f"resuming from {part_name(first)}: {self.tally.records:,} records have their answers from earlier runs")
+            say(f"resuming from {part_name(first)}: {self.tally.records:,} records have their answers from other runs")
 
     def _check(self) -> None:
         """Raise JobError if another job has taken the folder over."""

@@ -1,13 +1,16 @@
 """What a job's rows depend on, written beside them, so that a restart that would answer differently is refused."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..directories import make_directory
-from ..errors import InputError, JobError
+from ..errors import InputError, JobError, SmolVLMError
 from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
 from ..storage import AnyPath, StorePath
 from .bucket import claimed, withdraw
@@ -19,6 +22,17 @@ GALLERY = "_gallery.html"  # the page that gallery.py makes of rows
 DOCUMENTS = "documents"  # the folder of what documents.py makes of rows
 FORMAT = 1
 _OWNER = "_rows-of-"  # with a manifest's key, the name of an empty file beside rows that were made under it
+# Of the first thing that is written: what does not go away with time.
+_FOR_GOOD = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+)
 _DAMAGED = f"its {MANIFEST} is empty or damaged"
 
 
@@ -68,10 +82,14 @@ class Manifest:
         make_directory(folder, "OUTPUT")
         try:
             self._agree(folder, force, notify)
-        except (FileNotFoundError, PermissionError) as error:
-            if isinstance(folder, StorePath):
-                raise InputError(f"OUTPUT ({folder}) cannot be used: {error.strerror}") from error
-            raise
+            if isinstance(folder, Path) and not os.access(folder, os.W_OK | os.X_OK):  # nothing has been written by now
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            if isinstance(error, SmolVLMError) or error.errno not in _FOR_GOOD:
+                raise
+            raise InputError(
+                f"nothing can be written to OUTPUT ({folder}): {error.strerror}; choose another directory"
+            ) from error
 
     def _agree(self, folder: AnyPath, force: bool, notify: Callable[[str], None]) -> None:
         while True:

@@ -81,7 +81,7 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
     model, base = parts[0], parts[1] if len(parts) > 1 else None
     directory = resolve(model, base=base)
     source = open_source(config.input, config.source, prompt=config.prompt, columns=config.columns)
-    if takes_in(os.fspath(config.input), str(folder / f"{part_name(0)}{sink.ending}")):
+    if takes_in(os.fspath(config.input), str(folder / f"{part_name(0)}{sink.ending}"), deep=source.media is not None):
         raise InputError(f"OUTPUT ({folder}) is where INPUT is read from, so answers would be input: choose another directory")
     own = Own(config.keep, sink.columns, config.columns)
     records = look(source)

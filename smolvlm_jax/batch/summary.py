@@ -44,7 +44,7 @@ def summary_lines(summary: Mapping[str, Any], folder: AnyPath, ending: str) -> l
     files = [f"{folder / f'part-*{ending}'}", *([summary["gallery"]] if summary.get("gallery") else [])]
     return [
         f"records: {summary['records']:,}{host}, {summary['answers']:,} answered"
-        + (f", {earlier:,} of them by earlier runs" if new and earlier else ""),
+        + (f", {earlier:,} of them by other runs" if new and earlier else ""),
         f"errors:  {'; '.join([*shown, *([f'{left:,} × others'] if left else [])]) or 'none'}",
         f"time:    {_duration(summary['seconds'])}, {figures}",
         f"tokens:  {tokens}" + (f", {rate('new_tokens')} tokens/s; {rate('tiles')} tiles/s" if new else ""),

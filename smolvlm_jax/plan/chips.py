@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError, first_few
 
-__all__ = ["CHIPS", "Card", "Chip", "find_chip"]
+__all__ = ["CHIPS", "SLICES", "Card", "Chip", "find_chip"]
 
 _GIB = 2**30
 # jax takes this share of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -129,6 +129,20 @@ CHIPS: dict[str, Chip] = {
             ),
         ),
     )
+}  # fmt: skip
+
+
+# Slices by the numbers in Google Cloud's accelerator types: v5litepod-8, v6e-8. Those of v5p count cores, two a chip.
+_FLAT = {
+    1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
+}  # fmt: skip
+SLICES: dict[str, dict[int, str]] = {
+    "v5e": _FLAT,
+    "v6e": _FLAT,
+    "v5p": {
+        8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8", 1024: "8x8x8",
+        2048: "8x8x16", 4096: "8x16x16", 8192: "16x16x16",
+    },
 }  # fmt: skip
 
 

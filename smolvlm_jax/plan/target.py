@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, MissingExtraError
-from .chips import CHIPS, Chip, find_chip
+from .chips import CHIPS, SLICES, Chip, find_chip
 
 __all__ = ["Target", "parse_target"]
 
@@ -87,14 +87,15 @@ def parse_target(text: str) -> Target:
     """A target from its name.
 
     Args:
-        text: "v5e:2x4" (a TPU slice), "v5e" or "v5e:1x1" (one chip), "h100", "h100:8", or "here".
+        text: "v5e:2x4" (a TPU slice, which is "v5e-8" or "v5litepod-8" too), "v5e" or "v5e:1x1" (one chip), "h100", "h100:8",
+            or "here".
 
     Raises:
         InputError: there is no such chip, or the shape is none.
     """
     if text.lower() == "here":
         return Target(None, ())
-    name, colon, size = text.lower().partition(":")
+    name, colon, size = _written_out(text).partition(":")
     chip = find_chip(name)
     if not colon:
         return Target(chip, (1,))
@@ -102,6 +103,19 @@ def parse_target(text: str) -> Target:
         example = f"{name}:8" if chip.platform == "cuda" else f"{name}:{chip.smallest}"
         raise InputError(f"--on {text}: {size!r} is no number of chips; write {example}, say")
     return Target(chip, tuple(int(n) for n in size.split("x")))
+
+
+def _written_out(text: str) -> str:
+    """A target in lower case, of which an accelerator type of Google Cloud ("v5litepod-8") is written as its slice."""
+    name, dash, number = text.lower().replace("v5litepod", "v5e").partition("-")
+    if not dash or name not in CHIPS:
+        return name + dash + number
+    known = SLICES.get(name, {})
+    if number.isdecimal() and int(number) in known:
+        return f"{name}:{known[int(number)]}"
+    example = f"{name}:8" if CHIPS[name].platform == "cuda" else f"{name}:{CHIPS[name].smallest}"
+    numbers = f"those of {name} are {', '.join(f'{name}-{n}' for n in known)}; " if known else ""
+    raise InputError(f"--on {text}: no slice of this name; {numbers}write {example}, say")
 
 
 def chip_here() -> Chip | None:

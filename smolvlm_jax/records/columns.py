@@ -133,18 +133,23 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *,
             what = "what a model would have to see"
         if what:
             raise InputError(
-                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it (column image={name:.80}) or leave it "
-                f"out (column {UNUSED}={name:.80})"
+                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it ({_renamed('image', name)}) or leave it "
+                f"out ({_renamed(UNUSED, name)})"
             )
         name = f"{name:.80}"
         meant = next((other for other in _nearly(name, known) if record.get(other) is None), None)
         if meant:
             raise InputError(
-                f"{NOTHING_READS} {name!r:.80}: if {meant} is meant, rename it (column {meant}={name:.80}), or leave "
-                f"it out (column {UNUSED}={name:.80})"
+                f"{NOTHING_READS} {name!r:.80}: if {meant} is meant, rename it ({_renamed(meant, name)}), or leave "
+                f"it out ({_renamed(UNUSED, name)})"
             )
         names.append(name)
     return tuple(names)
+
+
+def _renamed(ours: str, name: str) -> str:
+    """What renames a column, on the command line of a batch job and in a recipe."""
+    return f"--column {ours}={name:.80}; of a recipe's source columns: [[{ours}, {name:.80}]]"
 
 
 def _held(value: Any, used: Collection[str]) -> str | None:

@@ -225,7 +225,7 @@ def test_parquet_in_and_out(command, tmp_path):
     code, summary, err = command(tmp_path / "in.parquet", tmp_path / "out", *flags)
     assert code == 0 and summary["parts"] == 3 and summary["tiles"] > 9, err
     found = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()
-    command(tmp_path, tmp_path / "media", "--prompt", "What?", "--source", "media")
+    command(tmp_path / "*.*g", tmp_path / "media", "--prompt", "What?", "--source", "media")
     by_name = {row["id"]: row["text"].split(", seed")[0] for row in corpus.rows_of(tmp_path / "media")}
     assert [row["id"] for row in found] == names
     assert {row["id"]: row["text"].split(", seed")[0] for row in found} == by_name, "bytes and files are the same pictures"

@@ -19,7 +19,7 @@ def test_the_lines_say_what_is_there_and_how_to_go_on():
         "new_tokens": 300, "new_tokens_per_second": 1234.5, "tiles_per_second": 2.5, "complete": True, "missing_parts": 0,
     }  # fmt: skip
     assert summary_lines(summary, Path("out"), ".parquet") == [
-        "records: 1,200 of shard 1 of 2, 1,188 answered, 200 of them by earlier runs",
+        "records: 1,200 of shard 1 of 2, 1,188 answered, 200 of them by other runs",
         "errors:  6 × a; 3 × b; 2 × c; 1 × others",
         "time:    1 h 2 min, 0.269 records/s",
         "tokens:  5,000 of prompts, 300 of answers, 1,234 tokens/s; 2.5 tiles/s",

@@ -37,6 +37,11 @@ def test_what_is_named_and_is_not_there():
 
 
 def test_names_of_chips():
+    assert parse_target("v5e-8") == parse_target("v5litepod-8") == parse_target("v5e:2x4")
+    assert parse_target("v6e-16").shape == (4, 4) and parse_target("v5p-32").shape == (2, 2, 4)  # of v5p cores are counted
+    for name, said in (("v5litepod-12", "v5e-16"), ("h100-8", "write h100:8"), ("tpu7x-8", "write tpu7x:2x2x1")):
+        with pytest.raises(InputError, match=said):
+            parse_target(name)
     assert parse_target("V5E:2x4") == parse_target("v5e:2x4")
     assert parse_target("v5e:2x4").shape == (2, 4) and parse_target("v5e:2x4").count == 8
     assert parse_target("v5e").count == parse_target("v5e:1x1").count == parse_target("h100").count == 1

@@ -62,7 +62,7 @@ def test_one_page_and_several_files_in_order(folder):
 def test_what_is_no_name_of_a_pdf_is_the_users_own(folder):
     record = {"prompt": "?", "document": "a long text", "documents": ["a.pdf", 5]}
     assert read_conversation(record).unread == ("document", "documents") and own_columns(record) == ("document", "documents")
-    with pytest.raises(InputError, match=r"'file', which holds a PDF: rename it \(column image=file\)"):
+    with pytest.raises(InputError, match=r"'file', which holds a PDF: rename it \(--column image=file;"):
         read_conversation({"prompt": "?", "file": "report.pdf"})
     seen = read_conversation({"prompt": "?", "image": "page.png", "source": "report.pdf"})  # says where a picture is from
     assert seen.unread == ("source",)

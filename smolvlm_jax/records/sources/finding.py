@@ -108,8 +108,9 @@ def objects_in(folder: str, pattern: tuple[str, ...] | None) -> Iterator[Entry]:
             yield entry
 
 
-def takes_in(path: str, file: str) -> bool:
-    """Whether a file, which need not exist, would be one of those at a directory or glob, as far as its place tells."""
+def takes_in(path: str, file: str, *, deep: bool = False) -> bool:
+    """Whether a file, which need not exist, would be one of those at a directory or glob, as far as its place tells. deep: of a
+    directory, what is anywhere below it is read too."""
     if is_store(path) != is_store(file) or place(path).is_file():
         return False
     folder, pattern = split(path)
@@ -118,7 +119,9 @@ def takes_in(path: str, file: str) -> bool:
         parts = tuple(below.split("/")) if below else ("..",)
     else:
         parts = tuple(os.path.relpath(os.path.realpath(file), os.path.realpath(folder)).split(os.sep))
-    return len(parts) == 1 and parts != ("..",) if pattern is None else matches(parts, pattern)
+    if pattern is None:
+        return parts[0] != ".." and (deep or len(parts) == 1)
+    return matches(parts, pattern)
 
 
 def matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
