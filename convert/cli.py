@@ -14,6 +14,7 @@ from typing import Any
 from ..arguments import add_check, add_command, add_machine, add_quiet, given, parse_mesh
 from ..errors import CheckpointError, InputError, SmolVLMError, device_errors
 from ..io import whole_file
+from ..progress import Progress
 from ..storage import AnyPath, StorePath, place
 from ..terminal import say, show
 
@@ -49,23 +50,36 @@ def run_convert(args: argparse.Namespace) -> int:
         mesh = make_mesh(**(mesh or {"data": 1, "fsdp": -1}))
     else:
         _stay_on_cpu()
-    from .conversion import convert
+    with _ended_by_sigterm(), Progress(show=not args.quiet) as progress:
+        progress.tell("loading the libraries")
+        try:
+            from .conversion import convert
 
-    with _ended_by_sigterm():
-        done = convert(**{**given(args, convert), "mesh": mesh})
+            done = convert(**{**given(args, convert), "mesh": mesh, "progress": progress})
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+            progress.close()
+            say(f"interrupted: {args.destination} was not written")
+            raise
     if not args.quiet:
-        show(f"{done.destination}: {done.tensors} tensors, {done.nbytes / 1e9:.3f} GB, as {done.kind}")
+        show(f"{done.destination}: {_tensors(done)}, {done.nbytes / 1e9:.3f} GB, as {done.kind}")
     return 0
+
+
+def _tensors(done: Any) -> str:
+    scales = f" and {done.scales:,} scales" if done.scales else ""
+    return f"{done.tensors:,} tensor{'' if done.tensors == 1 else 's'}{scales}"
 
 
 def run_verify(args: argparse.Namespace) -> int:
     _stay_on_cpu()
-    from .report import to_html, to_text
-    from .verify import verify
-
     try:
-        with device_errors("the number of other processes on the machine"):
-            report = verify(**given(args, verify), notify=(lambda line: None) if args.quiet else say)
+        with device_errors("the number of other processes on the machine"), Progress(show=not args.quiet) as progress:
+            progress.tell("loading the libraries")
+            from .report import to_html, to_text
+            from .verify import verify
+
+            notify = (lambda line: None) if args.quiet else say
+            report = verify(**given(args, verify), notify=notify, progress=progress)
     except (SmolVLMError, OSError, MemoryError) as error:
         if getattr(error, "exit_code", 1) == 2:
             raise

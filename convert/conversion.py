@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..habits import named_arguments
 from ..locate import adapted, resolve_file
 from ..parameters import flatten_params, logical_axes, spanned_dimensions, with_scales
+from ..progress import Progress
 from ..retrieval_model import model_of
 from ..staging import check_room, new_directory
 from ..storage import AnyPath, StorePath, place
@@ -25,7 +26,7 @@ from .hosts import barrier, everyones, process_count, process_index
 from .leaves import INT8, Leaf, total_bytes
 from .manifest import Checksums, describe, write_manifest
 from .opened import Checkpoint, open_checkpoint
-from .progress import byte_bar
+from .progress import ByteCount
 from .quantized import quantization, quantized_leaves
 from .safetensors_file import DTYPES
 from .to_hf import parse_size, write_hf
@@ -44,6 +45,7 @@ class Conversion:
         destination: the directory that was written, or the place in a store.
         kind: "orbax" or "hf".
         tensors: their number.
+        scales: the number of arrays of scales beside them, of weights in 8 bits.
         nbytes: of the weights.
         warnings: what the user should know, such as weights that are not finite.
     """
@@ -53,6 +55,7 @@ class Conversion:
     tensors: int
     nbytes: int
     warnings: tuple[str, ...]
+    scales: int = 0
 
 
 def parse_dtype(name: Any) -> np.dtype | None:
@@ -87,6 +90,7 @@ def convert(
     check: bool = False,
     quiet: bool = False,
     notify: Callable[[str], None] = say,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Convert a checkpoint, one tensor at a time, in memory bounded by the largest tensor.
 
@@ -112,6 +116,7 @@ def convert(
         check: say if the source has no checksums of its arrays. Where it has, they are always compared.
         quiet: show no progress.
         notify: called with every line for the user.
+        progress: where progress is shown, which this call closes; default: one of its own, unless `quiet`.
 
     Returns:
         What was done, with what the user should know.
@@ -123,7 +128,10 @@ def convert(
     if adapter is not None and revision is not None:
         source, revision = resolve_file(source, revision), None
     source, base = adapted(source, adapter, base)
-    with open_checkpoint(source, revision=revision, config_file=config, base=base) as opened:
+    first = process_index() == 0
+    shown = Progress(show=first and not quiet) if progress is None else progress
+    shown.tell(f"reading {source}")
+    with shown, open_checkpoint(source, revision=revision, config_file=config, base=base) as opened:
         kind = to or ("orbax" if opened.kind == "hf" or quantize else "hf")
         if kind not in ("orbax", "hf"):
             raise InputError(f"cannot convert to {kind!r}: the choices are orbax and hf")
@@ -141,24 +149,25 @@ def convert(
             raise InputError("safetensors files are written by one process: run the export outside the distributed job")
         size = total_bytes(leaves, wanted)
         check_room(final, size + _MARGIN)
-        first = process_index() == 0
-        for line in opened.notes if first else ():
+        for line in (*opened.notes, *_without_tokenizer(opened, final)) if first else ():
             notify(line)
         if isinstance(final, Path) and not first:
             claimed: Any = nullcontext(temporary_directory(final))
         else:
             claimed = new_directory(final, force, notify)
-        label = "exporting" if kind == "hf" else "converting"
-        with byte_bar(label, size, quiet=quiet or not first) as bar, claimed as target, opened.unchanged():
+        with claimed as target, opened.unchanged():
             if first:
+                shown.tell("comparing the source with its checksums")
                 if not opened.check_arrays() and check:
                     notify(f"{source} has no checksums of its arrays: nothing was checked")
                 describe(target, opened.config, dtype=wanted or opened.dtype, companions=opened.companions)
+            bar = ByteCount(shown, f"writing {final}", size)
             if kind == "hf":
                 bare = opened.layout == "base"
                 bad = write_hf(target, leaves, dtype=wanted, max_shard_bytes=limit, base=bare, progress=bar.update)
             else:
                 bad = _write_orbax(target, opened, leaves, wanted, mesh, bar.update)
+            shown.tell(f"flushing {final} to the disk")
         barrier("the destination is complete")
     warnings = tuple(
         f"{name} has {count:,} values that are NaN or infinite" + (f" in {wanted.name}" if wanted is not None else "")
@@ -166,7 +175,18 @@ def convert(
     )
     for line in warnings:
         notify(f"warning: {line}")
-    return Conversion(final, kind, len(leaves), size, warnings)
+    scales = sum(leaf.dtype == INT8 for leaf in leaves.values())  # each of those tensors has one array of them
+    return Conversion(final, kind, len(leaves) - scales, size, warnings, scales)
+
+
+def _without_tokenizer(source: Checkpoint, destination: AnyPath) -> list[str]:
+    """A line if there is no tokenizer to copy, and none has been made and none is missing by another note."""
+    if {"tokenizer.json", "vocab.json"} & set(source.companions) or any("tokenizer" in line for line in source.notes):
+        return []
+    return [
+        f"warning: {source.name} has no tokenizer.json, and {destination} will have none: copy the files of the "
+        "processor into it, or no question can be asked"
+    ]
 
 
 def _chosen(source: Checkpoint, kind: str, dtype: np.dtype | None, quantize: str | None) -> Mapping[str, Leaf]:
@@ -193,10 +213,14 @@ def _check_apart(source: Checkpoint, destination: AnyPath) -> None:
         origin = place(source.name)
         if isinstance(origin, StorePath) and (origin == destination or origin.below(destination)):
             raise InputError(f"{destination} is or contains the source {source.name}: choose another destination")
+        if isinstance(origin, StorePath) and destination.below(origin):
+            raise InputError(f"{destination} lies inside the source {source.name}: choose another destination")
         return
     for root in (source.root, source.path):
         if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(destination)):  # resolve() raises for a loop
             raise InputError(f"{destination} is or contains the source {root}: choose another destination")
+    if Path(os.path.realpath(destination)).is_relative_to(os.path.realpath(source.path)):
+        raise InputError(f"{destination} lies inside the source {source.path}: choose another destination")
 
 
 def _write_orbax(

@@ -12,11 +12,12 @@ import numpy as np
 from ..errors import InputError
 from ..habits import named_arguments
 from ..locate import is_hub_id
+from ..progress import Progress
 from ..terminal import say
 from .chunks import chunk_regions
 from .leaves import Leaf, own, total_bytes
 from .opened import Checkpoint, open_checkpoint
-from .progress import byte_bar
+from .progress import ByteCount
 from .quantized import DequantizedLeaf
 from .rules import torch_name
 
@@ -226,6 +227,7 @@ def verify(
     position_ids: str | None = None,
     quiet: bool = False,
     notify: Callable[[str], None] = say,
+    progress: Progress | None = None,
 ) -> Report:
     """Compare two checkpoints, and each with its own checksums.
 
@@ -237,6 +239,7 @@ def verify(
             "transformers-4.56".
         quiet: show no progress.
         notify: called with a line before each run.
+        progress: where progress is shown, which this call closes; default: one of its own, unless `quiet`.
 
     Returns:
         What was compared; `same` says whether everything agrees.
@@ -251,14 +254,21 @@ def verify(
     if revision is not None and not (is_hub_id(a) or is_hub_id(b)):
         raise InputError(f"neither {a} nor {b} has a revision {revision!r}: only models of the Hub have revisions")
     of = {side: revision if is_hub_id(side) else None for side in (a, b)}
-    with open_checkpoint(a, revision=of[a]) as left, open_checkpoint(b, revision=of[b]) as right:
+    shown = Progress(show=not quiet) if progress is None else progress
+    shown.tell(f"reading {a} and {b}")
+    with shown, open_checkpoint(a, revision=of[a]) as left, open_checkpoint(b, revision=of[b]) as right:
         with left.unchanged(), right.unchanged():
-            with byte_bar("comparing", total_bytes(left.leaves), quiet=quiet) as bar:
-                report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))
-                report.notes += _drift(report.tensors)
+            bar = ByteCount(shown, "comparing the tensors", total_bytes(left.leaves))
+            report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))
+            report.notes += _drift(report.tensors)
+            shown.tell("comparing the tensors with their checksums")
             check_sides(left, right, report)
         if stages:
             from .stages import compare_stages
 
-            report.stages = compare_stages(left, right, position_ids=position_ids or "intended", notify=notify)
+            def running(line: str) -> None:
+                shown.tell(line)
+                notify(line)
+
+            report.stages = compare_stages(left, right, position_ids=position_ids or "intended", notify=running)
         return report

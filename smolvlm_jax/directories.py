@@ -62,7 +62,7 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
         notify: called with a line when something of an interrupted run is cleaned up.
 
     Raises:
-        CheckpointError: the destination exists and `force` is not given, or it is not a checkpoint.
+        CheckpointError: the destination exists and `force` is not given, or it is not a checkpoint; no directory can be there.
         StorageError: another process is writing it; it cannot be written, or the disk is full.
     """
     destination = Path(os.path.abspath(destination))
@@ -90,7 +90,9 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
                 f"the disk is full: {destination} was not written, and what was written of it has been removed"
             ) from error
         if isinstance(error, OSError) and not isinstance(error, SmolVLMError):
-            raise StorageError(f"cannot write {destination}: {error.strerror or error}") from error
+            never = isinstance(error, (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError))
+            kind = CheckpointError if never or error.errno == errno.EROFS else StorageError
+            raise kind(f"cannot write {destination}: {error.strerror or error}") from error
         raise
     finally:
         if handle is not None:
@@ -178,13 +180,16 @@ def _sync(directory: Path) -> None:
 
 
 def check_free_space(directory: Path, needed: int) -> None:
-    """Raise StorageError unless the file system of `directory`, which need not exist yet, has `needed` bytes free."""
+    """Raise StorageError unless the file system of `directory`, which need not exist yet, has `needed` bytes free, and
+    CheckpointError if no directory can be there."""
     folder = Path(os.path.abspath(directory))
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir() and folder != Path(os.path.abspath(directory)):
+        raise CheckpointError(f"cannot write {directory}: {folder} is not a directory")
     usage = shutil.disk_usage(folder)
     if usage.total == 0:  # /proc and its like
-        raise StorageError(f"cannot write {directory}: {folder} is no place for files")
+        raise CheckpointError(f"cannot write {directory}: {folder} is no place for files")
     free = usage.free
     if free < needed:
         raise StorageError(

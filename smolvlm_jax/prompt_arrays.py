@@ -134,6 +134,13 @@ def prompt_arrays(
     shown = None if prompts.ids is None else np.where(prompts.mask == 1, prompts.ids, -1)
     if pictures is not None:
         check_counts(model.config, shown, pictures, count)
+    elif shown is not None and prompts.embeds is None:
+        slots = int((shown == model.config.image_token_id).sum())
+        if slots:  # the forward itself reads their embeddings, as the reference does; nobody means that
+            raise InputError(
+                f"the prompt has {slots} image tokens (id {model.config.image_token_id}), and no pictures are given: pass all "
+                "that the processor returned, pixel_values too, generate(model, params, **inputs)"
+            )
     times = config.num_return_sequences
     if times > 1:
         if not config.do_sample:

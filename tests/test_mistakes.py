@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from smolvlm_jax import SmolVLMConfig, init_params, load, make_mesh, resolve, save, save_hf
 from smolvlm_jax import generate as generate_ids
-from smolvlm_jax import init_params, load, make_mesh, resolve, save, save_hf
 from smolvlm_jax.batch import BatchConfig
 from smolvlm_jax.cli import main
 from smolvlm_jax.convert.conversion import convert
@@ -26,6 +26,7 @@ from smolvlm_jax.train.config import DataConfig, LoraConfig, MeshConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "What number is written here?"
+IMAGE = SmolVLMConfig.from_pretrained(resolve("tiny")).image_token_id
 
 
 def generate(*words: str) -> list[str]:
@@ -76,7 +77,10 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "an existing destination": (["convert", "tiny", "filled"], 2, "choose another name"),
     "--force over what is no checkpoint": (["convert", "tiny", "filled", "--force"], 2, "is not a checkpoint"),
     "the source as destination": (["convert", "m", "m"], 2, "choose another destination"),
-    "a destination that takes no files": (["convert", "tiny", "/proc/out"], 1, "cannot write /proc/out"),
+    "a destination that takes no files": (["convert", "tiny", "/proc/out"], 2, "cannot write /proc/out"),
+    "a destination below a file": (["convert", "tiny", "number.png/out"], 2, "number.png is not a directory"),
+    "a destination below a device": (["convert", "tiny", "/dev/full/out"], 2, "/dev/full is not a directory"),
+    "a destination inside the source": (["convert", "m", "m/inside"], 2, "lies inside the source"),
     "no size": (["convert", "tiny", "out", "--to", "hf", "--max-shard-size", "big"], 2, "with KB, MB, GB"),
     "a config that is not there": (["convert", "m", "out", "--config", "no.json"], 2, "no file no.json: --config"),
     "no mesh": (["convert", "tiny", "out", "--mesh", "fsdp=x"], 2, "AXIS=SIZE"),
@@ -227,6 +231,10 @@ VALUES = {
     "several models": (lambda: load(["tiny"]), "['tiny'] is a list, and no name: pass a string or a path"),
     "a name to make parameters of": (lambda: init_params("tiny"), "model is 'tiny', a str; pass a description"),
     "a picture that is closed": (lambda: SmolVLMImageProcessor()(closed_picture()), "is closed: pass it while it is open"),
+    "image tokens without pictures": (
+        lambda: generate_ids(*load("tiny"), input_ids=[[5, 6, IMAGE, IMAGE, 7]]),
+        "the prompt has 2 image tokens",
+    ),
     "parameters first": (lambda: generate_ids({}, None), "model is a dict; pass a model and its parameters"),
 }
 

@@ -17,6 +17,7 @@ from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.report import to_html, to_text
 from smolvlm_jax.convert.verify import verify
 from smolvlm_jax.errors import CheckpointError, DownloadError, InputError
+from smolvlm_jax.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +268,28 @@ def test_progress_is_for_terminals(original, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert helpers.call("convert", original, tmp_path / "b", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
+    drawn = []
+    monkeypatch.setattr("smolvlm_jax.progress._TICK_SECONDS", 0.001)
+    monkeypatch.setattr("smolvlm_jax.progress.draw", drawn.append)
     assert helpers.call("convert", tmp_path / "b", tmp_path / "c") == 0
-    assert "exporting: 100%" in capsys.readouterr().err
+    assert any(f"reading {tmp_path / 'b'}" in line for line in drawn) and drawn[-1] == ""
+
+
+def test_off_a_terminal_a_long_run_says_what_it_is_doing(original, capsys, monkeypatch):
+    monkeypatch.setattr("smolvlm_jax.progress._TICK_SECONDS", 0.001)
+    verify(original, original, progress=Progress(log_seconds=0.001))
+    said = capsys.readouterr().err
+    assert "comparing the tensors" in said and said.startswith("smolvlm-jax: ")
+
+
+def test_ctrl_c_says_that_nothing_was_written(original, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smolvlm_jax.convert.conversion.open_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        helpers.call("convert", original, tmp_path / "a")
+    assert capsys.readouterr().err == f"smolvlm-jax: interrupted: {tmp_path / 'a'} was not written\n"
 
 
 def test_the_parsers_import_nothing_heavy():
