@@ -87,9 +87,8 @@ class Manifest:
         except OSError as error:
             if isinstance(error, SmolVLMError) or error.errno not in _FOR_GOOD:
                 raise
-            raise InputError(
-                f"nothing can be written to OUTPUT ({folder}): {error.strerror}; choose another directory"
-            ) from error
+            what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+            raise InputError(f"nothing can be written to OUTPUT ({folder}): {what}; choose another directory") from error
 
     def _agree(self, folder: AnyPath, force: bool, notify: Callable[[str], None]) -> None:
         while True:

@@ -183,7 +183,7 @@ builtins.open = io.open = denied(io.open)
 
 @pytest.mark.parametrize(
     ("place", "mode", "code"),
-    [("records.jsonl", "any", 2), (".part-000001", "w", 1), (".part-", "w", 1), ("_manifest", "w", 1)],
+    [("records.jsonl", "any", 2), (".part-000001", "w", 1), (".part-", "w", 1), ("_manifest", "w", 2)],
 )
 def test_without_permission(world, tmp_path, place, mode, code):
     """An input that cannot be opened; an output that cannot be written, from the start and in the middle."""
