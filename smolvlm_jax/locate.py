@@ -296,6 +296,8 @@ def resolve_file(
         if name in bundled:
             path = Path(str(_ASSETS / name))
         elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+            if name.startswith((".", "/", "~")):
+                raise MissingFileError(f"no model {name!r}: no such directory")
             raise MissingFileError(
                 f"no model {name!r}: not a directory, not a bundled name ({', '.join(bundled) or 'none'}), "
                 f"not a Hub id (owner/name), not a URL of an object store (s3://…, gs://…){_nearest_id(name)}"

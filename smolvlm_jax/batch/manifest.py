@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..directories import make_directory
-from ..errors import InputError, JobError, SmolVLMError
+from ..errors import InputError, JobError, SmolVLMError, first_few
 from ..io import create_json, parse_json, sync_directory, to_json, wait_for_lock
 from ..storage import AnyPath, StorePath
 from .bucket import claimed, withdraw
@@ -41,11 +41,32 @@ def differences(old: dict[str, Any], new: dict[str, Any], name: str = "") -> lis
     found = []
     for key in sorted({*old, *new}, key=str):
         a, b, here = old.get(key), new.get(key), f"{name}.{key}".lstrip(".")
-        if isinstance(a, dict) and isinstance(b, dict):
+        if here == "input" and isinstance(a, dict) and isinstance(b, dict) and a.get("source") == b.get("source"):
+            found += _input_changes(a, b)
+        elif isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, here)
         elif to_json(a, sort_keys=True) != to_json(b, sort_keys=True):  # as they are written: nan equals nan
             found.append(f"{here} was {_short(a)}, is {_short(b)}")
     return found
+
+
+def _input_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What has happened to the input, in words; [] if nothing has."""
+    if old == new:
+        return []
+    if "count" in new:  # files that are records, of which only a digest is known
+        a, b = old.get("count"), new["count"]
+        what = f"it had {a:,} files or pages, and has {b:,}" if a != b else "a file was renamed or replaced"
+        return [f"the input has changed: {what}"]
+    before, after = old.get("files", {}), new.get("files", {})
+    gone, come = [n for n in before if n not in after], [n for n in after if n not in before]
+    if old.get("contents") == new.get("contents") and len(gone) == len(come):
+        pairs = zip(gone, come, strict=True)
+        return [f"the input has changed: {', '.join(first_few(f'{a} is called {b} now' for a, b in pairs))}"]
+    sizes = [(n, before[n], after[n]) for n in after if n in before and before[n] != after[n]]
+    words = [f"{n} has {'grown' if b > a else 'shrunk'} from {a:,} to {b:,} bytes" for n, a, b in sizes]
+    words += [*(f"{n} is new" for n in come), *(f"{n} is gone" for n in gone)]
+    return [f"the input has changed: {', '.join(first_few(words)) or 'its files have the same sizes and hold something else'}"]
 
 
 class Manifest:
@@ -102,8 +123,10 @@ class Manifest:
             if not changes:
                 return
             if not force and (strangers or changes != [_DAMAGED]):
+                hint = any(change.startswith("the input has changed") for change in changes)
+                first = "Put the input back, with new records in files and an OUTPUT of their own; choose" if hint else "Choose"
                 raise InputError(
-                    f"{folder} holds the output of another job: {'; '.join(changes)}. Choose another directory, or have the "
+                    f"{folder} holds the output of another job: {'; '.join(changes)}. {first} another directory, or have the "
                     "old output moved aside with --force"
                 )
             if data is None:

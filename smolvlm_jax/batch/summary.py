@@ -12,13 +12,16 @@ _LONGEST = 90  # characters of a kind of error
 _SHOWN = 3
 # Under which errors are counted once there are too many kinds.
 OTHERS = "others"
+# Which of a record's pictures it is.
+_PLACE = re.compile(r"^images\[\d+\]\[\d+\]: ")
 # What differs between two errors of one kind: names in quotes, places of files, numbers.
 _NAMES = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")(?!\w)|(?<![\w.])(\w+://|/)\S+|(?<!\w)\d+([,.]\d+)*(?!\w)""")
 
 
 def error_kind(error: str) -> str:
     """The kind of a record's error: its words, without the names and numbers that belong to this record alone."""
-    words = re.sub(r"…([\s,]*…)+", "…", _NAMES.sub("…", error[:1000]))
+    words = re.sub(r"…([\s,]*…)+", "…", _NAMES.sub("…", _PLACE.sub("", error[:1000])))
+    words = re.sub(r"^cannot decode (the picture )?…: (.*?)(; these are: .*)?$", r"\2 (cannot decode a picture)", words)
     return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 
 

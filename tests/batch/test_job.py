@@ -207,7 +207,7 @@ def test_a_restart_may_have_other_hosts_but_no_other_question(command, lines, tm
     with open(lines, "a") as file:
         file.write('{"prompt": "more"}\n')
     code, _, err = command(*flags)
-    assert code == 2 and "input.files.records.jsonl was" in err
+    assert code == 2 and "records.jsonl has grown from" in err and "files and an OUTPUT of their own" in err
     code, summary, err = command(*flags, "--force")
     assert code == 0 and summary["records"] == 101 and "_replaced-1" in err
     assert len(corpus.rows_of(tmp_path / "a" / "_replaced-1")) == 100

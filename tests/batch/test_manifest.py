@@ -192,3 +192,20 @@ def test_differences_name_keys_on_either_side():
         "b.d was None, is 3",
     ]
     assert differences({"a": [1, float("nan")]}, {"a": (1, float("nan"))}) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ({"files": {"a": 5}, "contents": "x"}, {"files": {"a": 5000}, "contents": "y"}, "a has grown from 5 to 5,000 bytes"),
+        ({"files": {"a": 5}, "contents": "x"}, {"files": {"b": 5}, "contents": "x"}, "a is called b now"),
+        ({"files": {"a": 5}, "contents": "x"}, {"files": {"a": 5, "b": 1}, "contents": "y"}, "b is new"),
+        ({"files": {"a": 5, "b": 1}, "contents": "x"}, {"files": {"a": 5}, "contents": "y"}, "b is gone"),
+        ({"files": {"a": 5}, "contents": "x"}, {"files": {"a": 5}, "contents": "y"}, "the same sizes and hold something else"),
+        ({"count": 3, "bytes": 9}, {"count": 4, "bytes": 9}, "it had 3 files or pages, and has 4"),
+    ],
+)
+def test_a_changed_input_is_told_in_words(old, new, said):
+    (found,) = differences({"input": {"source": "s", **old}}, {"input": {"source": "s", **new}})
+    assert found.startswith("the input has changed: ") and said in found
+    assert differences({"input": old}, {"input": old}) == []

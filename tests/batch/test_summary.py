@@ -9,6 +9,8 @@ def test_errors_that_differ_in_names_and_numbers_are_of_one_kind():
     words = "no picture at {!r}; pass a path, a URL (http, s3, gs), or base64 text; it takes {:,} tokens"
     kinds = {error_kind(words.format(name, count)) for name, count in (("a.png", 7), ("/b c/it's", 1200))}
     assert kinds == {error_kind(words.format("x", 3))} and "s3, gs" in str(kinds) and "base64 text" in str(kinds)
+    why = error_kind("images[0][0]: cannot decode 'a.png': no picture of a kind that is read; these are: PNG, JPEG")
+    assert why == "no picture of a kind that is read (cannot decode a picture)"
     assert error_kind("the assistant's own") == "the assistant's own" and len(error_kind("word " * 9999)) <= 90
 
 
