@@ -31,7 +31,7 @@ _MOST_COLUMNS = 1024
 _WRITES = 8  # new columns under way to the cache at a time, a power of two
 _PREPARED = 4  # rows that are made ready at a time
 # Bytes of the core's memory that a kernel may take for what it holds of all rows; of the list, in the memory for scalars.
-_MOST_ROW_BYTES = 2**23
+_MOST_ROW_BYTES = 3 * 2**22
 _MOST_LIST_BYTES = 2**18
 
 
@@ -54,14 +54,25 @@ def decode_pieces(length: int, lanes: int, head: int, dtype: Any) -> Pieces | No
     return Pieces(length, group, align, max(columns // _LANES, 1) * _LANES)
 
 
-def fits_decode(q: jax.Array, work: WorkList | None) -> bool:
-    """Whether this is one query a row in bfloat16, with a list for this kernel, and not too many rows."""
+def fits_decode(q: jax.Array, work: WorkList | None, pairs: jax.Array) -> bool:
+    """Whether this is one query a row in bfloat16, with a list for this kernel, and not too many rows. Arguments as in
+    `decode_attention`."""
     if work is None or q.dtype != jnp.bfloat16 or q.shape[2] != 1:
         return False
     devices, _, items = work.items.shape
-    # Of each row: queries, their bounds, the output, new columns and their scales; all of them in the core's memory.
-    held = q.shape[0] // devices * _LANES * 4 * (3 * _ceil(q.shape[1], 16) + _ceil(2 * q.shape[1], 8))
+    held = q.shape[0] // devices * _row_bytes(q.shape[1] // pairs.shape[1], q.shape[3], pairs)
     return held <= _MOST_ROW_BYTES and 4 * 16 * items <= _MOST_LIST_BYTES
+
+
+def _row_bytes(n: int, h: int, pairs: jax.Array) -> int:
+    """What `_one_device` holds of a row in the core's memory, of n queries of size h."""
+    queries, lanes = _ceil(n, 16) * _LANES, pairs.shape[3]
+    columns = _ceil(lanes // h, 8) * _LANES
+    if pairs.dtype != jnp.int8:
+        # Queries as they come and side by side, and the output; new columns, and those along lanes.
+        return 2 * (3 * queries + _ceil(columns, 16 * _LANES)) + 4 * lanes
+    # Also their bounds and scales. The output is float32, and a query two bytes.
+    return 12 * queries + 2 * _ceil(columns, 16 * _LANES) + 4 * columns + 4 * lanes
 
 
 def decode_attention(

@@ -95,7 +95,11 @@ def _by_decode(q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, mask
 
 
 def _fits_decode(dtype: Any) -> Callable[[jax.Array, LayerCache], bool]:
-    return lambda q, cache: fits_decode(q, cache.work) and cache.buffers.pairs.dtype == dtype
+    def fits(q: jax.Array, cache: LayerCache) -> bool:
+        # With work there are pairs.
+        return cache.work is not None and cache.buffers.pairs.dtype == dtype and fits_decode(q, cache.work, cache.buffers.pairs)
+
+    return fits
 
 
 def _fits_pages(q: jax.Array, cache: LayerCache) -> bool:

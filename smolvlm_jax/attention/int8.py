@@ -23,12 +23,14 @@ UNIT = 1 / (2 * _LARGEST * _LARGEST)
 @functools.cache
 def rotation(size: int) -> np.ndarray:
     """A symmetric orthogonal matrix (size, size), float32: along its diagonal Hadamard matrices of the largest power of 2 that
-    divides `size`."""
+    divides `size`, with fixed random signs on both sides, so that what all entries of a vector share is spread too."""
     power = size & -size
     block = np.ones((1, 1), np.float32)
     while len(block) < power:
         block = np.block([[block, block], [block, -block]])
-    return np.kron(np.eye(size // power, dtype=np.float32), block / np.sqrt(np.float32(power)))
+    signs = np.where(np.random.default_rng(0).random(size) < 0.5, np.float32(-1), np.float32(1))
+    whole = np.kron(np.eye(size // power, dtype=np.float32), block / np.sqrt(np.float32(power)))
+    return signs[:, None] * whole * signs
 
 
 def turn(x: jax.Array) -> jax.Array:

@@ -65,6 +65,18 @@ def test_it_is_translated_for_tpus(shape, dtype):
     assert "decode_attention" in step.trace(new, buffers, live).lower(lowering_platforms=("tpu",)).as_text()
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize(("n", "kv", "most"), [(9, 3, 256), (15, 5, 256), (32, 32, 64)])
+def test_as_many_rows_as_an_engine_has_slots_fit(n, kv, most, dtype):
+    shape = lambda *dims, of=jnp.bfloat16: jax.ShapeDtypeStruct(dims, of)
+    pairs = lambda rows: shape(rows, 1, 256, 2 * kv * 64, of=dtype)
+    fits = lambda rows: module.fits_decode(shape(rows, n, 1, 64), work(rows), pairs(rows))
+    work = lambda rows: jax.eval_shape(
+        ColumnBuffers(pairs(rows), None, 64).work, shape(rows, of=jnp.int32), shape(of=jnp.int32)
+    )
+    assert fits(most) and not fits(16 * most)
+
+
 def compare(shape, lives, start, run=kernel, *, dtype=jnp.bfloat16, seed=0):
     """The kernel beside the plain form in float32: its output, and every visible column of what it leaves."""
     new, buffers, live, seen = make(*shape, lives, start, dtype=dtype, seed=seed)

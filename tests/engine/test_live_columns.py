@@ -61,14 +61,14 @@ def test_an_engine_that_decodes_by_the_kernel(monkeypatch, quantized):
     params = init_params(model, seed=0)
     taken = []
 
-    def by_kernel(q, k, v, cache):
+    def by_kernel(q, k, v, cache, mask):
         taken.append(cache)
         pairs, scales, work = cache.buffers.pairs, cache.buffers.scales, cache.work
         out, pairs, scales = decode.decode_attention(q, k, v, pairs, scales, cache.start, work, interpret=CHIP)
         return out, replace(cache.buffers, pairs=pairs, scales=scales)
 
     form = dispatch.CACHED_FORMS[0]
-    fits = lambda q, cache: decode.fits_decode(q, cache.work)
+    fits = lambda q, cache: decode.fits_decode(q, cache.work, cache.buffers.pairs)
     monkeypatch.setattr(dispatch, "CACHED_FORMS", (replace(form, platform="cpu", fits=fits, run=by_kernel, example=None),))
     stored = CacheFormat(jnp.dtype(jnp.int8 if quantized else jnp.bfloat16), 1)
     monkeypatch.setattr(CacheFormat, "choose", lambda *_, **__: stored)
