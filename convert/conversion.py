@@ -184,7 +184,7 @@ def _without_tokenizer(source: Checkpoint, destination: AnyPath) -> list[str]:
     if {"tokenizer.json", "vocab.json"} & set(source.companions) or any("tokenizer" in line for line in source.notes):
         return []
     return [
-        f"warning: {source.name} has no tokenizer.json, and {destination} will have none: copy the files of the "
+        f"{source.name} has no tokenizer.json, and {destination} will have none: copy the files of the "
         "processor into it, or no question can be asked"
     ]
 
