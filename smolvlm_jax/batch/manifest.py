@@ -108,6 +108,8 @@ class Manifest:
         except OSError as error:
             if isinstance(error, SmolVLMError) or error.errno not in _FOR_GOOD:
                 raise
+            if isinstance(folder, StorePath):
+                raise InputError(f"OUTPUT ({folder}) cannot be used: {error.strerror}") from error
             what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
             raise InputError(f"nothing can be written to OUTPUT ({folder}): {what}; choose another directory") from error
 

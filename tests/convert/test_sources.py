@@ -176,8 +176,10 @@ def test_without_the_extra_the_message_names_it(monkeypatch):
 
 
 def test_what_is_nothing_at_all(tmp_path):
-    for name in ("no-such-model", "./a/b", str(tmp_path / "absent")):
-        with pytest.raises(CheckpointError, match="not a directory"):
+    with pytest.raises(CheckpointError, match="not a directory"):
+        load("no-such-model")
+    for name in ("./a/b", str(tmp_path / "absent")):
+        with pytest.raises(CheckpointError, match="no such directory"):
             load(name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
