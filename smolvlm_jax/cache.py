@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from .attention import LayerCache, pages_decode
-from .attention.decode import decode_pieces
+from .attention.decode_limits import decode_pieces
 from .attention.int8 import dequantize, quantize
 from .attention.work import WorkList, work_list
 from .config import SmolVLMTextConfig

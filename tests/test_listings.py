@@ -67,7 +67,7 @@ def test_mistakes_name_what_was_meant(arguments, words, tmp_path, monkeypatch, c
 
 
 def test_a_file_system_that_takes_no_files_is_not_called_full(capsys):
-    assert main(["convert", "tiny", "/proc/out", "--quiet"]) == 1
+    assert main(["convert", "tiny", "/proc/out", "--quiet"]) == 2
     assert "cannot write /proc/out" in capsys.readouterr().err
 
 

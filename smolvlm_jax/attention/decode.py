@@ -16,63 +16,17 @@ import jax
 import jax.numpy as jnp
 
 from ..sharding import on_each_device
+from .decode_limits import LANES, ceil, decode_pieces
 from .int8 import UNIT, joined_bytes, power_above, rotation, rounded, turn, two_bytes
 from .pallas import pallas_tpu
 from .work import Pieces, WorkList
 
-__all__ = ["decode_attention", "decode_pieces", "fits_decode"]
+__all__ = ["decode_attention"]
 
-_LANES = 128
 _NONE = -1e30  # a score that does not count
 _LOG2_E = 1.4426950408889634
-# Bytes of a chunk, and its columns at most: long enough that a copy's latency is small beside it.
-_CHUNK_BYTES = 3 * 2**17
-_MOST_COLUMNS = 1024
 _WRITES = 8  # new columns under way to the cache at a time, a power of two
 _PREPARED = 4  # rows that are made ready at a time
-# Bytes of the core's memory that a kernel may take for what it holds of all rows; of the list, in the memory for scalars.
-_MOST_ROW_BYTES = 3 * 2**22
-_MOST_LIST_BYTES = 2**18
-
-
-def decode_pieces(length: int, lanes: int, head: int, dtype: Any) -> Pieces | None:
-    """The pieces in which the kernel reads a ring, or None if it cannot.
-
-    Args:
-        length: columns of the ring.
-        lanes: numbers of a column in one buffer, keys and values of its heads.
-        head: numbers of a head.
-        dtype: of the buffer, bfloat16 or int8.
-    """
-    dtype = jnp.dtype(dtype)
-    if dtype not in (jnp.bfloat16, jnp.int8) or pallas_tpu() is None:
-        return None
-    group, align = (32, _LANES) if dtype == jnp.int8 else (8, 8)
-    if length % align or lanes % _LANES or head < 16 or _LANES % head:
-        return None
-    columns = min(_CHUNK_BYTES // (lanes * dtype.itemsize), _MOST_COLUMNS, -(-length // _LANES) * _LANES)
-    return Pieces(length, group, align, max(columns // _LANES, 1) * _LANES)
-
-
-def fits_decode(q: jax.Array, work: WorkList | None, pairs: jax.Array) -> bool:
-    """Whether this is one query a row in bfloat16, with a list for this kernel, and not too many rows. Arguments as in
-    `decode_attention`."""
-    if work is None or q.dtype != jnp.bfloat16 or q.shape[2] != 1:
-        return False
-    devices, _, items = work.items.shape
-    held = q.shape[0] // devices * _row_bytes(q.shape[1] // pairs.shape[1], q.shape[3], pairs)
-    return held <= _MOST_ROW_BYTES and 4 * 16 * items <= _MOST_LIST_BYTES
-
-
-def _row_bytes(n: int, h: int, pairs: jax.Array) -> int:
-    """What `_one_device` holds of a row in the core's memory, of n queries of size h."""
-    queries, lanes = _ceil(n, 16) * _LANES, pairs.shape[3]
-    columns = _ceil(lanes // h, 8) * _LANES
-    if pairs.dtype != jnp.int8:
-        # Queries as they come and side by side, and the output; new columns, and those along lanes.
-        return 2 * (3 * queries + _ceil(columns, 16 * _LANES)) + 4 * lanes
-    # Also their bounds and scales. The output is float32, and a query two bytes.
-    return 12 * queries + 2 * _ceil(columns, 16 * _LANES) + 4 * columns + 4 * lanes
 
 
 def decode_attention(
@@ -125,7 +79,7 @@ class _Shape(NamedTuple):
     @property
     def padded(self) -> int:
         """Rows of the matrix of queries."""
-        return _ceil(self.queries, 16)
+        return ceil(self.queries, 16)
 
     @property
     def keys(self) -> int:
@@ -135,12 +89,12 @@ class _Shape(NamedTuple):
     @property
     def key_tiles(self) -> int:
         """Lanes of the tiles that keys are in."""
-        return _ceil(self.keys, _LANES)
+        return ceil(self.keys, LANES)
 
     @property
     def before(self) -> int:
         """Lanes before the tiles that values are in."""
-        return self.keys // _LANES * _LANES
+        return self.keys // LANES * LANES
 
 
 def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
@@ -153,7 +107,7 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
     shape = _Shape(b, n, kv, h, lanes, pieces)
     group, chunk, align, slots = pieces.group, pieces.chunk, pieces.align, pieces.slots
     column = jnp.concatenate([k, v], 1).reshape(b, 2 * kv, h)
-    column = jnp.pad(column, ((0, 0), (0, _ceil(2 * kv, 8) - 2 * kv), (0, 0)))
+    column = jnp.pad(column, ((0, 0), (0, ceil(2 * kv, 8) - 2 * kv), (0, 0)))
     near, far = [q.reshape(b, n, h)], [pairs.reshape(b, length // group, group, lanes), *(x[:, 0] for x in scales)]
     near += [column, jnp.asarray(rotation(h), q.dtype)] if scales else [column]  # entries are powers of 2, or nearly
     rows = shape.padded * (2 if scales else 1)
@@ -168,7 +122,7 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
     of_scales = [
         tpu.VMEM((count, x.shape[2], size), x.dtype) for x in scales for count, size in ((slots, chunk), (_WRITES, align))
     ]
-    of_scales += [tpu.VMEM((b, x, _LANES), jnp.float32) for _ in scales for x in (shape.padded, column.shape[1])]
+    of_scales += [tpu.VMEM((b, x, LANES), jnp.float32) for _ in scales for x in (shape.padded, column.shape[1])]
     out, *kept = pallas.pallas_call(
         functools.partial(_kernel, pallas, tpu, shape, bool(scales)),
         out_shape=(jax.ShapeDtypeStruct((b, n, h), jnp.float32 if scales else q.dtype), *held),
@@ -180,10 +134,10 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
             scratch_shapes=[
                 tpu.VMEM((slots, chunk // group, group, lanes), pairs.dtype),
                 tpu.VMEM((_WRITES, group, lanes), pairs.dtype),
-                tpu.VMEM((b, rows, _LANES), jnp.int8 if scales else q.dtype),
+                tpu.VMEM((b, rows, LANES), jnp.int8 if scales else q.dtype),
                 tpu.VMEM((b, lanes), jnp.float32),
-                tpu.VMEM((shape.key_tiles // _LANES, rows * pairs.dtype.itemsize // 4, _LANES), jnp.int32),
-                tpu.VMEM(((lanes - shape.before) // _LANES, shape.padded, _LANES), jnp.int32),
+                tpu.VMEM((shape.key_tiles // LANES, rows * pairs.dtype.itemsize // 4, LANES), jnp.int32),
+                tpu.VMEM(((lanes - shape.before) // LANES, shape.padded, LANES), jnp.int32),
                 tpu.SemaphoreType.DMA((slots,)),
                 tpu.SemaphoreType.DMA((_WRITES,)),
                 *of_scales,
@@ -207,11 +161,6 @@ def _one_device(q, pairs, k, v, start, items, total, *scales, interpret):
 def kept_bytes(*arrays: jax.Array) -> int:
     """Bytes of arrays."""
     return sum(x.size * x.dtype.itemsize for x in arrays)
-
-
-def _ceil(n: int, unit: int) -> int:
-    """The next multiple of `unit`."""
-    return -(-n // unit) * unit
 
 
 def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, new, *refs) -> None:
@@ -292,14 +241,14 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
 
     def own(first, rows: int):
         """Of a tile with this first lane, counted from a query's first head, the lanes that are the query's own head's."""
-        lane, head = iota((rows, _LANES), 1) + first, head_of(iota((rows, _LANES), 0) % padded)
+        lane, head = iota((rows, LANES), 1) + first, head_of(iota((rows, LANES), 0) % padded)
         return (lane >= head * h) & (lane < head * h + h)
 
     # As bits, which select among numbers of any length in one instruction.
     short = jnp.int8 if quantized else jnp.int16
-    for i, first in enumerate(range(0, shape.key_tiles, _LANES)):
+    for i, first in enumerate(range(0, shape.key_tiles, LANES)):
         key_masks[i] = tpu.bitcast(jnp.where(own(first, queries.shape[1]), -1, 0).astype(short), jnp.int32)
-    for i, first in enumerate(range(shape.before - shape.keys, lanes - shape.keys, _LANES)):
+    for i, first in enumerate(range(shape.before - shape.keys, lanes - shape.keys, LANES)):
         value_masks[i] = jnp.where(own(first, padded), -1, 0)
 
     def chosen(x, mask):
@@ -318,13 +267,13 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             for number, part in enumerate(parts):
                 parts[number], at = turned[at : at + len(part)], at + len(part)
         for row, x, column in zip(which, parts[::2], parts[1::2], strict=True):
-            x = jnp.concatenate([x] * (_LANES // h), 1)
+            x = jnp.concatenate([x] * (LANES // h), 1)
             if quantized:
                 bound, inverse = power_above(jnp.broadcast_to(jnp.abs(x).max(1, keepdims=True), x.shape))
                 bounds[row] = bound * (UNIT * h**-0.5 * _LOG2_E)
                 x = jnp.concatenate(two_bytes(x, inverse), 0)
                 column, scale = rounded(column)
-                fresh[row] = jnp.broadcast_to(scale, (len(column), _LANES))
+                fresh[row] = jnp.broadcast_to(scale, (len(column), LANES))
                 column = column.astype(jnp.float32)
             queries[row] = x.astype(queries.dtype)
             columns[pallas.ds(row, 1)] = jnp.concatenate([column[j : j + 1] for j in range(2 * shape.heads)], 1)
@@ -409,7 +358,7 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
         of = scale_chunks[slot]
         of = jnp.concatenate([jnp.where(seen, of[j : j + 8], 0.0) for j in range(0, len(of), 8)], 0)
         of_keys, of_values = (spread(of[j * shape.heads : (j + 1) * shape.heads]) for j in range(2))
-        bound = jnp.concatenate([bounds[work[0, item] >> 1]] * (size // _LANES), 1)
+        bound = jnp.concatenate([bounds[work[0, item] >> 1]] * (size // LANES), 1)
         return joined_bytes(products[:padded], products[padded:]) * (of_keys * bound) + hidden, of_values
 
     def weighed(slot, weights, of_values):
@@ -448,11 +397,11 @@ def _kernel(pallas, tpu, shape: _Shape, quantized: bool, start, work, total, q, 
             weight = fade * weight + x.sum(1, keepdims=True)
             # Behind the list's end there may be anything.
             summed = fade * summed + jnp.where(work[6, item] > 0, more, 0)
-            tiles_of = enumerate(range(0, lanes - shape.before, _LANES))
-            mine = [chosen(summed[:, at : at + _LANES], value_masks[i]) for i, at in tiles_of]
+            tiles_of = enumerate(range(0, lanes - shape.before, LANES))
+            mine = [chosen(summed[:, at : at + LANES], value_masks[i]) for i, at in tiles_of]
             found = sum(mine[1:], mine[0]) / weight
             shift = h
-            while shift < _LANES:  # to the first lanes, wherever the head's are
+            while shift < LANES:  # to the first lanes, wherever the head's are
                 found, shift = found + tpu.roll(found, shift, 1), 2 * shift
             out[work[0, item] >> 1] = found[:n, :h].astype(out.dtype)  # of a row's items the last one counts
         return most, weight, summed, written, jnp.where(slot == slots - together, 0, slot + together)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from ..errors import ConfigError
 from . import forms
 from .cudnn import cudnn_attention, cudnn_step, fits_cudnn, fits_cudnn_step
-from .decode import decode_attention, fits_decode
+from .decode import decode_attention
+from .decode_limits import fits_decode
 from .forms import Mask
 from .int8_einsum import attend_bytes
 from .paged import fits_paged, paged_step

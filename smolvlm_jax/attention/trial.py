@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from .cudnn import cudnn_attention, cudnn_step
-from .decode import decode_attention, decode_pieces
+from .decode import decode_attention
+from .decode_limits import decode_pieces
 from .forms import SegmentMask, by_einsum
 from .int8 import dequantize, quantize
 from .paged import paged_step

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ..attention.decode import decode_pieces
+from ..attention.decode_limits import decode_pieces
 from ..cache import ColumnBuffers
 from ..engine.compiled import Programs
 from ..engine.settings import ANY_SLOTS, FREE_MEMORY_SHARE, RINGS, EngineConfig, EngineShapes

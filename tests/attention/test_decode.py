@@ -18,6 +18,7 @@ from smolvlm_jax import load, make_mesh
 from smolvlm_jax.attention import decode as module
 from smolvlm_jax.attention import dispatch
 from smolvlm_jax.attention import trial as kernels
+from smolvlm_jax.attention.decode_limits import fits_decode
 from smolvlm_jax.attention.dispatch import LayerCache, cached_attention
 from smolvlm_jax.attention.forms import by_einsum
 from smolvlm_jax.cache import ColumnBuffers, HeadBuffers
@@ -70,7 +71,7 @@ def test_it_is_translated_for_tpus(shape, dtype):
 def test_as_many_rows_as_an_engine_has_slots_fit(n, kv, most, dtype):
     shape = lambda *dims, of=jnp.bfloat16: jax.ShapeDtypeStruct(dims, of)
     pairs = lambda rows: shape(rows, 1, 256, 2 * kv * 64, of=dtype)
-    fits = lambda rows: module.fits_decode(shape(rows, n, 1, 64), work(rows), pairs(rows))
+    fits = lambda rows: fits_decode(shape(rows, n, 1, 64), work(rows), pairs(rows))
     work = lambda rows: jax.eval_shape(
         ColumnBuffers(pairs(rows), None, 64).work, shape(rows, of=jnp.int32), shape(of=jnp.int32)
     )

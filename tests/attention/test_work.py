@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smolvlm_jax.attention.decode import decode_pieces
+from smolvlm_jax.attention.decode_limits import decode_pieces
 from smolvlm_jax.attention.work import work_list
 
 LANES, HEAD, HEADS, LAYERS = 384, 64, 3, 30  # of the 256M

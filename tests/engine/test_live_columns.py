@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu
 
 from smolvlm_jax import SmolVLMForConditionalGeneration, SmolVLMProcessor, init_params, load, resolve
 from smolvlm_jax.attention import decode, dispatch
+from smolvlm_jax.attention.decode_limits import fits_decode
 from smolvlm_jax.cache import CacheFormat, ColumnBuffers
 from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams
 
@@ -68,7 +69,7 @@ def test_an_engine_that_decodes_by_the_kernel(monkeypatch, quantized):
         return out, replace(cache.buffers, pairs=pairs, scales=scales)
 
     form = dispatch.CACHED_FORMS[0]
-    fits = lambda q, cache: decode.fits_decode(q, cache.work, cache.buffers.pairs)
+    fits = lambda q, cache: fits_decode(q, cache.work, cache.buffers.pairs)
     monkeypatch.setattr(dispatch, "CACHED_FORMS", (replace(form, platform="cpu", fits=fits, run=by_kernel, example=None),))
     stored = CacheFormat(jnp.dtype(jnp.int8 if quantized else jnp.bfloat16), 1)
     monkeypatch.setattr(CacheFormat, "choose", lambda *_, **__: stored)
