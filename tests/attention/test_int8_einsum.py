@@ -31,6 +31,7 @@ def test_the_same_as_with_what_is_restored(queries, heads, dtype, tolerance):
     assert ours.dtype == dtype and np.abs(np.asarray(ours, np.float32) - wanted).max() <= tolerance
 
 
+@pytest.mark.thorough
 def test_where_it_is_taken():
     q, kept, seen = inputs(6, 2, jnp.bfloat16)
     new = jnp.ones((3, 2, 1, 32), jnp.bfloat16)

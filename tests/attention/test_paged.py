@@ -50,7 +50,8 @@ def inputs(rows=4, queries=6, heads=2, length=256):
     return q, k, v, seen
 
 
-@pytest.mark.parametrize("mesh", [None, pytest.param((2, 1, 2), marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("mesh", [None, (2, 1, 2)])
 def test_it_is_asked_for_what_the_einsums_compute(mesh, calls):
     q, k, v, seen = inputs()
     pairs = PairBuffers.of(k, v, jnp.bfloat16).heads
