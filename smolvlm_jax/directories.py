@@ -1,9 +1,11 @@
 """Atomic directories: filled under a temporary name beside the destination, then renamed.
 
 The temporary name is `.NAME.part`, locked while its writer runs. A process that was killed leaves it behind; the next one
-with the same destination removes it and starts over, because resuming would mean trusting half-written files.
+with the same destination removes it and starts over, because resuming would mean trusting half-written files. What is
+replaced may be the only copy of somebody's weights: it is kept under another name.
 """
 
+import ctypes
 import errno
 import os
 import shutil
@@ -11,16 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from .errors import CheckpointError, InputError, SmolVLMError, StorageError
 from .io import lock, sync_directory
-from .storage import AnyPath
+from .storage import AnyPath, StorePath
 from .terminal import say
 
-__all__ = ["check_destination", "check_free_space", "disk_full", "make_directory", "temporary_directory", "whole_directory"]
+__all__ = ["EXISTS", "check_destination", "check_free_space", "disk_full", "make_directory", "replaced_name"]
+__all__ += ["temporary_directory", "whole_directory"]
 
+EXISTS = "exists: choose another name, or replace it with --force (force=True), which keeps the old one under another name"
 # `force` replaces only a directory with one of these files, so that a mistyped path deletes no other data.
 _OURS = ("config.json", "adapter_config.json", "manifest.json")
+_Place = TypeVar("_Place", Path, StorePath)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
 
 def make_directory(path: AnyPath, what: str) -> None:
@@ -51,7 +58,9 @@ def temporary_directory(destination: Path) -> Path:
 
 
 @contextmanager
-def whole_directory(destination: Path, force: bool = False, notify: Callable[[str], None] = say) -> Iterator[Path]:
+def whole_directory(
+    destination: Path, force: bool = False, notify: Callable[[str], None] = say, *, own: bool = False
+) -> Iterator[Path]:
     """Write a directory atomically.
 
     Yields an empty temporary directory. It becomes `destination` when the block ends, and is removed if the block raises.
@@ -59,7 +68,9 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
     Args:
         destination: the directory to make; missing parents are made too.
         force: replace an existing checkpoint.
-        notify: called with a line when something of an interrupted run is cleaned up.
+        notify: called with a line when something is moved, or something of an interrupted run is cleaned up.
+        own: whether what is replaced is an earlier result of the same work, which is removed. Otherwise it is kept as
+            `NAME_replaced-1`, or with the next free number.
 
     Raises:
         CheckpointError: the destination exists and `force` is not given, or it is not a checkpoint; no directory can be there.
@@ -67,21 +78,19 @@ def whole_directory(destination: Path, force: bool = False, notify: Callable[[st
     """
     destination = Path(os.path.abspath(destination))
     temporary = temporary_directory(destination)
-    replaced = destination.with_name(f".{destination.name}.old")
     check_destination(destination, force)
     handle = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         handle = _claim(temporary, destination, notify)
-        _recover(destination, replaced, notify)
+        _recover(destination, notify, own=own)
         check_destination(destination, force)
         yield temporary
         _sync(temporary)
-        if destination.exists():
-            destination.rename(replaced)
-        temporary.rename(destination)
+        aside = _replace(temporary, destination)
         sync_directory(destination.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if aside is not None:
+            _let_go(aside, destination, notify, own=own)
     except BaseException as error:
         if handle is not None:
             _remove(temporary)
@@ -113,7 +122,7 @@ def check_destination(destination: Path, force: bool) -> None:
     if not os.path.lexists(destination):
         return
     if not force:
-        raise CheckpointError(f"{destination} exists: choose another name, or replace it with --force (force=True)")
+        raise CheckpointError(f"{destination} {EXISTS}")
     empty = destination.is_dir() and not any(destination.iterdir())
     if destination.is_symlink() or not (empty or any((destination / name).is_file() for name in _OURS)):
         raise CheckpointError(f"{destination} exists and is not a checkpoint: it is not replaced, even with --force")
@@ -148,15 +157,72 @@ def _claim(temporary: Path, destination: Path, notify: Callable[[str], None]) ->
     raise StorageError(f"cannot create {temporary}: other processes keep removing it")
 
 
-def _recover(destination: Path, replaced: Path, notify: Callable[[str], None]) -> None:
-    """Restore the old directory if a run was killed between the two renames that replace it."""
-    if not replaced.exists():
+def _old(destination: Path) -> Path:
+    """The name of what is replaced until it is let go."""
+    return destination.with_name(f".{destination.name}.old")
+
+
+def _replace(temporary: Path, destination: Path) -> Path | None:
+    """Give a complete directory its final name. Returns where what had that name is now; None if nothing had."""
+    if destination.exists() and not any(destination.iterdir()):
+        destination.rmdir()
+    if not destination.exists():
+        temporary.rename(destination)
+        return None
+    old = _old(destination)
+    temporary.rename(old)
+    if not _exchange(old, destination):
+        old.rename(temporary)
+        destination.rename(old)
+        try:
+            temporary.rename(destination)
+        except OSError:
+            old.rename(destination)
+            raise
+    return old
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two directories change names in one step, so that both exist at every moment. Returns False, and does nothing, where
+    the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2  # of Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def replaced_name(destination: _Place) -> _Place:
+    """The free name beside a destination under which what is replaced there is kept, `NAME_replaced-1` or a higher number."""
+    number = 1
+    while True:
+        aside = destination.with_name(f"{destination.name}_replaced-{number}")
+        if not (aside.exists() or aside.is_symlink()):
+            return aside
+        number += 1
+
+
+def _let_go(old: Path, destination: Path, notify: Callable[[str], None], *, own: bool) -> None:
+    """Remove what was replaced, or keep it under a name that says what it is."""
+    if own:
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    aside = replaced_name(destination)
+    old.rename(aside)
+    sync_directory(destination.parent)
+    notify(f"the old {destination} is kept as {aside}")
+
+
+def _recover(destination: Path, notify: Callable[[str], None], *, own: bool) -> None:
+    """Restore or let go the old directory if a run was killed while it replaced it."""
+    old = _old(destination)
+    if not old.exists():
         return
     if destination.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+        _let_go(old, destination, notify, own=own)
     else:
         notify(f"an interrupted run had moved {destination} aside: it is put back")
-        replaced.rename(destination)
+        old.rename(destination)
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .directories import check_destination, check_free_space, disk_full, whole_directory
+from .directories import EXISTS, check_destination, check_free_space, disk_full, replaced_name, whole_directory
 from .errors import ChangedError, CheckpointError, DownloadError, InputError, MissingFileError, SmolVLMError, StorageError
 from .io import HOST, lock, unique_name
 from .storage import AnyPath, Entry, StorePath, download, remove, upload, upload_tree
@@ -174,14 +174,16 @@ def check_new(destination: AnyPath, force: bool) -> None:
     if INCOMPLETE in names and not set(names).intersection(MARKERS):
         return None
     if not force:
-        raise CheckpointError(f"{destination} exists: choose another name, or replace it with --force (force=True)")
+        raise CheckpointError(f"{destination} {EXISTS}")
     if not names:
         raise CheckpointError(f"{destination} exists and is not a checkpoint: it is not replaced, even with --force")
     return None
 
 
 @contextmanager
-def new_directory(destination: AnyPath, force: bool = False, notify: Callable[[str], None] = say) -> Iterator[Path]:
+def new_directory(
+    destination: AnyPath, force: bool = False, notify: Callable[[str], None] = say, *, own: bool = False
+) -> Iterator[Path]:
     """Write a directory, which appears only when it is complete.
 
     Yields an empty local directory. When the block ends it becomes the destination, or is copied there, config.json or
@@ -190,14 +192,15 @@ def new_directory(destination: AnyPath, force: bool = False, notify: Callable[[s
     Args:
         destination: a directory, or a place in a store.
         force: replace an existing checkpoint. In a store it is incomplete meanwhile, which its readers say.
-        notify: called with a line when something of an interrupted run is cleaned up.
+        notify: called with a line when something is moved, or something of an interrupted run is cleaned up.
+        own: as in `whole_directory`.
 
     Raises:
         CheckpointError: the destination exists and `force` is not given, or it is not a checkpoint; the store denies access.
         StorageError: another process is writing it; it cannot be written, or the disk is full.
     """
     if not isinstance(destination, StorePath):
-        with whole_directory(destination, force, notify) as target:
+        with whole_directory(destination, force, notify, own=own) as target:
             yield target
         return
     check_new(destination, force)
@@ -206,7 +209,7 @@ def new_directory(destination: AnyPath, force: bool = False, notify: Callable[[s
         target.mkdir()
         yield target
         check_new(destination, force)
-        _send(target, destination, notify)
+        _send(target, destination, notify, own=own)
 
 
 @contextmanager
@@ -226,12 +229,17 @@ def writing(destination: StorePath) -> Iterator[None]:
         raise (CheckpointError if denied else StorageError)(f"cannot write {destination}: {error.strerror or error}") from error
 
 
-def _send(folder: Path, destination: StorePath, notify: Callable[[str], None]) -> None:
+def _send(folder: Path, destination: StorePath, notify: Callable[[str], None], *, own: bool) -> None:
     """Copy a directory to a store."""
     claim, mine = destination / INCOMPLETE, unique_name().encode()
-    if claim.is_file():
+    interrupted = claim.is_file()
+    aside = None if own else _aside(destination, interrupted)
+    if interrupted:
         notify(f"an interrupted run left an incomplete {destination}: it is removed, starting over")
     claim.write_bytes(mine)
+    if aside is not None:
+        _move(destination, aside)
+        notify(f"the old {destination} is kept as {aside}")
     late = folder.with_name("late")
     late.mkdir()
     for name in MARKERS:
@@ -257,3 +265,32 @@ def _send(folder: Path, destination: StorePath, notify: Callable[[str], None]) -
             remove(destination / name for name in (*MARKERS, *sizes))
             claim.unlink()
         raise
+
+
+def _aside(destination: StorePath, interrupted: bool) -> StorePath | None:
+    """Where the objects below a destination are to be kept, marked as incomplete; None if there are none, or only those that an
+    interrupted run has sent.
+
+    A run that is killed while it moves them leaves the mark, by which the next one knows that the rest is not its own.
+    """
+    free = replaced_name(destination)
+    number = int(free.name.rpartition("-")[2])
+    latest = destination.with_name(f"{destination.name}_replaced-{number - 1}")
+    if (latest / INCOMPLETE).is_file():
+        return latest
+    if interrupted or not destination.exists():
+        return None
+    (free / INCOMPLETE).touch()
+    return free
+
+
+def _move(destination: StorePath, aside: StorePath) -> None:
+    """Move what is below a destination, the markers first: at no moment does it look complete."""
+    names = [entry.name for entry in destination.entries() if entry.name != INCOMPLETE]
+    for name in sorted(names, key=lambda name: name not in MARKERS):
+        if (aside / name).is_file():  # copied by a run that was killed, or by another process
+            (destination / name).unlink()
+        else:
+            with suppress(FileNotFoundError):  # moved by another process
+                (destination / name).rename(aside / name)
+    (aside / INCOMPLETE).unlink()

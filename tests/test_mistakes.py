@@ -135,6 +135,7 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "a key without a value": (train("steps"), 2, "'steps' is not KEY=VALUE"),
     "a key as a switch": (train("--steps", "3"), 2, "written without dashes, steps=VALUE"),
     "a key set twice": (train("lora.rank=4", "lora={rank: 8}"), 2, "leave one out"),
+    "a model where an export would go": (["train", "good.yaml", "output=trained"], 2, "trained/model exists, and the export"),
     "a shell there is not": (["completion", "fish"], 2, "fish is none of bash, zsh, tcsh"),
     "a word too many for models": (["models", "tiny"], 2, "tiny: one word too many"),
 }
@@ -152,7 +153,7 @@ def place(tmp_path_factory):
     weights = place / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     (place / "noweights/model.safetensors").unlink()
-    for name in ("empty", "filled", "texts", "pictures", "run/checkpoints"):
+    for name in ("empty", "filled", "texts", "pictures", "run/checkpoints", "trained/model"):
         (place / name).mkdir(parents=True)
     (place / "run/run.json").write_text("{}")
     for name in ("filled/notes.txt", "texts/a.docx", "texts/b.txt"):

@@ -84,6 +84,6 @@ def export_adapter(base: str | os.PathLike, trained: Mapping[str, Any], destinat
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    with new_directory(destination, force=True) as target:
+    with new_directory(destination, force=True, own=True) as target:
         write_json(target / ADAPTER, settings, sort_keys=True)
         save_file(tensors, target / ADAPTER_MODEL)

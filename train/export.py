@@ -73,7 +73,7 @@ def export(
         unknown = sorted(set(flat) - used)
         if unknown:
             raise CheckpointError(f"{base} has no parameter for what was trained: {', '.join(unknown[:5])}")
-        with new_directory(destination, force=True) as target, source.unchanged():
+        with new_directory(destination, force=True, own=True) as target, source.unchanged():
             describe(target, source.config, dtype=widest(leaves.values()), companions=source.companions)
             write_hf(target, leaves, base=source.layout == "base")
     return destination

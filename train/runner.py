@@ -192,9 +192,10 @@ def _train(
     model by itself."""
     main = jax.process_index() == 0
     output = directory if mirror is None else mirror.path
-    _record(config, directory, main, output)
     if config.export and main:
-        check_new(output / "model", force=True)
+        for name in ("model", *([] if config.lora is None else ["adapter"])):
+            _check_export(output / name, begun=_begun(directory))
+    _record(config, directory, main, output)
     mesh = open_mesh(config.mesh)
     display.doing("opening the data")
     kept = None if config.evaluation is None else held_out_records(config.evaluation)
@@ -309,14 +310,26 @@ def _room(config: TrainConfig, directory: Path) -> int:
 _FIXED = ("model", "adapter", "lora", "learning_rates", "param_dtype", "seed")
 
 
+def _begun(directory: Path) -> bool:
+    """Whether a run in a directory has saved a step."""
+    steps = directory / "checkpoints"
+    return steps.is_dir() and any(step.name.isdecimal() for step in steps.iterdir())
+
+
+def _check_export(destination: AnyPath, *, begun: bool) -> None:
+    """Raise CheckpointError if an export would not be written, or would replace what this run has not made."""
+    if not begun and destination.exists():
+        raise CheckpointError(f"{destination} exists, and the export of this run goes there: choose another output, or move it")
+    check_new(destination, force=True)
+
+
 def _record(config: TrainConfig, directory: Path, main: bool, shown: AnyPath) -> None:
     """Write run.json; refuse to continue a run of another model or other trained parts."""
     path, now = directory / "run.json", to_dict(config)
-    steps = directory / "checkpoints"
-    if steps.is_dir() and any(step.name.isdecimal() for step in steps.iterdir()):
+    if _begun(directory):
         if not path.exists():
             raise CheckpointError(
-                f"{shown / path.name} is gone, which says what {shown / steps.name} belong to: put it back, or choose "
+                f"{shown / path.name} is gone, which says what {shown / 'checkpoints'} belong to: put it back, or choose "
                 "another output"
             )
         require_same(f"the run in {shown}", read_json(path), now, *_FIXED)

@@ -54,7 +54,24 @@ def test_an_existing_destination_is_untouched_without_force(original, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     convert(original, out, dtype="float16", force=True, quiet=True)
     assert "float16" in (out / "manifest.json").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out_replaced-1"]
+    assert {path.stat().st_mtime_ns for path in (tmp_path / "out_replaced-1").rglob("*")} == set(before.values())
+
+
+def test_force_keeps_the_weights_that_it_replaces(original, tmp_path):
+    """SOURCE and DEST in the wrong order: the weights of PyTorch, which may be the only ones, stay, and it is said where."""
+    orbax, only = tmp_path / "orbax", tmp_path / "only"
+    convert(original, orbax, dtype="bfloat16", quiet=True)
+    shutil.copytree(original, only)
+    before = {path.name: path.read_bytes() for path in only.iterdir()}
+    for number in (1, 2):
+        said = []
+        convert(orbax, only, force=True, quiet=True, notify=said.append)
+        assert f"the old {only} is kept as {only}_replaced-{number}" in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "only_replaced-1").iterdir()} == before
+    assert helpers.call("verify", orbax, only, "--quiet") == 0
+    checkpoint.save_hf(orbax, *load(only), companions=only, force=True)
+    assert (tmp_path / "orbax_replaced-1" / "params").is_dir()
 
 
 def test_force_does_not_replace_what_is_no_checkpoint(original, tmp_path):
@@ -257,8 +274,8 @@ getattr(checkpoint, sys.argv[2])(sys.argv[3], model, params, companions=sys.argv
 @pytest.mark.parametrize("how", ["save", "save_hf"])
 @pytest.mark.parametrize(("target", "calls"), [("directories._sync", 1), ("Path.rename", 2)])
 def test_saving_is_killed(original, tmp_path, how, target, calls):
-    """Before the files are on the disk, and between the renames that replace the old directory: nothing half written, and the
-    next one recovers."""
+    """Before the files are on the disk, and among the renames that replace the old directory: what is there is whole, and the
+    next one loses nothing."""
     out = tmp_path / "out"
     shutil.copytree(original, out)
     done = subprocess.run(
@@ -268,14 +285,62 @@ def test_saving_is_killed(original, tmp_path, how, target, calls):
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    if calls == 1:
-        assert helpers.call("verify", original, out, "--quiet") == 0
-    else:
-        assert not out.exists()
+    assert helpers.call("verify", original, out, "--quiet") == 0
     model, params = load(original)
     {"save": checkpoint.save, "save_hf": checkpoint.save_hf}[how](out, model, params, companions=original, force=True)
     assert helpers.call("verify", original, out, "--quiet") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", *(f"out_replaced-{n}" for n in range(1, calls + 1))]
+
+
+REPLACING = """
+import os, sys
+from pathlib import Path
+import smolvlm_jax.directories as directories
+
+def replace(out, stop, exchange):
+    calls = 0
+    def counted(really):
+        def call(*args):
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                os.kill(os.getpid(), 9)
+            return really(*args)
+        return call
+    Path.rename = counted(Path.rename)
+    directories._exchange = counted(directories._exchange if exchange else lambda one, other: False)
+    with directories.whole_directory(out, force=True, notify=lambda line: None) as target:
+        (target / "config.json").write_text("new")
+    os._exit(0)
+
+for stop in range(1, 20):
+    out = Path(sys.argv[1]) / str(stop) / "out"
+    out.mkdir(parents=True)
+    (out / "config.json").write_text("old")
+    child = os.fork()
+    if child == 0:
+        replace(out, stop, sys.argv[2] == "exchange")
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+@pytest.mark.parametrize("how", ["exchange", "renames"])
+def test_killed_at_any_step_of_a_replacement(tmp_path, how):
+    """The old one or the new one is there, and the old one is never lost; also where two directories cannot be exchanged."""
+    subprocess.run([sys.executable, "-c", REPLACING, tmp_path, how], check=True)
+    homes = sorted(tmp_path.iterdir(), key=lambda home: int(home.name))
+    assert len(homes) == {"exchange": 4, "renames": 7}[how]
+    for home in homes:
+        out = home / "out"
+        if how == "exchange" or out.exists():
+            assert (out / "config.json").read_text() in ("old", "new")
+        with whole_directory(out, force=True, notify=silent) as target:
+            (target / "config.json").write_text("newest")
+        assert (out / "config.json").read_text() == "newest"
+        kept = [path for path in home.iterdir() if path != out]
+        assert "old" in {(path / "config.json").read_text() for path in kept}
+        assert all(path.name.startswith("out_replaced-") for path in kept)
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -292,10 +357,11 @@ def test_something_else_under_the_temporary_name(tmp_path, kind):
     assert not said and os.path.lexists(part)
 
 
-def test_an_adapter_is_replaced_by_force(tmp_path):
+def test_an_adapter_is_replaced_by_its_own_run(tmp_path):
     """As that of a finished run which is started again."""
     out = tmp_path / "adapter"
     for content in ("old", "new"):
-        with whole_directory(out, force=True) as target:
+        with whole_directory(out, force=True, own=True) as target:
             (target / "adapter_config.json").write_text(content)
     assert (out / "adapter_config.json").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [out]

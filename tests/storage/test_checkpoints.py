@@ -18,7 +18,7 @@ from smolvlm_jax import staging
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.errors import CheckpointError, InputError, MissingExtraError, MissingFileError, StorageError
 from smolvlm_jax.parameters import flatten_params
-from smolvlm_jax.storage import download_tree, upload_tree
+from smolvlm_jax.storage import StorePath, download_tree, upload_tree
 
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -94,6 +94,7 @@ def test_a_destination_is_replaced_by_force_alone(bucket, model, stages):
         convert(model, str(there), to="hf", quiet=True)
     convert(model, str(there), to="hf", force=True, quiet=True)
     assert names(there) == before - {name for name in before if "safetensors" in name} | {"model.safetensors"}
+    assert names(bucket / "made_replaced-1") == before
     with pytest.raises(InputError, match="is or contains the source"):
         convert(str(there), str(bucket), force=True)
     with pytest.raises(InputError, match="is or contains the source"):
@@ -104,6 +105,32 @@ def test_a_destination_is_replaced_by_force_alone(bucket, model, stages):
     with pytest.raises(InputError, match="is a whole bucket: name a directory in it"):
         convert(model, str(bucket))
     assert (bucket / "diary" / "today.txt").read_bytes() == b"mine"
+
+
+@pytest.mark.thorough
+def test_what_force_replaces_is_kept_and_a_killed_move_goes_on(bucket, model, stages, monkeypatch):
+    """The old checkpoint's objects are moved beside it; a run that ends among them loses none, and the next one moves on."""
+    there, real, moved = bucket / "made", StorePath.rename, []
+    convert(model, str(there), to="hf", quiet=True)
+    before = {entry.name: (there / entry.name).read_bytes() for entry in there.entries()}
+
+    def ends(self, target):
+        moved.append(self)
+        if len(moved) == 4:
+            raise OSError(5, "the store fails", str(self))
+        return real(self, target)
+
+    monkeypatch.setattr(StorePath, "rename", ends)
+    with pytest.raises(StorageError, match="the store fails"):
+        convert(model, str(there), quiet=True, force=True)
+    with pytest.raises(CheckpointError, match="is incomplete"):
+        smolvlm_jax.load(str(there))
+    lines: list[str] = []
+    convert(model, str(there), quiet=True, force=True, notify=lines.append)
+    assert f"the old {there} is kept as {there}_replaced-1" in lines and len(moved) > 4
+    kept = bucket / "made_replaced-1"
+    assert {entry.name: (kept / entry.name).read_bytes() for entry in kept.entries()} == before
+    assert same(smolvlm_jax.load(str(there), check=True)[1], smolvlm_jax.load(str(kept))[1])
 
 
 @pytest.mark.thorough
