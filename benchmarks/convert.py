@@ -45,7 +45,6 @@ VISION = dict(
 def make_source(directory: Path, dtype: str) -> None:
     """A Hugging Face directory of random weights, one tensor in memory at a time."""
     from smolvlm_jax.config import SmolVLMConfig
-    from smolvlm_jax.convert.conversion import parse_dtype
     from smolvlm_jax.convert.leaves import Leaf
     from smolvlm_jax.convert.opened import parameter_shapes
     from smolvlm_jax.convert.to_hf import write_hf
@@ -55,7 +54,7 @@ def make_source(directory: Path, dtype: str) -> None:
 
     class Random(Leaf):
         def __init__(self, path, shape):
-            self.path, self.shape, self.dtype = path, shape, parse_dtype(dtype)
+            self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
 
         def borrow(self):
             return rng.random(self.shape, np.float32) - np.float32(0.5)

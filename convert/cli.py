@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import add_check, add_command, add_machine, add_quiet, given, parse_mesh
+from ..dtypes import FLOATS
 from ..errors import CheckpointError, InputError, SmolVLMError, device_errors
 from ..io import whole_file
 from ..progress import Progress
@@ -137,7 +138,9 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     made.add_argument(
         "--quantize", choices=("int8",), help="store the weights in 8 bits, with a scale for each channel (default: as stored)"
     )
-    made.add_argument("--force", action="store_true", help="replace an existing checkpoint at DEST")
+    made.add_argument(
+        "--force", action="store_true", help="replace a checkpoint at DEST, which is kept as DEST_replaced-1, -2, …"
+    )
     read = convert.add_argument_group("source")
     read.add_argument("--config", metavar="FILE", help="config.json (default: the one beside the weights)")
     read.add_argument("--adapter", metavar="DIR", help="PEFT adapter that is merged into SOURCE (default: none)")
@@ -145,7 +148,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
     _add_revision(read)
     add_check(read)
     mesh = "cut the orbax checkpoint for this mesh, e.g. data=1,fsdp=8,tensor=1 (default: fsdp=8)"
-    machine = add_machine(convert, dtype="as stored", dtypes=None, mesh=mesh, attention=False)
+    machine = add_machine(convert, dtype="as stored", dtypes=FLOATS, mesh=mesh, attention=False)
     machine.add_argument(
         "--distributed", action="store_true", help="one process of a jax job (TPU pod, Slurm, …); each writes its part"
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..directories import temporary_directory
+from ..dtypes import dtype_name
 from ..errors import InputError
 from ..habits import named_arguments
 from ..locate import adapted, resolve_file
@@ -28,11 +29,10 @@ from .manifest import Checksums, describe, write_manifest
 from .opened import Checkpoint, open_checkpoint
 from .progress import ByteCount
 from .quantized import quantization, quantized_leaves
-from .safetensors_file import DTYPES
 from .to_hf import parse_size, write_hf
 from .to_orbax import OrbaxWriter
 
-__all__ = ["Conversion", "convert", "parse_dtype"]
+__all__ = ["Conversion", "convert"]
 
 _MARGIN = 64 << 20  # bytes for config, tokenizer and the checkpoint's own bookkeeping
 
@@ -56,20 +56,6 @@ class Conversion:
     nbytes: int
     warnings: tuple[str, ...]
     scales: int = 0
-
-
-def parse_dtype(name: Any) -> np.dtype | None:
-    """A numpy dtype from "float32", "bfloat16", "float16" or anything numpy takes for one of them; None stays None."""
-    if name is None:
-        return None
-    known = {dtype.name: dtype for dtype in DTYPES.values()}
-    try:
-        found = known.get(name) if isinstance(name, str) else known.get(np.dtype(name).name)
-    except TypeError:
-        found = None
-    if found is None:
-        raise InputError(f"dtype {name!r} is none of {', '.join(known)}")
-    return found
 
 
 @named_arguments
@@ -102,7 +88,8 @@ def convert(
             into its base.
         destination: the directory to write, also a URL of an object store.
         to: "orbax" or "hf"; default: what the source is not; with `quantize` "orbax".
-        dtype: of the result; default: each tensor keeps its own. Weights in 8 bits become it too, unless `quantize` is given.
+        dtype: of the result, as in `load`; default: each tensor keeps its own. Weights in 8 bits become it too, unless
+            `quantize` is given.
         mesh: a jax Mesh, or a mapping {"data": …, "fsdp": …, "tensor": …}, whose shards the chunks of an orbax checkpoint
             follow.
         max_shard_size: of safetensors files, such as "500MB", or a number of bytes; default: "4GB".
@@ -112,7 +99,8 @@ def convert(
         config: the config.json, if it is not beside the weights.
         base: the model that an adapter is merged into, named as `source` is; default: the one its config names.
         adapter: a PEFT adapter that is merged into `source`.
-        force: replace an existing checkpoint at the destination.
+        force: replace an existing checkpoint at the destination, which is kept beside it as `NAME_replaced-1`, or with the
+            next free number.
         check: say if the source has no checksums of its arrays. Where it has, they are always compared.
         quiet: show no progress.
         notify: called with every line for the user.
@@ -137,7 +125,8 @@ def convert(
             raise InputError(f"cannot convert to {kind!r}: the choices are orbax and hf")
         if kind == "hf" and mesh is not None:
             raise InputError("a mesh says how an orbax checkpoint is cut; safetensors shards are cut by max_shard_size")
-        wanted, limit = parse_dtype(dtype), parse_size("4GB" if max_shard_size is None else max_shard_size)
+        wanted = None if dtype is None else np.dtype(dtype_name(dtype))
+        limit = parse_size("4GB" if max_shard_size is None else max_shard_size)
         if kind == "orbax" and max_shard_size is not None:
             raise InputError(
                 "max_shard_size cuts safetensors files; an orbax checkpoint is cut by a mesh: leave it out, or write hf"
@@ -192,7 +181,9 @@ def _without_tokenizer(source: Checkpoint, destination: AnyPath) -> list[str]:
 def _chosen(source: Checkpoint, kind: str, dtype: np.dtype | None, quantize: str | None) -> Mapping[str, Leaf]:
     """The leaves to write: those in 8 bits where that is asked for, or where they are stored so and nothing else is wanted."""
     if quantize not in (None, "int8"):
-        raise InputError(f"cannot quantize to {quantize!r:.40}: the choice is int8")
+        raise InputError(
+            f"cannot quantize to {quantize!r:.40}: the choice is int8; leave it out to keep the weights as they are stored"
+        )
     if quantize and kind == "hf":
         raise InputError(
             "transformers has no form for weights in 8 bits as they are quantized here: leave out quantize, or write orbax"

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+from .dtypes import full_name, what_instead
 from .errors import InputError
-from .field_types import full_dtype
 from .media_options import PictureOptions, flag_of, kinds
 
 __all__ = [
@@ -89,6 +89,11 @@ _HABITS = {
     "--trust-remote-code": "leave it out: a checkpoint's code is never run",
     "--tokenizer": "leave it out: the tokenizer is the checkpoint's own",
 }
+# The end of a message about a value that an option does not take.
+_OF_VALUES: dict[str, Callable[[str], str]] = {
+    "--dtype": what_instead,
+    "--quantize": lambda word: "; leave it out to keep the weights as they are stored",
+}
 _NEAR = 0.75  # of difflib's ratio; below it what two names have in common is mostly chance
 
 
@@ -142,7 +147,8 @@ class Parser(argparse.ArgumentParser):
             where, word, known = invalid.groups()
             names = re.findall(r"[\w.-]+", known)
             where = "" if where is None or "COMMAND" in where else where
-            message = f"{where}{word} is none of {', '.join(names)}{nearest(word, names)}"
+            instead = next((end(word) for flag, end in _OF_VALUES.items() if flag in where), nearest(word, names))
+            message = f"{where}{word} is none of {', '.join(names)}{instead}"
         self.exit(2, f"{self.prog}: {message} (help: {self.prog} --help)\n")
 
 
@@ -273,7 +279,7 @@ def add_machine(
     parser: argparse.ArgumentParser,
     *,
     dtype: str = "bfloat16, on CPU float32",
-    dtypes: Collection[str] | None = ("float32", "bfloat16"),
+    dtypes: Collection[str] = ("float32", "bfloat16"),
     mesh: str | None = None,
     attention: bool = True,
     cache: bool = False,
@@ -283,7 +289,7 @@ def add_machine(
     Args:
         parser: Of the command.
         dtype: The default of --dtype, in words.
-        dtypes: What --dtype may be; None leaves the check to the command.
+        dtypes: What --dtype may be, and other names of the same.
         attention: Whether there is --attention.
         mesh: What the mesh is for and its default, in words; None: there is no --mesh.
         cache: Whether there is --compilation-cache.
@@ -292,8 +298,7 @@ def add_machine(
         The group, for options that only this command has.
     """
     group = parser.add_argument_group("machine")
-    names = "dtype of the weights" if dtypes else "float32, bfloat16 or float16"
-    group.add_argument("--dtype", choices=dtypes, type=full_dtype, help=f"{names} (default: {dtype})")
+    group.add_argument("--dtype", choices=dtypes, type=full_name, help=f"dtype of the weights (default: {dtype})")
     if attention:
         forms = "form of attention; einsum uses no kernels for TPUs"
         group.add_argument("--attention", default="auto", metavar="FORM", help=forms)

@@ -27,7 +27,8 @@ from .convert.place import place
 from .convert.quantized import dequantized_leaves, quantization
 from .convert.to_hf import parse_size, write_hf
 from .directories import disk_full
-from .errors import InputError, StorageError
+from .dtypes import dtype_name
+from .errors import StorageError
 from .field_types import check_kind
 from .generation_config import GenerationConfig
 from .habits import named_arguments, unasked
@@ -69,8 +70,9 @@ def load(
         source: a bundled name ("tiny"), a Hugging Face directory, a Hub id, a URL of an object store, a safetensors file, an
             orbax directory of ours, a training run, of which the parameters of the last step are read, or a PEFT adapter,
             which is merged into its base.
-        dtype: what to compute in and store the parameters as. Default: parameters keep the dtype of the file, and computation
-            is in `default_dtype()`. Weights in 8 bits stay so.
+        dtype: what to compute in and store the parameters as: a name such as "bfloat16" or "bf16", or a dtype of jax, numpy or
+            torch. Default: parameters keep the dtype of the file, and computation is in `default_dtype()`. Weights in 8 bits
+            stay so.
         mesh: place each parameter on this mesh as its logical axes say; every host reads only what its devices hold.
         revision: branch, tag or commit of a Hub id.
         attention: the model's field, "auto" or the name of a form. The kernels that it admits are tried here, if there is a
@@ -95,7 +97,7 @@ def load(
     """
     if mesh is not None:
         check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
-    compute = default_dtype() if dtype is None else _floating(dtype)
+    compute = default_dtype() if dtype is None else jnp.dtype(dtype_name(dtype))
     try_kernels(attention)
     hub = unasked("load", cache, {}, (*_HUB, *(set(inspect.signature(load).parameters) - {"cache"})))
     if subfolder or hub or (adapter is not None and revision is not None):
@@ -118,18 +120,7 @@ def load(
         with opened.unchanged():
             if check and not opened.check_arrays():
                 warnings.warn(f"{source} has no checksums of its arrays: nothing was checked", stacklevel=2)
-            return model, place(opened, model, dtype, mesh)
-
-
-def _floating(dtype: Any) -> Any:
-    """A dtype to compute in as it was given. Raises InputError for what is none."""
-    try:
-        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating) and jnp.dtype(dtype).itemsize > 1
-    except TypeError:
-        known = False
-    if not known:
-        raise InputError(f"dtype is {dtype!r:.60}; weights are read as float32, bfloat16 or float16")
-    return dtype
+            return model, place(opened, model, None if dtype is None else compute, mesh)
 
 
 def _companions(directory: str | os.PathLike | None) -> dict[str, Path]:
@@ -173,7 +164,7 @@ def save(
         model: whose config is written.
         params: the parameters, a nested dict.
         companions: a checkpoint directory whose tokenizer, processor and generation files are copied.
-        force: replace an existing checkpoint.
+        force: replace an existing checkpoint, which is kept beside it as `NAME_replaced-1`, or with the next free number.
 
     Raises:
         CheckpointError: the directory exists and `force` is not given, or it cannot be written; it is then as it was.

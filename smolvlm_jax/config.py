@@ -12,12 +12,12 @@ from dataclasses import field
 from typing import Any, ClassVar, Self
 
 from .config_base import Config, config_class, is_id
-from .habits import torch_name
+from .dtypes import FLOATS, name_fields
+from .errors import ConfigError
 from .text_families import MULTIPLIERS, RopeScaling, check_family, require, split_rope
 
 __all__ = ["SmolVLMConfig", "SmolVLMTextConfig", "SmolVLMVisionConfig"]
 
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Default of a field that `__post_init__` fills in: None where it is given, never where it is read.
 _DERIVED: Any = None
 
@@ -307,10 +307,7 @@ class SmolVLMConfig(Config):
             self.model_type in ("smolvlm", "idefics3"),
             f"model_type {self.model_type!r} is not a SmolVLM: expected 'smolvlm' or 'idefics3'",
         )
-        if self.dtype is not None:
-            dtype = str(torch_name(self.dtype))
-            require(dtype in _DTYPES, f"dtype {self.dtype!r} is none of {', '.join(_DTYPES)}")
-            object.__setattr__(self, "dtype", dtype)
+        name_fields(self, "dtype", allowed=(*FLOATS, "float64"), error=ConfigError)
 
     @classmethod
     def for_model(cls, model_type: str, **kwargs: Any) -> Self:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from .checkpoint import load, save_hf
 from .config import SmolVLMConfig, SmolVLMVisionConfig
-from .errors import HabitError, InputError
+from .errors import HabitError
 from .generation import generate
-from .habits import Neutral, torch_name, unasked, unchanging
+from .habits import Neutral, unasked, unchanging
 from .locate import LOADING
 from .model import SmolVLMForConditionalGeneration, SmolVLMModel
 from .processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer, SmolVLMVideoProcessor
@@ -253,27 +253,20 @@ class AutoModelForImageTextToText:
         place = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
         own = (*place, "dtype", "torch_dtype", "attn_implementation", "mesh", "attention", "base", "adapter", "check")
         given = {name: value for name, value in unasked(cls.__name__, kwargs, _NEUTRAL, own).items() if value is not None}
-        asked = torch_name(given.pop("torch_dtype", None) if given.get("dtype") is None else given.pop("dtype"))
+        asked = given.pop("torch_dtype", None) if given.get("dtype") is None else given.pop("dtype")
         given.pop("torch_dtype", None)
         form = given.pop("attn_implementation", None)
         if form is not None and form not in _FORMS_OF_TORCH:
             given.setdefault("attention", _ATTENTION.get(form, form))
-        dtype = None if asked in (None, "auto") else _dtype(asked)
-        model, params = load(pretrained_model_name_or_path, dtype, **given)
-        if asked == "auto":
+        auto = isinstance(asked, str) and asked == "auto"
+        model, params = load(pretrained_model_name_or_path, None if auto else asked, **given)
+        if auto:
             kinds = {array.dtype for array in jax.tree.leaves(params)}
             model = model.clone(dtype=kinds.pop()) if len(kinds) == 1 else model
         return LoadedModel(model, params)
 
 
 AutoModelForVision2Seq = AutoModelForMultimodalLM = AutoModelForImageTextToText
-
-
-def _dtype(value: Any) -> Any:
-    try:
-        return jnp.dtype(value)
-    except TypeError as error:
-        raise InputError(f"dtype is {value!r}; pass a dtype of jax or torch, or its name") from error
 
 
 class _Elsewhere:

@@ -12,11 +12,9 @@ from typing import Any
 
 from .errors import ConfigError, InputError, SmolVLMError
 
-__all__ = ["check_kind", "check_types", "full_dtype"]
+__all__ = ["check_kind", "check_types"]
 
 _MODULES = re.compile(r"\b(?:\w+\.)+(?=\w)")
-_SHORT = {"bf16": "bfloat16", "fp32": "float32", "f32": "float32", "float": "float32", "fp16": "float16", "f16": "float16"}
-_SHORT |= {"half": "float16"}
 
 
 # What counts as a value of a type, where that is not its instances alone.
@@ -92,9 +90,3 @@ def _words(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_words(part) for part in typing.get_args(hint) if part is not types.NoneType)
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else _MODULES.sub("", str(hint))
-
-
-def full_dtype(name: str) -> str:
-    """The name of a dtype as numpy and jax have it: bfloat16 for bf16, torch.bfloat16, and the like; others as they are."""
-    name = name.removeprefix("torch.").removeprefix("jnp.")
-    return _SHORT.get(name, name)

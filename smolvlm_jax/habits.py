@@ -172,7 +172,8 @@ def asks_for_something(value: Any, neutral: Neutral) -> bool:
 
 def plain_value(value: Any) -> Any:
     """A number or bool of numpy, jax or torch as Python's own, an array of them as a list; anything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value
+    numbers = hasattr(value, "tolist") and hasattr(value, "dtype") and not isinstance(value, type)
+    return value.tolist() if numbers else value
 
 
 def torch_name(value: Any) -> Any:

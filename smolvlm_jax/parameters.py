@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
+from .dtypes import dtype_name
 from .field_types import check_kind
 from .habits import named_arguments
 from .model import SmolVLMForConditionalGeneration
@@ -52,13 +53,16 @@ def abstract_params(model: SmolVLMForConditionalGeneration, dtype: Any = None) -
 
     Args:
         model: whose parameters.
-        dtype: of the parameters. Default: float32.
+        dtype: of the parameters, as in `load`. Default: float32.
 
     Returns:
         The tree of parameters, a nested dict, with a ShapeDtypeStruct in place of each array.
     """
     tree = nn.unbox(_declared(model))
-    return tree if dtype is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+    if dtype is None:
+        return tree
+    kind = jnp.dtype(dtype_name(dtype))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, kind), tree)
 
 
 def logical_axes(model: SmolVLMForConditionalGeneration) -> Any:
@@ -141,7 +145,7 @@ def init_params(
     Args:
         model: whose parameters to make.
         seed: of the random numbers.
-        dtype: of the parameters.
+        dtype: of the parameters, as in `load`.
         mesh: make each device's part there, as the logical axes say. Default: on the default device.
 
     Returns:
@@ -151,9 +155,10 @@ def init_params(
         InputError: `model` is no model.
     """
     check_kind("model", model, nn.Module, "a description, such as SmolVLMForConditionalGeneration(published_config(NAME))")
+    kind = jnp.dtype(dtype_name(dtype))
 
     def make(key):
-        return jax.tree.map(lambda x: x.astype(dtype), nn.unbox(model.init(key)["params"]))
+        return jax.tree.map(lambda x: x.astype(kind), nn.unbox(model.init(key)["params"]))
 
     shardings = None if mesh is None else parameter_shardings(abstract_params(model), logical_axes(model), mesh)
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))

@@ -4,6 +4,9 @@ import functools
 import inspect
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
+
+from .dtypes import dtype_name
 from .errors import HabitError
 from .habits import no_part, unbound
 
@@ -13,12 +16,13 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def says_what_to_type(cls: _Class) -> _Class:
-    """A public flax module whose call without parameters, and whose methods of torch and transformers, are errors of ours.
+    """A public flax module whose call without parameters, and whose methods of torch and transformers, are errors of ours; its
+    dtype may be given as in `load`.
 
     `eval` gives the model as it is: without dropout there is nothing to switch off.
     """
     made: Any = cls
-    call, getattribute = made.__call__, made.__getattr__
+    call, getattribute, made_of_fields = made.__call__, made.__getattr__, made.__post_init__
     by_place = [each for each in inspect.signature(call).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(call)
@@ -46,7 +50,13 @@ def says_what_to_type(cls: _Class) -> _Class:
         """Parameters are no part of a model: see `load`."""
         raise unbound(kind.__name__, "from_pretrained")  # type: ignore[misc]
 
-    made.__call__, made.__getattr__ = __call__, __getattr__
+    def __post_init__(self: Any) -> None:
+        dtype = self.__dict__.get("dtype")
+        if isinstance(dtype, str) or type(dtype).__module__ == "torch":
+            object.__setattr__(self, "dtype", jnp.dtype(dtype_name(dtype)))
+        made_of_fields(self)
+
+    made.__call__, made.__getattr__, made.__post_init__ = __call__, __getattr__, __post_init__
     made.eval = lambda self: self
     made.from_pretrained = classmethod(from_pretrained)
     return cls

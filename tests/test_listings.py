@@ -11,7 +11,7 @@ import pytest
 from smolvlm_jax import doctor
 from smolvlm_jax.cli import main
 from smolvlm_jax.doctor import examine
-from smolvlm_jax.field_types import full_dtype
+from smolvlm_jax.dtypes import full_name
 from smolvlm_jax.listings import list_models
 from smolvlm_jax.locate import HUB_IDS
 from smolvlm_jax.sizes import PUBLISHED
@@ -173,7 +173,7 @@ def test_completion_is_a_script_of_the_shell(capsys):
 
 def test_usual_names_of_dtypes():
     short = ("bf16", "torch.bfloat16", "fp32", "float", "half", "bfloat16")
-    assert [full_dtype(name) for name in short] == ["bfloat16", "bfloat16", "float32", "float32", "float16", "bfloat16"]
+    assert [full_name(name) for name in short] == ["bfloat16", "bfloat16", "float32", "float32", "float16", "bfloat16"]
 
 
 @pytest.mark.thorough

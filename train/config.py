@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..dtypes import name_fields
 from ..errors import ConfigError, InputError
 from ..field_types import check_types
 from ..habits import named_arguments
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 INT8 = "int8"
+_COMPUTED = ("float32", "bfloat16")  # not float16: gradients and the encoder's activations exceed its range
 PARTS = ("vision", "connector", "text")
 # The label of a token that is not learned, as in PyTorch and transformers.
 IGNORE = -100
@@ -283,6 +285,8 @@ class TrainConfig:
     check: bool = False
 
     def __post_init__(self):
+        name_fields(self, "dtype", "param_dtype", allowed=_COMPUTED, error=ConfigError)
+        name_fields(self, "frozen_dtype", allowed=(*_COMPUTED, INT8), error=ConfigError)
         check_types(self)
         if self.model:
             _named("model", self.model)
@@ -298,11 +302,6 @@ class TrainConfig:
         _choice("schedule", self.schedule, ("cosine", "linear", "constant"))
         _choice("weights", self.weights, ("checkpoint", "random"))
         _choice("remat", self.remat, ("none", "full", "dots"))
-        for name in ("dtype", "param_dtype", "frozen_dtype"):
-            # Not float16: gradients and the encoder's activations exceed its range.
-            allowed = (None, "float32", "bfloat16", INT8) if name == "frozen_dtype" else (None, "float32", "bfloat16")
-            if getattr(self, name) not in allowed or (name == "param_dtype" and self.param_dtype is None):
-                raise ConfigError(f"{name} must be {' or '.join(filter(None, allowed))}, not {getattr(self, name)!r}")
         if self.frozen_dtype == INT8 and self.lora is None:
             raise ConfigError("frozen_dtype int8 is of the base that adapters are trained over: add lora, or leave it out")
         if len(dict(self.learning_rates)) < len(self.learning_rates):

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from numbers import Real
 
+from ..dtypes import name_fields
 from ..errors import InputError
 from ..field_types import check_types
 from ..generation_config import SamplingParams
@@ -111,6 +112,7 @@ class BatchConfig:
         from ..documents import FORMS
         from ..records.record import FIELDS  # late: the command line starts without numpy
 
+        name_fields(self, "dtype")
         check_types(self)
         if self.model is None and self.adapter is None:
             raise InputError(

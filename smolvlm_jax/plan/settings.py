@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from ..dtypes import name_fields
 from ..errors import InputError
 from ..field_types import check_types
 from ..habits import named_arguments
@@ -91,6 +92,7 @@ class PlanConfig:
     attention: str = "auto"
 
     def __post_init__(self):
+        name_fields(self, "dtype")
         check_types(self, InputError)
         for name in ("model", "recipe", "mesh"):
             if getattr(self, name) is not None and not getattr(self, name).strip():

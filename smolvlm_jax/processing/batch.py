@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..dtypes import FLOATS, dtype_name, full_name
 from ..errors import HabitError, InputError
 from ..habits import torch_name
 from .choices import as_name
@@ -89,7 +90,7 @@ class BatchFeature(dict[str, Any]):
         Args:
             device: a jax device or sharding, or the name of a platform ("cpu", "gpu", "cuda", "tpu"); None leaves arrays where
                 they are. A dtype in its place is taken for `dtype`.
-            dtype: of floating-point entries: a dtype, or its name, also as torch writes it.
+            dtype: of floating-point entries, as in `load`.
             non_blocking: without effect: jax does not wait for copies.
 
         Returns:
@@ -100,7 +101,7 @@ class BatchFeature(dict[str, Any]):
         """
         if dtype is None and _is_dtype(device):
             device, dtype = None, device
-        kind = None if dtype is None else _dtype(dtype)
+        kind = None if dtype is None else importlib.import_module("jax.numpy").dtype(dtype_name(dtype))
         place = None if device is None else _device(device)
 
         def moved(value: Any) -> Any:
@@ -167,15 +168,8 @@ def _array(name: str, value: Any, kind: str) -> Any:
 
 
 def _is_dtype(value: Any) -> bool:
-    """Whether a first argument of `to` is a dtype, of numpy, jax or torch, and not a device."""
-    return isinstance(value, (np.dtype, type)) or hasattr(value, "dtype") or str(value).startswith("torch.")
-
-
-def _dtype(value: Any) -> Any:
-    try:
-        return importlib.import_module("jax.numpy").dtype(torch_name(value))
-    except TypeError as error:
-        raise InputError(f"dtype is {value!r}; pass a dtype of numpy or jax, or its name") from error
+    """Whether a first argument of `to` is a dtype and not a device."""
+    return isinstance(value, (np.dtype, type)) or type(value).__name__ == "dtype" or full_name(value) in FLOATS
 
 
 def _device(value: Any) -> Any:
