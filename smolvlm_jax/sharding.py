@@ -71,7 +71,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         known = math.prod(s for s in sizes if s != -1)
         sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
-        raise InputError(f"a mesh of {' × '.join(map(str, sizes))} does not use {len(devices)} devices exactly")
+        raise InputError(
+            f"a mesh of {' × '.join(map(str, sizes))} does not use {len(devices)} devices exactly (data × fsdp × tensor; -1 in "
+            "one of them takes what is left)"
+        )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 

@@ -121,6 +121,7 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "a job to go on with": (batch("pictures", "--resume"), 2, "run the same command again"),
     "records as an option": (["batch", "--input", "pictures", "--model", "tiny"], 2, "INPUT is the first argument"),
     "an option like no other": (batch("pictures", "--verbose"), 2, "no option --verbose (help"),
+    "an output of a run that cannot be made": (train("output=/proc/x"), 2, "output cannot be made at /proc/x: "),
     "an empty name": (["batch", "", *batch("x")[2:]], 2, "an empty name"),
     "no recipe": (["train"], 2, "RECIPE is missing"),
     "a mistyped recipe": (["train", "lora-265m"], 2, "did you mean lora-256m?"),

@@ -82,7 +82,6 @@ def fit(
         else:
             state, positions = restored
             data.restore(positions[jax.process_index() % len(positions)])
-            display.remark(f"resuming from step {int(state.step):,} of {config.steps:,}")
         del params  # the state has its own
         first = int(state.step)
         if first > config.steps:
@@ -90,6 +89,8 @@ def fit(
                 f"steps is {config.steps}, and the run in {mirror.path if mirror else directory} is at step {first}: choose at "
                 "least as many, or another output"
             )
+        if restored is not None:
+            display.remark(f"resuming from step {first:,} of {config.steps:,}")
         step = make_step(model, partition, mesh)
         log = Log(directory, first=first, display=display, loggers=config.loggers, main=main)
         stack.callback(log.close)

@@ -156,6 +156,7 @@ class TrainingData:
         self.counts: Counter[str] = Counter()
         self.told: list[str] = []
         self._unread: set[str] = set()
+        self._most_tiles = 0  # of a row so far
         # Of records read so far, some of which are of a window that is not begun: how many were skipped, and the first of each.
         self._skipped: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
@@ -187,7 +188,13 @@ class TrainingData:
             CheckpointError: the same position would mean other data.
         """
         now = self.state()
-        require_same("the checkpoint's data position", state, now, "seed", "processes", "records", "packing")
+        require_same("the checkpoint's data position", state, now, "seed", "processes", "packing")
+        if state["records"] != self._records:
+            counts = [", ".join(f"{n:,}" for n in numbers) for numbers in (state["records"], self._records)]
+            raise CheckpointError(
+                f"the checkpoint was trained on data.train of {counts[0]} records, and now it has {counts[1]}: put those back, "
+                "or choose another output directory"
+            )
         for source, before, found in zip(self.config.train, state.get("contents", ()), self._contents, strict=False):
             if before != found:
                 raise CheckpointError(
@@ -219,6 +226,7 @@ class TrainingData:
             batches.append(make_batch(rows, shape, self._pad))
             self.counts["tokens"] += sum(len(sample) for row in rows for sample in row)
             self.counts["room"] += shape.rows * shape.length
+            self._most_tiles = max(self._most_tiles, *(sum(len(sample.tiles) for sample in row) for row in rows), 0)
             self.counts["tiles"] += sum(len(sample.tiles) for row in rows for sample in row)
             self.counts["tile_room"] += shape.rows * shape.tiles
             self.counts["samples"] += sum(len(row) for row in rows)
@@ -229,7 +237,7 @@ class TrainingData:
     def _rows(self) -> Iterator[list[Sample]]:
         """Rows of samples. A window of samples is packed together, so the position refers to its beginning."""
         while True:
-            samples, seen, told = self._window()
+            samples, seen = self._window()
             plan = plan_rows(samples, self.shape, alone=not self.config.packing)
             if self._skip and self._skip >= len(plan):
                 raise CheckpointError(
@@ -242,15 +250,16 @@ class TrainingData:
                     self._skip = 0
                     self._taken += seen.pop("records")
                     self.counts += seen
-                    self.told = list(dict.fromkeys(self.told + told))[:_SHOWN]  # a record comes again in each pass
                 yield [samples[n] for n in plan[number - 1]]
 
-    def _window(self) -> tuple[list[Sample], Counter, list[str]]:
-        """The next samples, counts of the records read for them, and descriptions of those that were skipped."""
+    def _window(self) -> tuple[list[Sample], Counter]:
+        """The next samples, and counts of the records read for them."""
         if self._stream is None:
             self._stream = self._read(self._taken)
         seen: Counter[str] = Counter()
-        samples, told, tokens, idle = [], [], 0, 0
+        samples: list[Sample] = []
+        unlike: set[str] = set()  # descriptions of the records that were skipped since the last sample
+        tokens = idle = 0
         want = self.config.window_rows * self.config.length if self.config.packing else 1
         while tokens < want:
             item = next(self._stream)
@@ -258,18 +267,24 @@ class TrainingData:
             if isinstance(item, Skipped):
                 idle += 1
                 seen[item.reason] += 1
-                told.append(f"{item.reason}: {item.detail}")
+                told = f"{item.reason}: {item.detail}"
+                self.told = list(dict.fromkeys([*self.told, told]))[:_SHOWN]  # a record comes again in each pass
                 self._skipped[item.reason] += 1
                 self._examples.setdefault(item.reason, item.detail)
+                unlike.add(item.detail)
+                if len(unlike) == sum(self._records):
+                    first = min(unlike, key=lambda detail: (len(detail.partition(": ")[0]), detail))
+                    raise ConfigError(f"none of the {len(unlike):,} records makes a sample; the first, {first}")
                 if idle > _IDLE:
-                    raise ConfigError(f"{_IDLE:,} records in a row make no sample; the last: {item.detail}")
+                    raise ConfigError(f"{_IDLE:,} records in a row make no sample; the last, {item.detail}")
                 continue
             idle = 0
+            unlike.clear()
             self._name_unread(item.unread)
             samples.append(item)
             tokens += len(item)
             seen["dropped_pictures"] += item.dropped
-        return samples, seen, told
+        return samples, seen
 
     def _name_unread(self, columns: tuple[str, ...]) -> None:
         """Say once, in one process of the run, which columns of the records nothing is learned from."""
@@ -322,7 +337,7 @@ class TrainingData:
             why = "raise data.window_rows or change data.length" if config.packing else "data.packing is off"
             causes.append(f"{figures['padding']:.0%} of the tokens of a row ({why})")
         if self.shape.tiles and figures["tile_padding"] > _MANY_EMPTY:
-            least = "data.tiles_per_row says how many there are"
+            least = f"no row so far has more: data.tiles_per_row={self._most_tiles} would do"
             causes.append(f"{figures['tile_padding']:.0%} of its {self.shape.tiles} places for tiles ({least})")
         if causes:
             found["padding"] = f"padding, which is computed and not learned from: {' and '.join(causes)}"

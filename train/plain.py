@@ -11,6 +11,7 @@ from ..arguments import nearest
 from ..errors import CheckpointError, ConfigError
 from .bounds import shown
 from .config import DataSource, EvaluationConfig, TrainConfig
+from .foreign import FOREIGN
 
 __all__ = ["from_dict", "require_same", "to_dict"]
 
@@ -18,11 +19,15 @@ __all__ = ["from_dict", "require_same", "to_dict"]
 def require_same(what: str, before: Mapping[str, Any], now: Mapping[str, Any], *names: str) -> None:
     """Raise CheckpointError unless a run continues with the values of these keys that `what` was made with."""
     for name in names:
-        if before.get(name) != now[name]:
-            raise CheckpointError(
-                f"{what} has {name} {before.get(name)!r}, but now it is {now[name]!r}: continue with the same, or choose "
-                "another output directory"
-            )
+        old, new = before.get(name), now[name]
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and set(old) == set(new):  # of which one key may differ
+            inner = next(key for key in new if old[key] != new[key])
+            name, old, new = f"{name}.{inner}", old[inner], new[inner]
+        raise CheckpointError(
+            f"{what} has {name} {old!r}, but now it is {new!r}: continue with the same, or choose another output directory"
+        )
 
 
 def to_dict(config) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
         where: prefix of keys in messages.
 
     Raises:
-        ConfigError: a key is unknown, missing or of the wrong type; the message names it and the keys that are known.
+        ConfigError: a key is unknown, missing or of the wrong type; the message names it and what is meant.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where.rstrip('.') or 'a recipe'} must be a mapping of keys to values, not {shown(data)}")
@@ -49,7 +54,8 @@ def from_dict(data: Mapping[str, Any], cls=TrainConfig, where: str = "") -> Any:
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
     for key in data:
         if key not in known:
-            hint = nearest(str(key), known) or f"; known are {', '.join(known)}"
+            here = FOREIGN.get(str(key))
+            hint = f"; here: {here}" if here else nearest(str(key), known) or "; smolvlm-jax train --list shows all keys"
             raise ConfigError(f"unknown key {where}{key!s}{hint}")
     values = {key: _convert(value, hints[key], f"{where}{key}") for key, value in data.items()}
     required = [n for n, e in known.items() if e.default is e.default_factory is dataclasses.MISSING]

@@ -38,7 +38,7 @@ from .curves import draw_curves
 from .evaluate import Evaluator, check_tasks, held_out, held_out_records
 from .export import export
 from .held_out import HeldOutLoss
-from .look import described, room_warning
+from .look import described, first_warnings
 from .loop import fit
 from .lora import init_adapters
 from .metrics import read_metrics
@@ -214,12 +214,15 @@ def _train(
     )
     if main:
         told = check_tasks(tasks, data.processor, config.data, _room(config, files))
-        for line in told[:_SHOWN]:
-            say(f"evaluation data, {line}; it counts as a wrong answer")
-        if len(told) > _SHOWN:
-            say(f"evaluation data: {len(told) - _SHOWN} more questions like these")
-        if warning := room_warning(data.sources, data.processor, config.data):
-            display.remark(warning)
+        if told and len(told) == len(tasks):
+            raise ConfigError(f"none of the {len(told):,} questions of evaluation.path can be asked; the first, {told[0]}")
+        if told:
+            say(
+                f"evaluation data: {len(told):,} of {len(tasks):,} questions cannot be asked, and count as wrong answers; the "
+                f"first, {told[0]}"
+            )
+    for warning in first_warnings(data.sources, data.processor, config.data):
+        display.remark(warning)
     display.doing(f"loading {config.model}")
     model, params = open_model(config, mesh)
     check_vocabulary(data.processor.tokenizer, model.config.text_config)
@@ -292,9 +295,6 @@ def _export_adapter(config: TrainConfig, trained: dict, destination: AnyPath, na
         export_adapter(config.model, trained, destination, config.lora)
     except InputError as error:
         say(f"the adapters are in the exported model alone: {error}")
-
-
-_SHOWN = 10
 
 
 def _room(config: TrainConfig, directory: Path) -> int:

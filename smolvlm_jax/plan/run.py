@@ -81,5 +81,7 @@ def _topology(config: PlanConfig) -> str | None:
 
     found = load_recipe(config.recipe, config.overrides).topology
     if found is None:
-        raise InputError(f"the recipe {config.recipe} names no topology: add --on v5e:2x4, say")
+        raise InputError(
+            f"the recipe {config.recipe} names no topology: add --on v5e:2x4, say, or --on here for this machine's devices"
+        )
     return found

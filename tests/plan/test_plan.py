@@ -28,7 +28,10 @@ SMALL = Workload(tiles=1, prompt=40, new=20)
 
 
 def test_what_is_named_and_is_not_there():
-    with pytest.raises(InputError, match=r"--mesh data=3: a mesh of 3 × 1 × 1 does not use 8 devices exactly; --on here has 8"):
+    words = r"\(data × fsdp × tensor; -1 in one of them takes what is left\)"
+    with pytest.raises(
+        InputError, match=rf"--mesh data=3: a mesh of 3 × 1 × 1 does not use 8 devices exactly {words}; --on here has 8"
+    ):
         given_mesh(PlanConfig(mesh="data=3"), jax.devices())
     with pytest.raises(MissingFileError, match=r"no model '3b'.*; not a size \(256m, 500m, 2\.2b\)"):
         describe("3b", dtype="float32")

@@ -108,7 +108,7 @@ def test_what_is_skipped_is_counted_and_named(folder, tmp_path):
 def test_data_without_a_sample_is_an_error(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"messages": 3}\n')
     data = TrainingData(config_for(tmp_path), str(resolve("tiny")), seed=0)
-    with pytest.raises(ConfigError, match=r"make no sample; the last: train\.jsonl:1"):
+    with pytest.raises(ConfigError, match=r"none of the 1 records makes a sample; the first, train\.jsonl:1: "):
         next(data)
     data.close()
 

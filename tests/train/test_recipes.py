@@ -128,6 +128,7 @@ def test_words_change_a_recipe():
     assert (config.steps, config.data.length, config.lora.rank, config.learning_rate) == (7, 512, 4, 5e-6)
     assert [(s.path, s.weight) for s in config.data.train] == [("a.jsonl", 2.0), ("b.parquet", 1.0)]
     assert load_recipe("lora-256m", ["lora=null"]).lora is None
+    assert load_recipe("lora-256m", ["dtype=bf16"]).dtype == "bfloat16"
     both = load_recipe("lora-256m", ["lora={rank: 4}", "lora.alpha=3"]).lora
     assert (both.rank, both.alpha) == (4, 3.0)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
@@ -137,6 +138,10 @@ def test_words_change_a_recipe():
     ("words", "message"),
     [
         (["data.lenght=3"], "unknown key data.lenght; did you mean length"),
+        (["num_train_epochs=3"], "unknown key num_train_epochs; here: training is counted in steps: steps=N"),
+        (["lora.r=3"], "unknown key lora.r; here: rank"),
+        (["mesh.tp=2"], "unknown key mesh.tp; here: tensor"),
+        (["qqqqq=1"], "unknown key qqqqq; smolvlm-jax train --list shows all keys"),
         (["steps=many"], "steps is 'many'; it needs a value of type int"),
         (["steps=1.5"], "steps is 1.5"),
         (["steps"], "'steps' is not KEY=VALUE"),

@@ -7,12 +7,12 @@ import pytest
 from train_helpers import write_records
 
 from smolvlm_jax import load, make_mesh, resolve
-from smolvlm_jax.errors import InputError
+from smolvlm_jax.errors import ConfigError, InputError
 from smolvlm_jax.processing import SmolVLMProcessor
 from smolvlm_jax.train import progress
 from smolvlm_jax.train.config import DataConfig, DataSource, EvaluationConfig, TrainConfig
 from smolvlm_jax.train.evaluate import has_free_text, held_out
-from smolvlm_jax.train.look import room_warning
+from smolvlm_jax.train.look import first_warnings
 from smolvlm_jax.train.pipeline import TrainingData
 from smolvlm_jax.train.progress import Display, shown_figures
 from smolvlm_jax.train.records import open_records
@@ -65,12 +65,21 @@ def test_on_a_terminal_the_bar_has_the_figures_and_what_is_going_on(capsys):
 @pytest.mark.thorough
 def test_records_that_have_no_room_are_told_before_the_first_step(tmp_path, processor):
     records = open_records(str(write_records(tmp_path, 6)))
-    assert room_warning([records], processor, DataConfig(length=512)) is None
-    words = room_warning([records], processor, DataConfig(length=48))
-    assert words is not None and "of the first 6 records do not fit a row (data.length 48)" in words
-    assert "a picture there takes" in words and "are skipped" in words
-    words = room_warning([records], processor, DataConfig(length=512, tiles_per_row=1, too_long="drop_pictures"))
-    assert words is not None and "data.tiles_per_row 1" in words and "lose pictures" in words
+    assert first_warnings([records], processor, DataConfig(length=512)) == []
+    with pytest.raises(
+        ConfigError, match=r"^none of the 1 records makes a sample: 1 too long for a row \(data.length 8\)"
+    ) as found:
+        first_warnings([open_records(DataSource(str(tmp_path / "train.jsonl"), limit=1))], processor, DataConfig(length=8))
+    assert "max_tiles" not in str(found.value)  # one tile alone does not fit
+    (words,) = first_warnings([records], processor, DataConfig(length=512, tiles_per_row=1, too_long="drop_pictures"))
+    assert "data.tiles_per_row 1" in words and "lose pictures" in words
+    path = tmp_path / "missing.jsonl"
+    lines = [json.dumps({"image": f"no{n}.png", "prompt": "What?", "answer": "x"}) for n in range(1, 33)]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConfigError, match=r"^none of the 32 records makes a sample: 32 faulty, the first missing\.jsonl:1: "):
+        first_warnings([open_records(str(path))], processor, DataConfig())
+    (words,) = first_warnings([records, open_records(str(path))], processor, DataConfig())
+    assert "warning: 20 of the first 26 records are faulty, the first missing.jsonl:1: " in words
 
 
 @pytest.mark.thorough
@@ -86,7 +95,7 @@ def test_skipped_records_and_padding_are_told_once_with_why(tmp_path):
         skipped, padding = data.remarks()
         assert "faulty, the first train.jsonl:7: messages needs a list" in skipped
         assert "too long for a row (data.length 256), the first train.jsonl:8" in skipped
-        assert "places for tiles" in padding and data.remarks() == []
+        assert "places for tiles (no row so far has more: data.tiles_per_row=" in padding and data.remarks() == []
         assert len(data.told) == len(set(data.told)) == 2
     finally:
         data.close()

@@ -124,7 +124,7 @@ def losses(directory: Path) -> dict[int, float]:
 
 # What a run says of itself off a terminal.
 TOLD = re.compile(
-    r"smolvlm-jax: (model .* parameters; trained are |[\d,]+ records from |held out: |resuming from step |step [\d,]+ of "
+    r"smolvlm-jax: (model .* parameters; trained are |[\d,]+ records? from |held out: |resuming from step |step [\d,]+ of "
     r"|padding, which is computed|skipped so far, of |(opening|loading|compiling|writing) |stopping: the step under way"
     r"|stopped at step )"
 )
