@@ -133,7 +133,8 @@ def test_a_running_job_whose_file_is_truncated_and_restored(tmp_path):
     assert process.returncode == 1 and said.count("\n") == 1 and "in.jsonl has changed" in said, said
     assert not [part for part in out.glob("part-*") if not part.stat().st_size]
     refused = corpus.start(path, out, *flags)
-    assert "contents" in refused.communicate(timeout=60)[1] and refused.returncode == 2
+    _, said = refused.communicate(timeout=60)
+    assert refused.returncode == 2 and f"in.jsonl has shrunk from {len(data):,} to {len(data) // 2:,} bytes" in said, said
     path.write_bytes(data)
     again = corpus.start(path, out, *flags)
     _, said = again.communicate(timeout=200)
