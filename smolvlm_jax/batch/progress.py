@@ -90,7 +90,7 @@ class Tally:
             if rates["device_idle_share"] is not None:
                 words.append(f"device idle {rates['device_idle_share']:.0%}")
         if errors:
-            words.append(f"{errors} errors")
+            words.append(f"{errors:,} error{'s' * (errors != 1)}")
         return Figures(share, left, ", ".join(words))
 
     def rates(self) -> dict[str, float | None]:

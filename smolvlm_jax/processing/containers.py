@@ -40,6 +40,8 @@ def recognise(head: bytes) -> str:
     Raises:
         MediaError: it is none of the containers known here.
     """
+    if not head:
+        raise MediaError("it is empty")
     if head[4:8] in _ATOMS and (int.from_bytes(head[:4], "big") >= 8 or head[:4] in (b"\0\0\0\0", b"\0\0\0\1")):
         return "mov"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":

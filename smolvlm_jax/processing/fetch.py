@@ -364,6 +364,9 @@ def _opened(source: Any, limits: MediaLimits) -> Iterator[Image.Image]:
     whole, number = (source.source, source.number) if isinstance(source, Page) else (source, 0)
     try:
         with open_media(whole, limits) as file:
+            if not file.read(1):
+                raise MediaError(f"cannot decode {describe_source(whole)}: it is empty")
+            file.seek(0)
             check_pieces(file)
             metered: Any = Metered(file)
             with Image.open(metered, formats=_formats(_is_heif(file))) as image:

@@ -333,6 +333,13 @@ def test_truncated(data):
         load_image(encoded(PICTURE, "JPEG")[:300])
 
 
+def test_an_empty_file_is_called_empty(tmp_path):
+    (empty := tmp_path / "empty.png").touch()
+    for read in (load_image, image_size, lambda path: SmolVLMVideoProcessor()(str(path))):
+        with pytest.raises(MediaError, match=r"empty\.png.*: it is empty"):
+            read(empty)
+
+
 def test_animations_give_their_first_frame(tmp_path):
     frames = [Image.fromarray(frame) for frame in tri_video(3, 20, 30)]
     for kind in ("PNG", "WEBP", "GIF"):
