@@ -22,6 +22,25 @@ from ..terminal import say, show
 __all__ = ["add_parsers"]
 
 
+_SOURCE, _DEST = (
+    "SOURCE is the first word: smolvlm-jax convert SOURCE DEST",
+    "DEST is the second word: smolvlm-jax convert SOURCE DEST",
+)
+# What is typed here for options of other converters.
+_HABITS = {
+    **dict.fromkeys(("--model", "--model-id", "--model-path", "--model-name-or-path", "--checkpoint", "--input"), _SOURCE),
+    **dict.fromkeys(("--source", "--src", "--repo-id", "--hf-path", "-i"), _SOURCE),
+    **dict.fromkeys(("--output", "--output-dir", "--out", "--outfile", "--dest", "--destination", "--save-dir", "-o"), _DEST),
+    **dict.fromkeys(("--format", "--output-format", "--to-format"), "--to"),
+    **dict.fromkeys(("--outtype", "--quantization-type"), "--dtype or --quantize"),
+    **dict.fromkeys(("--overwrite", "-f"), "--force"),
+    **dict.fromkeys(("--shard-size", "--max-size"), "--max-shard-size"),
+    **dict.fromkeys(("--load-in-8bit", "--quantization", "--int8", "--load-in-4bit"), "--quantize int8"),
+}
+_TWO = "A and B are the first two words: smolvlm-jax verify A B"
+_OF_VERIFY = dict.fromkeys(("--model", "--a", "--b", "--reference", "--checkpoint", "--input", "--output", "--source"), _TWO)
+
+
 def _stay_on_cpu() -> None:
     """Keep jax away from accelerators, which it would reserve for a conversion that computes nothing."""
     if "jax" not in sys.modules:
@@ -125,6 +144,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
             "smolvlm-jax convert checkpoints/256m exported --to hf",
             "smolvlm-jax convert HuggingFaceTB/SmolVLM-256M-Instruct checkpoints/256m-int8 --quantize int8",
         ),
+        habits=_HABITS,
     )
     convert.add_argument(
         "source",
@@ -165,6 +185,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
             "smolvlm-jax verify HuggingFaceTB/SmolVLM-256M-Instruct checkpoints/256m --stages",
             "smolvlm-jax verify a b --report difference.html",
         ),
+        habits=_OF_VERIFY,
     )
     verify.add_argument("a", metavar="A", help="a checkpoint, named as SOURCE of convert")
     verify.add_argument("b", metavar="B", help="the other checkpoint")

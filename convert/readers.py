@@ -48,7 +48,11 @@ def checked_path(directory: Path, name: str) -> Path:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else CheckpointError
-        hint = ": pass --config FILE (config=…), or download the whole repository" if name == "config.json" else ""
+        hint = ""
+        if name == "config.json" and directory.is_dir() and not any(directory.iterdir()):
+            hint = ": the directory is empty; download the whole repository into it, or name another"
+        elif name == "config.json":
+            hint = ": pass --config FILE (config=…), or download the whole repository"
         raise kind(f"cannot open {path}: {getattr(error, 'strerror', None) or error}{hint}") from error
     if not real.is_relative_to(root.resolve()):
         raise CheckpointError(f"{path} points outside its directory, to {real}: copy the file itself there")

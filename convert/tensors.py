@@ -1,15 +1,19 @@
 """The PyTorch weights of a directory: one file, or shards with an index, as safetensors or as pickles."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import CheckpointError, first_few
+from ..errors import CheckpointError, MissingFileError, first_few
 from ..io import read_json
 from .readers import TensorReader, check_names, checked_path, plain_name
 from .safetensors_file import INDEX, MAX_JSON, SINGLE, SafetensorsReader
 from .torch_bin import BinReader
 
 __all__ = ["open_tensors"]
+
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 def open_tensors(directory: Path) -> TensorReader:
@@ -37,11 +41,23 @@ def _names(directory: Path, pattern: str) -> list[str]:
 def _open(directory: Path, reader: type[TensorReader], index: Path, names: Sequence[str]) -> TensorReader:
     """The tensors of the files that the index names, or without an index those of the files `names`."""
     if not index.exists():
+        for stem, count, ending in {part.groups() for name in names if (part := _SHARD.fullmatch(name))}:
+            shards = [f"{stem}-{number:05}-of-{count}{ending}" for number in range(1, int(count) + 1)]
+            _check_all_there(directory, shards, "the names of the others count")
         return reader([checked_path(directory, name) for name in names])
     weight_map, files = _read_index(directory, index)
     tensors = reader(files)
     _check_index(index, weight_map, tensors.file_names)
     return tensors
+
+
+def _check_all_there(directory: Path, names: Sequence[str], said: str) -> None:
+    """Raise MissingFileError for shards that are not in a directory; `said`: what says that there are these."""
+    lost = [name for name in names if not os.path.lexists(directory / name)]
+    if lost:
+        are = "is" if len(lost) == 1 else "are"
+        count = f"{len(lost)} of the {len(names)} files that {said} {are} not there"
+        raise MissingFileError(f"cannot open {directory / lost[0]}: No such file: {count}; download the whole repository")
 
 
 def _read_index(directory: Path, index: Path) -> tuple[dict[str, str], list[Path]]:
@@ -55,6 +71,7 @@ def _read_index(directory: Path, index: Path) -> tuple[dict[str, str], list[Path
     for name in names:
         if Path(name).name != name:
             raise CheckpointError(f"{index} names a file outside its directory: {name}")
+    _check_all_there(directory, names, f"{index.name} names")
     weight_map = {plain_name(name): file for name, file in weight_map.items()}
     return weight_map, [checked_path(directory, name) for name in names]
 

@@ -31,10 +31,10 @@ from .dtypes import dtype_name
 from .errors import StorageError
 from .field_types import check_kind
 from .generation_config import GenerationConfig
-from .habits import named_arguments, unasked
+from .habits import Neutral, named_arguments, unasked
 from .io import COMPANIONS, companion_files, write_json
 from .layers import Execution
-from .locate import adapted, bundled_models, resolve, resolve_file
+from .locate import LOADING, adapted, bundled_models, resolve, resolve_file
 from .model import SmolVLMForConditionalGeneration
 from .parameters import flatten_params
 from .precision import default_dtype
@@ -48,6 +48,20 @@ __all__ = ["COMPANIONS", "bundled_models", "default_dtype", "load", "resolve", "
 
 # Keywords of huggingface_hub, for a Hub id.
 _HUB = ("cache_dir", "force_download", "local_files_only", "token")
+_PLACES = "load(source, mesh=…) places parameters on several devices, jax.device_put(params, device) on one"
+_IN_8_BITS = "weights in 8 bits are a checkpoint of their own: smolvlm-jax convert SOURCE DEST --quantize int8, then load(DEST)"
+# Keywords of transformers for a model.
+NEUTRAL: dict[str, Neutral] = {
+    **LOADING,
+    "device_map": Neutral(("auto", "cpu", "balanced", "sequential"), _PLACES),
+    "device": Neutral(("auto",), _PLACES),
+    **dict.fromkeys(("low_cpu_mem_usage", "use_safetensors", "weights_only"), Neutral((True, False))),
+    **dict.fromkeys(("load_in_8bit", "load_in_4bit"), Neutral((False,), _IN_8_BITS)),
+    **dict.fromkeys(("quantization_config", "quantize", "quantization"), Neutral((), _IN_8_BITS)),
+    **dict.fromkeys(("from_tf", "from_flax", "ignore_mismatched_sizes"), Neutral((False,))),
+    **dict.fromkeys(("max_memory", "offload_folder", "tp_plan"), Neutral((), _PLACES)),
+    **dict.fromkeys(("config", "state_dict", "variant", "adapter_kwargs", "generation_config"), Neutral()),
+}
 
 
 @named_arguments
@@ -82,7 +96,8 @@ def load(
         check: compare every array of an orbax directory with its checksum, which reads everything once more. A warning says
             if there are no checksums: in Hugging Face's formats, and in directories written before there were any.
         subfolder: the directory of the checkpoint in `source`.
-        **cache: for a Hub id huggingface_hub's cache_dir, force_download, local_files_only and token.
+        **cache: for a Hub id huggingface_hub's cache_dir, force_download, local_files_only and token. Keywords of transformers
+            with values that ask for nothing, such as device_map="auto", are taken too.
 
     Returns:
         The model, which is a hashable description and may be a static argument of jit, and its parameters, a nested dict of
@@ -99,7 +114,7 @@ def load(
         check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
     compute = default_dtype() if dtype is None else jnp.dtype(dtype_name(dtype))
     try_kernels(attention)
-    hub = unasked("load", cache, {}, (*_HUB, *(set(inspect.signature(load).parameters) - {"cache"})))
+    hub = unasked("load", cache, NEUTRAL, (*_HUB, *(set(inspect.signature(load).parameters) - {"cache"})))
     if subfolder or hub or (adapter is not None and revision is not None):
         source, revision = resolve_file(source, revision, subfolder=subfolder, **hub), None
     source, base = adapted(source, adapter, base)

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .checkpoint import load, save_hf
+from .checkpoint import NEUTRAL, load, save_hf
 from .config import SmolVLMConfig, SmolVLMVisionConfig
 from .errors import HabitError
-from .generation import generate
-from .habits import Neutral, unasked, unchanging
-from .locate import LOADING
+from .generation import generate, stream
+from .habits import Neutral, no_part, unasked, unbound, unchanging
 from .model import SmolVLMForConditionalGeneration, SmolVLMModel
 from .processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer, SmolVLMVideoProcessor
 from .processing.batch import BatchFeature
@@ -33,15 +32,6 @@ Idefics3ImageProcessor = Idefics3ImageProcessorFast = Idefics3ImageProcessorPil 
 Idefics3ForConditionalGeneration, Idefics3Model = SmolVLMForConditionalGeneration, SmolVLMModel
 Idefics3VisionConfig, Idefics3VisionTransformer = SmolVLMVisionConfig, SmolVLMVisionTransformer
 
-_PLACES = "load(source, mesh=…) places parameters on several devices, jax.device_put(params, device) on one"
-_NEUTRAL: dict[str, Neutral] = {
-    **LOADING,
-    "device_map": Neutral(("auto", "cpu", "balanced", "sequential"), _PLACES),
-    **dict.fromkeys(("low_cpu_mem_usage", "use_safetensors", "weights_only"), Neutral((True, False))),
-    **dict.fromkeys(("load_in_8bit", "load_in_4bit", "from_tf", "from_flax", "ignore_mismatched_sizes"), Neutral((False,))),
-    **dict.fromkeys(("quantization_config", "max_memory", "offload_folder", "tp_plan"), Neutral((), _PLACES)),
-    **dict.fromkeys(("config", "state_dict", "variant", "adapter_kwargs", "generation_config"), Neutral()),
-}
 _OF_SAVING: dict[str, Neutral] = {
     **dict.fromkeys(("safe_serialization", "is_main_process", "save_peft_format"), Neutral((True,))),
     "save_original_format": Neutral((True, False)),
@@ -85,6 +75,18 @@ class LoadedModel:
         """
         return generate(self.model, self.params, *args, **kwargs)
 
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """`stream(model, params, …)`.
+
+        Args:
+            *args: what follows `params` there.
+            **kwargs: likewise.
+
+        Returns:
+            What `stream` returns.
+        """
+        return stream(self.model, self.params, *args, **kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`model.apply({"params": params}, …)`.
 
@@ -125,6 +127,49 @@ class LoadedModel:
         kinds = {array.dtype for array in jax.tree.leaves(params)}
         changed = kinds != {array.dtype for array in flat} and len(kinds) == 1
         return LoadedModel(self.model.clone(dtype=kinds.pop()) if changed else self.model, params)
+
+    def cuda(self, device: int = 0) -> "LoadedModel":
+        """A copy on a GPU.
+
+        Args:
+            device: number of the GPU.
+
+        Returns:
+            The copy.
+        """
+        return self.to(f"cuda:{device}")
+
+    def cpu(self) -> "LoadedModel":
+        """A copy on the CPU.
+
+        Returns:
+            The copy.
+        """
+        return self.to("cpu")
+
+    def half(self) -> "LoadedModel":
+        """A copy in float16, in which the encoder is computed in float32.
+
+        Returns:
+            The copy.
+        """
+        return self.to(dtype="float16")
+
+    def bfloat16(self) -> "LoadedModel":
+        """A copy in bfloat16.
+
+        Returns:
+            The copy.
+        """
+        return self.to(dtype="bfloat16")
+
+    def float(self) -> "LoadedModel":
+        """A copy in float32.
+
+        Returns:
+            The copy.
+        """
+        return self.to(dtype="float32")
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """`save_hf(save_directory, model, params, …)`.
@@ -197,7 +242,12 @@ class LoadedModel:
             return _ATTRIBUTES[name]
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.model, name)  # says what to type instead
+        error = unbound("LoadedModel", name, bound=True)
+        if error is None and not hasattr(type(self.model), name) and name not in vars(self.model):
+            error = no_part("LoadedModel", name, bound=True)
+        if error is not None:
+            raise error
+        return getattr(self.model, name)
 
     def __repr__(self) -> str:
         return f"LoadedModel({self.config.model_type}, {self.num_parameters():,} parameters, {self.dtype}, {self.device})"
@@ -252,7 +302,7 @@ class AutoModelForImageTextToText:
         """
         place = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
         own = (*place, "dtype", "torch_dtype", "attn_implementation", "mesh", "attention", "base", "adapter", "check")
-        given = {name: value for name, value in unasked(cls.__name__, kwargs, _NEUTRAL, own).items() if value is not None}
+        given = {name: value for name, value in unasked(cls.__name__, kwargs, NEUTRAL, own).items() if value is not None}
         asked = given.pop("torch_dtype", None) if given.get("dtype") is None else given.pop("dtype")
         given.pop("torch_dtype", None)
         form = given.pop("attn_implementation", None)

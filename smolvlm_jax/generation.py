@@ -6,7 +6,7 @@ Prompts and pictures are padded to buckets (prompt_arrays.py), and the length of
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import errors
-from flax.linen import Module
 from jax.sharding import Mesh
 
 from .cache import CacheFormat, KVCache, check_kv_cache_dtype
@@ -33,13 +32,12 @@ from .decoding import (
     tokens_seen,
 )
 from .errors import InputError
-from .field_types import check_kind
 from .generation_config import GenerationConfig
 from .logprobs import TokenLogprobs
 from .model import SmolVLMForConditionalGeneration
 from .outputs import ModelOutput
 from .pictures import encoder_batch, encoder_batches, tokens_of
-from .prompt_arrays import bucket, prompt_arrays
+from .prompt_arrays import bucket, check_model, prompt_arrays
 from .retrieval_model import require_text
 from .sampling import processed
 from .sharding import activate, batch_sharding
@@ -288,10 +286,7 @@ def _start(
 ) -> _Run:
     """Check the arguments of `generate` and `stream` on the host, pad them to buckets, run the prefill."""
     quantized = check_kv_cache_dtype(kv_cache_dtype)
-    check_kind("model", model, Module, "a model and its parameters: model, params = load(source); generate(model, params, …)")
-    check_kind("params", params, Mapping, "the parameters that load(source) gave with the model")
-    if mesh is not None:
-        check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
+    check_model(model, params, mesh)
     require_text(model)
     config = GenerationConfig.of(generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
     if config.logprobs:  # no more alternatives than there are
@@ -343,7 +338,11 @@ def _takes_prompts(
         @functools.wraps(function)
         def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Out:
             if len(args) + ("model" in kwargs) + ("params" in kwargs) < 2:
-                raise InputError(f"{function.__name__} needs a model and its parameters: model, params = load(source)")
+                name = function.__name__
+                raise InputError(
+                    f"{name} needs a model and its parameters: model, params = load(source), or what from_pretrained gave; "
+                    f"{name}(model, params, **inputs) with inputs = processor.encode_chat(messages)"
+                )
             try:
                 return function(start(*args, **kwargs))
             except _OTHER_PARAMETERS as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, InputError
-from .generation_habits import INSTEAD, OF_A_CALL, OTHERS, refuses_by_name
+from .generation_habits import ELSEWHERE, INSTEAD, OF_A_CALL, OTHERS, refuses_by_name
 from .generation_rules import MOST_STOPS, SETTING_RULES, check
 from .habits import SaysWhatToType, asks_for_something, named_arguments, no_attribute, unasked, unchanging, unknown_argument
 from .io import read_json, to_json, write_json
@@ -219,7 +219,7 @@ class GenerationConfig(Sampling):
         Raises:
             InputError: a name that does not exist, or a value out of range.
         """
-        given = unasked("generate", changes, {**OTHERS, **OF_A_CALL}, {field.name for field in fields(self)})
+        given = unasked("generate", changes, {**OTHERS, **OF_A_CALL, **ELSEWHERE}, {field.name for field in fields(self)})
         if given.get("max_length") is not None:
             given.setdefault("max_new_tokens", None)
         return dataclasses.replace(self, **given)

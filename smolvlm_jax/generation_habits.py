@@ -6,7 +6,10 @@ from typing import Any
 
 from .habits import ANY, Neutral, unasked
 
-__all__ = ["INSTEAD", "OF_A_CALL", "OTHERS", "refuses_by_name"]
+__all__ = ["ELSEWHERE", "INSTEAD", "OF_A_CALL", "OTHERS", "refuses_by_name"]
+
+_STOPS = "it ends at tokens, eos_token_id; texts end answers in the engine, SamplingParams(stop=…), and with --stop in commands"
+_PROMPTS = "a processor makes arrays of them: inputs = processor.encode_chat(messages), then generate(model, params, **inputs)"
 
 # Settings of transformers that change what is generated, and do not exist here.
 OTHERS: dict[str, Neutral] = {
@@ -15,7 +18,7 @@ OTHERS: dict[str, Neutral] = {
     **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"), Neutral((0,))),
     **dict.fromkeys(("encoder_no_repeat_ngram_size", "diversity_penalty"), Neutral((0,))),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "sequence_bias"), Neutral(([], {}))),
-    "stop_strings": Neutral(([],), "the engine's SamplingParams has stop"),
+    "stop_strings": Neutral(([],), _STOPS),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), Neutral()),
     **dict.fromkeys(("max_time", "constraints", "force_words_ids", "watermarking_config", "dola_layers"), Neutral()),
     **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), Neutral((False,))),
@@ -25,6 +28,12 @@ INSTEAD = {
     "update": "config.replace(name=value) gives a changed copy",
     "push_to_hub": "save_pretrained(directory), then huggingface_hub's upload_folder",
     "validate": "values are checked when a config is made",
+}
+# Arguments of other libraries.
+ELSEWHERE: dict[str, Neutral] = {
+    **dict.fromkeys(("stop", "stop_words", "stop_sequences"), Neutral(([],), _STOPS)),
+    **dict.fromkeys(("images", "image", "videos", "video", "messages", "conversation"), Neutral((), _PROMPTS)),
+    **dict.fromkeys(("prompt", "prompts", "text"), Neutral((), _PROMPTS)),
 }
 _EITHER = Neutral((True, False))
 # Further arguments of transformers' generate. In a file they say nothing about what is generated.
@@ -61,6 +70,10 @@ def refuses_by_name(cls: Any) -> None:
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **unasked(cls.__name__, kwargs, {**OTHERS, **OF_A_CALL}, {field.name for field in fields(cls)}))
+        init(
+            self,
+            *args,
+            **unasked(cls.__name__, kwargs, {**OTHERS, **OF_A_CALL, **ELSEWHERE}, {field.name for field in fields(cls)}),
+        )
 
     cls.__init__ = __init__

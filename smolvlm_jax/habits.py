@@ -65,11 +65,30 @@ def unasked(where: str, given: Mapping[str, Any], neutral: Mapping[str, Neutral]
     return left
 
 
+# Names that other libraries have for arguments, and ours, of which the first that a function has is named.
+_OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_gen_toks"), ("max_new_tokens",)),
+    **dict.fromkeys(("n", "num_samples"), ("num_return_sequences",)),
+    "temp": ("temperature",),
+    "stop_token_ids": ("eos_token_id",),
+    "top_logprobs": ("logprobs",),
+    "torch_dtype": ("dtype",),
+    "attn_implementation": ("attention",),
+    **dict.fromkeys(("model", "model_parallel", "tp", "mp", "tensor_parallel"), ("tensor",)),
+    **dict.fromkeys(("dp", "data_parallel", "batch"), ("data",)),
+    **dict.fromkeys(("path", "model_id", "repo_id", "pretrained_model_name_or_path", "input"), ("source",)),
+    **dict.fromkeys(("output", "output_dir", "out", "dest", "save_directory"), ("destination", "directory")),
+    **dict.fromkeys(("overwrite", "exist_ok"), ("force",)),
+    **dict.fromkeys(("processor", "tokenizer"), ("companions",)),
+}
+
+
 def unknown_argument(where: str, name: str, known: Iterable[str], names: Iterable[str] = ()) -> ArgumentError:
     """The error for a keyword that nothing reads, with the name that was probably meant."""
     known = sorted(known)
     every = [*known, *names]
     swapped = [other for other in every if sorted(other) == sorted(name)]  # letters in another order
+    swapped += [ours for ours in _OTHER_NAMES.get(name, ()) if ours in known]
     close = swapped or get_close_matches(name, every, 1)
     meant = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
     return ArgumentError(f"{where} has no argument {name!r}{meant}")
@@ -188,6 +207,8 @@ _STATELESS = "a model is a description without parameters"
 _INSTEAD = {
     "from_pretrained": "load(source) gives the model and its parameters: model, params = load(source)",
     "generate": f"{_STATELESS}: generate(model, params, **inputs), or AutoModelForImageTextToText.from_pretrained",
+    "stream": f"{_STATELESS}: stream(model, params, **inputs) yields tokens as they are drawn",
+    "chat": "inputs = processor.encode_chat(messages), then generate(model, params, **inputs)",
     "forward": f'{_STATELESS}: model.apply({{"params": params}}, **inputs)',
     "save_pretrained": "save_hf(directory, model, params) writes a checkpoint for transformers, save(…) one of orbax",
     "push_to_hub": "save_hf(directory, model, params), then huggingface_hub's upload_folder",
@@ -230,27 +251,31 @@ _INSTEAD = {
 _PARTS = ("model", "text_model", "vision_model", "vision_tower", "connector", "lm_head", "layers", "embed_tokens", "encoder")
 
 
-def no_part(name: str, part: str) -> HabitError:
-    """The error for an attribute that a model by itself does not have."""
-    if part not in _PARTS:
+def no_part(name: str, part: str, *, bound: bool = False) -> HabitError:
+    """The error for an attribute that a model does not have; `bound` as in `unbound`."""
+    stateless = "" if bound else f"{_STATELESS}: "
+    if part in _PARTS:
         return HabitError(
-            f"{name} has no attribute {part!r}: {_STATELESS}, which the functions load, generate and save_hf take"
+            f'{name}.{part}: {stateless}those of its parts stand under their names in params, and model.apply({{"params": '
+            'params}, …, method=…) calls a method of the model, such as "get_image_features"'
         )
-    return HabitError(
-        f'{name}.{part}: {_STATELESS}: those of its parts stand under their names in params, and model.apply({{"params": '
-        'params}, …, method=…) calls a method of the model, such as "get_image_features"'
-    )
+    if bound:
+        return HabitError(f"{name} has no attribute {part!r}; model, params = … are what the functions of smolvlm_jax take")
+    return HabitError(f"{name} has no attribute {part!r}: {_STATELESS}, which the functions load, generate and save_hf take")
 
 
-def unbound(name: str, method: str | None = None) -> HabitError | None:
-    """The error for what somebody does with a model by itself, or None if it is no habit of transformers.
+def unbound(name: str, method: str | None = None, *, bound: bool = False) -> HabitError | None:
+    """The error for what somebody does with a model as in torch, or None if it is no habit of transformers.
 
     Args:
         name: of the model's class.
         method: what is looked up; None: the model is called.
+        bound: whether the model has its parameters with it.
     """
     if method is None:
         apply = "its arguments" if name.endswith(("Transformer", "Connector", "TextModel")) else "**inputs"
         whole = "; generate(model, params, **inputs) continues prompts" if name.endswith("Generation") else ""
         return HabitError(f'{name} is called without parameters: type model.apply({{"params": params}}, {apply}){whole}')
-    return HabitError(f"{name}.{method}: {_INSTEAD[method]}") if method in _INSTEAD else None
+    if method not in _INSTEAD:
+        return None
+    return HabitError(f"{name}.{method}: {_INSTEAD[method].removeprefix(f'{_STATELESS}: ' if bound else '')}")

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 __all__ = ["lazy_exports"]
@@ -21,7 +22,9 @@ def lazy_exports(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[li
 
     def lookup(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            close = [] if name.startswith("_") else get_close_matches(name, homes, 1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{meant}")
         return getattr(importlib.import_module(f"{__package__}.{homes[name]}"), name)
 
     return list(homes), lookup

@@ -149,11 +149,23 @@ class _Configured(nn.Module):
 _DIMENSIONS = {"input_ids": "(batch, length)", "labels": "(batch, length)", "inputs_embeds": "(batch, length, width)"}
 
 
+def check_unpacked(name: str, value: Any) -> None:
+    """Raise InputError for inputs in place of token ids: all that a processor returned, or a text."""
+    if isinstance(value, Mapping):
+        raise InputError(f"{name} is a {type(value).__name__}: pass what the processor returned by name, **inputs")
+    if isinstance(value, str) or (isinstance(value, (list, tuple)) and value and isinstance(value[0], (str, dict))):
+        raise InputError(
+            f"{name} is text, of which a processor makes arrays: inputs = processor.encode_chat(messages), or "
+            "processor(text=…, images=…, return_tensors='np'); then pass **inputs"
+        )
+
+
 def _check_arrays(given: Mapping[str, Any]) -> None:
     """Raise InputError for an argument that is no array, or has other dimensions."""
     for name, value in given.items():
         if value is None:
             continue
+        check_unpacked(name, value)
         if not isinstance(value, (np.ndarray, jax.Array)):
             raise InputError(
                 f"{name} is a {type(value).__module__}.{type(value).__name__}; pass an array of numpy or jax, as "

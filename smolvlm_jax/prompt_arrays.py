@@ -5,22 +5,25 @@ programs: prompt length and number of tiles to 2^k or 3·2^(k-1). On a CPU, wher
 beyond 1,024 tokens take eighths of a power of two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import Module
+from jax.sharding import Mesh
 
 from .decoding import RowSettings
 from .errors import InputError
+from .field_types import check_kind
 from .generation_config import GenerationConfig
-from .model import SmolVLMForConditionalGeneration
+from .model import SmolVLMForConditionalGeneration, check_unpacked
 from .pictures import Tiles, check_counts, flat_tiles, padded_tiles, repeated_tiles
 from .restrictions import recent_tokens
 
-__all__ = ["PromptArrays", "bucket", "padded_length", "prompt_arrays"]
+__all__ = ["PromptArrays", "bucket", "check_model", "padded_length", "prompt_arrays"]
 
 
 def bucket(n: int, smallest: int = 32) -> int:
@@ -106,6 +109,16 @@ class _Prompts:
         return {name: value[:, -length:] for name, value in found.items()}
 
 
+def check_model(model: Any, params: Any, mesh: Any) -> None:
+    """Raise InputError for what is no model, no parameters or no mesh."""
+    check_kind("model", model, Module, "a model and its parameters: model, params = load(source); generate(model, params, …)")
+    check_kind("params", params, Mapping, "the parameters that load(source) gave with the model")
+    if set(params) == {"params"}:
+        raise InputError('params has the parameters one level down: pass params["params"]')
+    if mesh is not None:
+        check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
+
+
 def prompt_arrays(
     model: SmolVLMForConditionalGeneration,
     config: GenerationConfig,
@@ -182,10 +195,11 @@ def _default_mask(ids: np.ndarray, config: GenerationConfig) -> np.ndarray:
 def _checked(model: Any, config: GenerationConfig, input_ids: Any, inputs_embeds: Any, attention_mask: Any) -> _Prompts:
     """Prompts and their mask. Raises InputError for what the model cannot read."""
     if input_ids is None and inputs_embeds is None:
-        raise InputError("pass input_ids or inputs_embeds")
+        raise InputError("pass input_ids or inputs_embeds: generate(model, params, **inputs) with what a processor returned")
     text = model.config.text_config
     ids = embeds = None
     if input_ids is not None:
+        check_unpacked("input_ids", input_ids)
         try:
             ids = np.asarray(input_ids)
         except ValueError as error:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -64,16 +65,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         InputError: if the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [data, fsdp, tensor]
+    given = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for name, size in given.items():
+        if not isinstance(size, Integral):
+            raise InputError(f"{name} is {size!r:.60}; give each axis its size, such as make_mesh(data=4, tensor=2)")
+    sizes = list(given.values())
     if sizes.count(-1) > 1:
         raise InputError(f"only one mesh axis may be -1, got data={data}, fsdp={fsdp}, tensor={tensor}")
     if -1 in sizes:
         known = math.prod(s for s in sizes if s != -1)
         sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        shape = " × ".join("?" if size == -1 else str(size) for size in given.values())
         raise InputError(
-            f"a mesh of {' × '.join(map(str, sizes))} does not use {len(devices)} devices exactly (data × fsdp × tensor; -1 in "
-            "one of them takes what is left)"
+            f"a mesh of {shape} does not use {len(devices)} devices exactly (data × fsdp × tensor; -1 in one of them takes what is "
+            "left)"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

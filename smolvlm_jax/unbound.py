@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from .habits import no_part, unbound
 
 __all__ = ["says_what_to_type"]
 
+_APPLY = 'the first argument of apply is a dict of the parameters: model.apply({"params": params}, **inputs)'
 _Class = TypeVar("_Class", bound=type)
 
 
@@ -23,6 +25,7 @@ def says_what_to_type(cls: _Class) -> _Class:
     """
     made: Any = cls
     call, getattribute, made_of_fields = made.__call__, made.__getattr__, made.__post_init__
+    applied = made.apply
     by_place = [each for each in inspect.signature(call).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(call)
@@ -33,6 +36,13 @@ def says_what_to_type(cls: _Class) -> _Class:
             names = ", ".join(each.name for each in by_place)
             raise HabitError(f"{made.__name__} takes {names} by place: pass the others by name, such as attention_mask=…")
         return call(self, *args, **kwargs)
+
+    @functools.wraps(made.apply)
+    def apply(self: Any, variables: Any = None, *args: Any, **kwargs: Any) -> Any:
+        whole = isinstance(variables, Mapping) and (not variables or "params" in variables)
+        if not whole or set(variables.get("params", ())) == {"params"}:
+            raise HabitError(_APPLY)
+        return applied(self, variables, *args, **kwargs)
 
     def __getattr__(self: Any, name: str) -> Any:
         error = unbound(made.__name__, name)
@@ -57,6 +67,6 @@ def says_what_to_type(cls: _Class) -> _Class:
         made_of_fields(self)
 
     made.__call__, made.__getattr__, made.__post_init__ = __call__, __getattr__, __post_init__
-    made.eval = lambda self: self
+    made.eval, made.apply = lambda self: self, apply
     made.from_pretrained = classmethod(from_pretrained)
     return cls

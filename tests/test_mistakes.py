@@ -1,6 +1,7 @@
 """Mistakes on the command line: each is at most three lines that say what is wrong, where, and what to do; exit code 2, or 1
 where the world is at fault. No traceback, and nothing is left behind."""
 
+import functools
 import json
 import shutil
 import tarfile
@@ -11,7 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from smolvlm_jax import SmolVLMConfig, init_params, load, make_mesh, resolve, save, save_hf
+from smolvlm_jax import (
+    AutoModelForVision2Seq,
+    GenerationConfig,
+    SmolVLMConfig,
+    SmolVLMProcessor,
+    init_params,
+    load,
+    make_mesh,
+    resolve,
+    save,
+    save_hf,
+)
 from smolvlm_jax import generate as generate_ids
 from smolvlm_jax.batch import BatchConfig
 from smolvlm_jax.cli import main
@@ -81,6 +93,23 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "a destination below a file": (["convert", "tiny", "number.png/out"], 2, "number.png is not a directory"),
     "a destination below a device": (["convert", "tiny", "/dev/full/out"], 2, "/dev/full is not a directory"),
     "a destination inside the source": (["convert", "m", "m/inside"], 2, "lies inside the source"),
+    "4 bits, to convert": (["convert", "tiny", "out", "--quantize", "int4"], 2, "leave it out to keep the weights as they are"),
+    "8 bits as a dtype": (["convert", "tiny", "out", "--dtype", "int8"], 2, "smolvlm-jax convert SOURCE DEST --quantize int8"),
+    "a default by name": (generate("--dtype", "auto"), 2, "auto is none of float32, bfloat16; leave it out"),
+    "torch's option": (["convert", "tiny", "out", "--torch_dtype", "bf16"], 2, "did you mean --dtype?"),
+    "a source as an option": (
+        ["convert", "--model", "tiny", "--output", "out"],
+        2,
+        "SOURCE is the first word: smolvlm-jax convert",
+    ),
+    "a destination as an option": (["convert", "tiny", "--output", "out"], 2, "DEST is the second word: smolvlm-jax convert"),
+    "models as options": (["verify", "--a", "tiny", "--b", "m"], 2, "the first two words: smolvlm-jax verify A B"),
+    "an empty directory for a model": (["convert", "empty", "out"], 2, "the directory is empty; download the whole repository"),
+    "a shard that is missing": (
+        ["convert", "shards", "out"],
+        2,
+        "1 of the 4 files that the names of the others count is not there",
+    ),
     "no size": (["convert", "tiny", "out", "--to", "hf", "--max-shard-size", "big"], 2, "with KB, MB, GB"),
     "a config that is not there": (["convert", "m", "out", "--config", "no.json"], 2, "no file no.json: --config"),
     "no mesh": (["convert", "tiny", "out", "--mesh", "fsdp=x"], 2, "AXIS=SIZE"),
@@ -154,6 +183,9 @@ def place(tmp_path_factory):
     weights = place / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     (place / "noweights/model.safetensors").unlink()
+    convert("tiny", place / "shards", to="hf", max_shard_size="1MB", quiet=True)
+    (place / "shards/model-00002-of-00004.safetensors").unlink()
+    (place / "shards/model.safetensors.index.json").unlink()
     for name in ("empty", "filled", "texts", "pictures", "run/checkpoints", "trained/model"):
         (place / name).mkdir(parents=True)
     (place / "run/run.json").write_text("{}")
@@ -204,6 +236,12 @@ CALLS = {
     "an argument of load": (lambda: load("tiny", atention="auto"), "did you mean 'attention'?"),
     "a revision without its name": (lambda: load("tiny", None, None, "main"), "load: too many positional arguments"),
     "an axis": (lambda: make_mesh(dta=1), "did you mean 'data'?"),
+    "an axis of another library": (lambda: make_mesh(model=4), "did you mean 'tensor'?"),
+    "a short name of an axis": (lambda: make_mesh(dp=4), "did you mean 'data'?"),
+    "torch's dtype": (lambda: load("tiny", torch_dtype="bf16"), "did you mean 'dtype'?"),
+    "a limit of other servers": (lambda: GenerationConfig(max_tokens=3), "did you mean 'max_new_tokens'?"),
+    "a number of answers": (lambda: GenerationConfig(n=3), "did you mean 'num_return_sequences'?"),
+    "where to convert to": (lambda: convert("tiny", output="x"), "did you mean 'destination'?"),
     "no destination": (lambda: convert("tiny"), "call it as convert(source=…, destination=…)"),
 }  # fmt: skip
 
@@ -212,6 +250,20 @@ def closed_picture() -> Image.Image:
     picture = Image.open(ROOT / "examples/number.png")
     picture.close()
     return picture
+
+
+@functools.cache
+def loaded():
+    return AutoModelForVision2Seq.from_pretrained("tiny")
+
+
+@functools.cache
+def processor() -> SmolVLMProcessor:
+    return SmolVLMProcessor.from_pretrained("tiny")
+
+
+def number() -> Image.Image:
+    return Image.open(ROOT / "examples/number.png")
 
 
 # Values of another type.
@@ -238,6 +290,31 @@ VALUES = {
         "the prompt has 2 image tokens",
     ),
     "parameters first": (lambda: generate_ids({}, None), "model is a dict; pass a model and its parameters"),
+    "inputs without a model": (lambda: generate_ids({}), "generate(model, params, **inputs) with inputs = processor.enc"),
+    "a text without a model": (lambda: generate_ids("hello"), "generate needs a model and its parameters"),
+    "inputs in one piece": (lambda: generate_ids(*loaded(), {"input_ids": [[5]]}), "input_ids is a dict: pass what the proc"),
+    "inputs in one piece, to a loaded model": (lambda: loaded().generate({"input_ids": [[5]]}), "by name, **inputs"),
+    "a text to a loaded model": (lambda: loaded().generate("hello"), "input_ids is text, of which a processor makes arrays"),
+    "a call with inputs in one piece": (lambda: loaded()({"input_ids": [[5]]}), "by name, **inputs"),
+    "parameters one level down": (lambda: generate_ids(loaded().model, {"params": loaded().params}, [[5]]), 'params["params"]'),
+    "apply with parameters alone": (lambda: loaded().model.apply(loaded().params, [[5]]), 'model.apply({"params": params}, '),
+    "apply with inputs alone": (lambda: loaded().model.apply(input_ids=[[5]]), 'model.apply({"params": params}, **inputs)'),
+    "apply with a loaded model": (lambda: loaded().model.apply(loaded()), 'model.apply({"params": params}, **inputs)'),
+    "sizes of axes in one piece": (lambda: make_mesh((4, 2)), "give each axis its size, such as make_mesh(data=4, tensor=2)"),
+    "texts that end answers": (lambda: generate_ids(*loaded(), [[5]], stop=["x"]), "SamplingParams(stop=…), and with --stop"),
+    "pictures for generate": (lambda: generate_ids(*loaded(), images=[]), "a processor makes arrays of them"),
+    "4 bits": (lambda: load("tiny", load_in_4bit=True), "smolvlm-jax convert SOURCE DEST --quantize int8, then load(DEST)"),
+    "a quantization of transformers": (
+        lambda: AutoModelForVision2Seq.from_pretrained("tiny", quantization_config={}),
+        "smolvlm-jax convert SOURCE DEST --quantize int8, then load(DEST)",
+    ),
+    "a GPU that there is not": (lambda: loaded().cuda(), "there is no device 'cuda:0' here"),
+    "parameters as in torch": (lambda: loaded().parameters(), "LoadedModel.parameters: params is a nested dict, jax.tree"),
+    "a chat": (lambda: loaded().chat("hello"), "inputs = processor.encode_chat(messages), then generate(model"),
+    "a text without <image>": (lambda: processor()(text="What?", images=[number()]), "write <image> where a picture belongs"),
+    "a picture too many": (lambda: processor()(text="<image>", images=[number()] * 2), "or leave the picture out"),
+    "a picture too few": (lambda: processor()(text="<image>"), "pass the pictures, images=[…], or in messages"),
+    "None for a picture": (lambda: processor()(text="<image>", images=[None]), "images=[[picture], []]"),
 }
 
 

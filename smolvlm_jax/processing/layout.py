@@ -40,6 +40,8 @@ def nest_images(images: Any) -> list[list]:
 
 def _picture(where: str, value: Any) -> Any:
     """`value`, called `where` in a message. Raises InputError unless it is one picture."""
+    if value is None:
+        raise InputError(f"{where} is None; a text without pictures has an empty list in their place, images=[[picture], []]")
     if not _is_picture(value) or (is_array(value) and value.ndim != 3):
         raise InputError(
             f"{where} holds {describe_source(value)}; a sample is a list of pictures, nested no deeper, or an array of four "

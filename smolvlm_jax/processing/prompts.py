@@ -109,9 +109,10 @@ class MediaTokens:
         slots = [text.count(self.image_token) for text in texts]
         given = [0] * len(texts) if samples is None else [len(sample) for sample in samples]
         if slots != given:
+            way_out = _way_out(slots, given, self.image_token)
             raise InputError(
                 f"{self.image_token} occurs {_shorten(slots)} times in the texts, but they come with "
-                f"{_shorten(given)} images; the counts have to agree text by text (a flat list is one text's)"
+                f"{_shorten(given)} images; the counts have to agree text by text (a flat list is one text's){way_out}"
             )
         wanted = sum(text.count(self.video_token) for text in texts)
         if wanted != num_videos:
@@ -170,6 +171,14 @@ def expand(texts: list[str], token: str, blocks: Iterable[str]) -> list[str]:
     """`texts` with each `token`, text after text, replaced by the next of `blocks`."""
     rest = iter(blocks)
     return [re.sub(re.escape(token), lambda _: next(rest), text) for text in texts]
+
+
+def _way_out(slots: list[int], given: list[int], token: str) -> str:
+    """What to do where texts and pictures disagree in number, for the first text that does."""
+    wanted, found = next((pair for pair in zip(slots, given, strict=False) if pair[0] != pair[1]), (0, 0))
+    if wanted < found:
+        return f"; write {token} where a picture belongs, which encode_chat(messages) does, or leave the picture out"
+    return f"; pass the pictures, images=[…], or in messages {{'type': 'image', 'image': PATH}}, or leave {token} out"
 
 
 def _shorten(counts: list[int]) -> str:
