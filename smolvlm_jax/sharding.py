@@ -78,8 +78,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         shape = " × ".join("?" if size == -1 else str(size) for size in given.values())
         raise InputError(
-            f"a mesh of {shape} does not use {len(devices)} devices exactly (data × fsdp × tensor; -1 in one of them takes what is "
-            "left)"
+            f"a mesh of {shape} does not use {len(devices)} devices exactly (data × fsdp × tensor; -1 in "
+            "one of them takes what is left)"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
