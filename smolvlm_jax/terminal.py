@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["draw", "on_terminal", "said_at", "say", "show", "standard_streams", "table"]
+__all__ = ["columns", "draw", "on_terminal", "said_at", "say", "show", "standard_streams", "table"]
 
 _NAMES = ("stdin", "stdout", "stderr")  # by descriptor
 _BROKEN = (OSError, ValueError)  # what a stream raises that cannot be written; ValueError: it is closed
+_COLUMNS = 80
 _lock = threading.RLock()  # of what follows
 _drawn = False  # whether the line of `draw` stands on the terminal
 _said = 0.0  # when something was said last
@@ -44,10 +45,16 @@ def draw(text: str) -> None:
         if sys.stderr is None or not (text or _drawn):
             return
         with suppress(*_BROKEN):
-            width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1  # 0: a terminal that does not know
-            sys.stderr.write(f"\r{text[:width]}\x1b[K")
+            sys.stderr.write(f"\r{text[: columns() - 1]}\x1b[K")
             sys.stderr.flush()
         _drawn = bool(text)
+
+
+def columns() -> int:
+    """How many columns the terminal at standard error has; 80 where it is none, or does not know."""
+    with suppress(*_BROKEN, AttributeError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS
 
 
 def said_at() -> float:

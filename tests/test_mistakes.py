@@ -151,6 +151,8 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "records as an option": (["batch", "--input", "pictures", "--model", "tiny"], 2, "INPUT is the first argument"),
     "an option like no other": (batch("pictures", "--verbose"), 2, "no option --verbose (help"),
     "an output of a run that cannot be made": (train("output=/proc/x"), 2, "output cannot be made at /proc/x: "),
+    "a batch that the devices cannot share": (train("data.batch_size=6"), 2, "write data.batch_size=8, or mesh.devices=6"),
+    "columns of other names": (train("data.train=other.jsonl"), 2, "columns: [[prompt, query], [answer, label.0]]"),
     "an empty name": (["batch", "", *batch("x")[2:]], 2, "an empty name"),
     "no recipe": (["train"], 2, "RECIPE is missing"),
     "a mistyped recipe": (["train", "lora-265m"], 2, "did you mean lora-256m?"),
@@ -200,6 +202,7 @@ def place(tmp_path_factory):
     pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), place / "zero.parquet")
     (place / "recipe.toml").write_text('model = "tiny"')
     (place / "train.jsonl").write_text(json.dumps({"prompt": "hi", "answer": "there"}) + "\n")
+    (place / "other.jsonl").write_text(json.dumps({"query": "hi", "label": ["there"]}) + "\n")
     (place / "good.yaml").write_text("{model: tiny, steps: 1, data: {train: train.jsonl, length: 64, batch_size: 8}}")
     yield place
     shutil.rmtree(place)

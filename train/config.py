@@ -40,7 +40,8 @@ class DataSource:
         limit: use only its first so many records.
         split: which of its splits, where it has several.
         name: which of its configurations, for a dataset of the Hub that has several.
-        columns: pairs (our name of a column, its name in the data); "unused" is our name for one that is not to be read.
+        columns: pairs (our name of a column, its name in the data); "unused" is our name for one that is not to be read, and
+            "answers.0" or "answers.text.0" the name of a part of a column that holds lists or objects.
     """
 
     path: str

@@ -97,7 +97,7 @@ class Records(ABC):
         record, folder, where = self._row(index)
         if self.columns and isinstance(record, Mapping):
             try:
-                record = renamed(record, self.columns)
+                record = renamed(record, self.columns, parts=True)
             except InputError as error:
                 record = error
         if self.origin is not None:

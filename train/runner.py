@@ -1,7 +1,8 @@
 """A run from its configuration to its results: model, data, mesh, training, evaluation, curves and the exported checkpoint."""
 
+import math
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from ..config import SmolVLMConfig, SmolVLMTextConfig
 from ..convert.digest import files_digest
 from ..convert.hosts import join_job
 from ..convert.opened import open_checkpoint
-from ..directories import make_directory
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..field_types import check_kind
-from ..io import read_json, write_json
+from ..io import write_json
 from ..locate import adapted, stack
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, quantize_params, unflatten_params
@@ -32,8 +32,9 @@ from ..staging import check_new
 from ..storage import AnyPath, StorePath, place
 from ..terminal import say
 from .adapter import export_adapter
-from .claim import only_run
+from .claim import made_directory, nothing_left, only_run
 from .config import MeshConfig, TrainConfig
+from .continued import changes, earlier
 from .curves import draw_curves
 from .evaluate import Evaluator, check_tasks, held_out, held_out_records
 from .export import export
@@ -45,14 +46,14 @@ from .metrics import read_metrics
 from .mirror import Mirror, mirrored
 from .partition import Partition, join
 from .pipeline import TrainingData
-from .plain import require_same, to_dict
+from .plain import to_dict
 from .processes import on_host
 from .progress import Display
 from .samples import Prepare
 from .state import TrainState
 from .stopping import Preempted
 
-__all__ = ["TrainResult", "divide", "open_mesh", "open_model", "run"]
+__all__ = ["TrainResult", "check_rows", "divide", "open_mesh", "open_model", "run"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,29 @@ def open_mesh(config: MeshConfig) -> Mesh:
             raise ConfigError(f"mesh.devices is {config.devices}, but there are {len(devices)}")
         devices = devices[: config.devices]
     return make_mesh(config.data, config.fsdp, config.tensor, devices)
+
+
+def check_rows(config: TrainConfig, mesh: Mesh) -> None:
+    """Raise ConfigError unless the devices of a mesh have equally many rows of a batch."""
+    rows, data, fsdp = config.data.batch_size, mesh.shape["data"], mesh.shape["fsdp"]
+    ways = data * fsdp
+    if rows % ways == 0:
+        return
+    less, more = rows // ways * ways, -(-rows // ways) * ways
+    words = " or ".join(f"data.batch_size={number}" for number in (less, more) if number)
+    if -1 in (config.mesh.data, config.mesh.fsdp) and jax.process_count() == 1:
+        fitting = [count for count in range(1, mesh.size) if _divides(config, count, rows)]
+        words += f", or mesh.devices={fitting[-1]}" if fitting else ""
+    raise ConfigError(
+        f"data.batch_size is {rows}, no multiple of the {ways} devices that share the rows of a batch (mesh.data {data} × "
+        f"mesh.fsdp {fsdp}): write {words}"
+    )
+
+
+def _divides(config: TrainConfig, devices: int, rows: int) -> bool:
+    """Whether the mesh of a configuration can be made of so many devices, and these share the rows evenly."""
+    fixed = math.prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size != -1)
+    return devices % fixed == 0 and rows % (devices // config.mesh.tensor) == 0
 
 
 def open_model(config: TrainConfig, mesh: Mesh) -> tuple[SmolVLMForConditionalGeneration, dict[str, Any]]:
@@ -161,42 +185,61 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
     check_kind("config", config, TrainConfig, "run(TrainConfig(…)), or run(load_recipe(name, overrides))")
     if not config.model:
         raise ConfigError("model is not named: model=NAME, a directory or a name that `smolvlm-jax models` lists")
-    if config.distributed:
-        join_job()
     if config.model.startswith("shape:"):
         raise ConfigError(f"model {config.model!r} is a shape without tokenizer: name a checkpoint to train")
-    check_cache()
-    main = jax.process_index() == 0
-    model, base = adapted(config.model, config.adapter)
-    parts = stack(model, base=base)
-    files = resolve(model, base=base)
-    output = place(config.output)
-    if isinstance(output, StorePath):
-        if jax.process_count() > 1:
-            raise ConfigError(
-                f"output {output} is in an object store, where only one process can write checkpoints: in a job of several "
-                "name a directory that all of them see, such as a mounted bucket"
-            )
-        with mirrored(output) as mirror, Display(config.steps, progress) as display:
-            return _train(config, mirror.directory, files, display, mirror, named=len(parts) == 1)
-    directory = output.absolute()
-    make_directory(directory, "output")
-    with only_run(directory) if main else nullcontext(), Display(config.steps, progress, main=main) as display:
-        return _train(config, directory, files, display, None, named=len(parts) == 1)
+    with ExitStack() as context:
+        display = context.enter_context(Display(config.steps, progress))
+        if config.distributed:
+            display.doing("waiting for the other processes of the job")
+            join_job()
+        main = jax.process_index() == 0
+        if not main:
+            display.mute()
+        mesh = open_mesh(config.mesh)
+        check_rows(config, mesh)
+        check_cache()
+        display.doing(f"opening {config.model}")
+        model, base = adapted(config.model, config.adapter)
+        parts = stack(model, base=base)
+        files = resolve(model, base=base)
+        output = place(config.output)
+        mirror = None
+        if isinstance(output, StorePath):
+            if jax.process_count() > 1:
+                raise ConfigError(
+                    f"output {output} is in an object store, where only one process can write checkpoints: in a job of several "
+                    "name a directory that all of them see, such as a mounted bucket"
+                )
+            display.doing(f"reading {output}")
+            mirror = context.enter_context(mirrored(output))
+            directory = mirror.directory
+        else:
+            directory = output.absolute()
+            context.enter_context(made_directory(directory))
+        if main:
+            context.enter_context(only_run(directory) if mirror is None else nullcontext())
+            context.enter_context(nothing_left(directory))
+        return _train(config, mesh, directory, files, display, mirror, named=len(parts) == 1)
 
 
 def _train(
-    config: TrainConfig, directory: Path, files: Path, display: Display, mirror: Mirror | None, *, named: bool
+    config: TrainConfig,
+    mesh: Mesh,
+    directory: Path,
+    files: Path,
+    display: Display,
+    mirror: Mirror | None,
+    *,
+    named: bool,
 ) -> TrainResult:
     """The run, in a directory that no other run is in, and that may be sent to a store. named: whether what it starts from is a
     model by itself."""
     main = jax.process_index() == 0
     output = directory if mirror is None else mirror.path
+    before = earlier(config, directory, output)
     if config.export and main:
         for name in ("model", *([] if config.lora is None else ["adapter"])):
-            _check_export(output / name, begun=_begun(directory))
-    _record(config, directory, main, output)
-    mesh = open_mesh(config.mesh)
+            _check_export(output / name, begun=before is not None)
     display.doing("opening the data")
     kept = None if config.evaluation is None else held_out_records(config.evaluation)
     tasks = [] if config.evaluation is None else held_out(config.evaluation, kept, limits_of(config.data.pictures))
@@ -249,7 +292,14 @@ def _train(
         display.remark(evaluate.description)
     weights = [params]  # emptied by the call, so that the loop can free the parameters that its state replaces
     del params
-    options: dict[str, Any] = {"mirror": mirror, "base": base, "evaluate": evaluate, "display": display}
+
+    def begin(first: int | None) -> None:
+        if main:
+            write_json(directory / "run.json", to_dict(config))
+        if first is not None and before is not None and (words := changes(before, config)):
+            display.remark(f"{words} from step {first + 1:,} on")
+
+    options: dict[str, Any] = {"mirror": mirror, "base": base, "evaluate": evaluate, "display": display, "begin": begin}
     try:
         state = fit(model, weights.pop(), data, partition, mesh, directory, **options)
     except Preempted as stop:
@@ -261,7 +311,7 @@ def _train(
             "on"
         )
         raise
-    display.close()
+    display.finish()
     metrics = read_metrics(directory)
     if main:
         draw_curves(metrics, directory / "curves.png")
@@ -272,6 +322,7 @@ def _train(
         trained = on_host(state.params)
         exported = output / "model"
         if main:
+            display.doing(f"writing {exported}")
             try:
                 with started.unchanged():
                     pass
@@ -283,6 +334,8 @@ def _train(
             export(config.model, trained, exported, scale=partition.scale, adapter=config.adapter)
             if config.lora is not None:
                 _export_adapter(config, trained, output / "adapter", named)
+    if mirror is not None:
+        display.doing(f"sending what is left to {output}")
     return TrainResult(output, exported, metrics[-1] if metrics else {}, state)
 
 
@@ -306,32 +359,8 @@ def _room(config: TrainConfig, directory: Path) -> int:
     return positions - new
 
 
-# What the checkpoints of a run depend on: it cannot be continued with another.
-_FIXED = ("model", "adapter", "lora", "learning_rates", "param_dtype", "seed")
-
-
-def _begun(directory: Path) -> bool:
-    """Whether a run in a directory has saved a step."""
-    steps = directory / "checkpoints"
-    return steps.is_dir() and any(step.name.isdecimal() for step in steps.iterdir())
-
-
 def _check_export(destination: AnyPath, *, begun: bool) -> None:
     """Raise CheckpointError if an export would not be written, or would replace what this run has not made."""
     if not begun and destination.exists():
         raise CheckpointError(f"{destination} exists, and the export of this run goes there: choose another output, or move it")
     check_new(destination, force=True)
-
-
-def _record(config: TrainConfig, directory: Path, main: bool, shown: AnyPath) -> None:
-    """Write run.json; refuse to continue a run of another model or other trained parts."""
-    path, now = directory / "run.json", to_dict(config)
-    if _begun(directory):
-        if not path.exists():
-            raise CheckpointError(
-                f"{shown / path.name} is gone, which says what {shown / 'checkpoints'} belong to: put it back, or choose "
-                "another output"
-            )
-        require_same(f"the run in {shown}", read_json(path), now, *_FIXED)
-    if main:
-        write_json(path, now)

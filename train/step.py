@@ -1,6 +1,6 @@
 """One training step, a pure function: state and batch in, state and metrics out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from .forward import Batch, token_losses
 from .partition import Partition, join
 from .state import TrainState, make_optimizer, state_shardings
 
-__all__ = ["batch_placement", "jit_step", "make_step", "place"]
+__all__ = ["Step", "batch_placement", "jit_step", "make_step", "place"]
 
 
 def jit_step(model: SmolVLMForConditionalGeneration, partition: Partition, mesh: Mesh) -> Any:
@@ -76,22 +76,44 @@ def jit_step(model: SmolVLMForConditionalGeneration, partition: Partition, mesh:
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
-def make_step(
-    model: SmolVLMForConditionalGeneration, partition: Partition, mesh: Mesh
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """A jitted step on a mesh: run(state, batch, base={}) -> (state, metrics).
+def make_step(model: SmolVLMForConditionalGeneration, partition: Partition, mesh: Mesh) -> "Step":
+    """A jitted step on a mesh.
 
-    The old state is donated. The batch holds the numpy arrays of this host's rows, as `make_batch` returns them or a stack of
-    them; the rows of all hosts together are the batch. A step whose loss or gradient is not finite leaves parameters and
-    moments as they were and is counted.
+    The old state is donated. A step whose loss or gradient is not finite leaves parameters and moments as they were and is
+    counted.
     """
-    jitted = jit_step(model, partition, mesh)
+    return Step(jit_step(model, partition, mesh), mesh)
 
-    def run(state: TrainState, batch: Batch, base: dict | None = None):
-        with activate(mesh):
-            return jitted(state, base or {}, place(batch, mesh))
 
-    return run
+class Step:
+    """A jitted step on a mesh: step(state, batch, base={}) -> (state, metrics).
+
+    The batch holds the numpy arrays of this host's rows, as `make_batch` returns them or a stack of them; the rows of all hosts
+    together are the batch.
+
+    Args:
+        jitted: what `jit_step` returned.
+        mesh: where.
+    """
+
+    def __init__(self, jitted: Any, mesh: Mesh):
+        self._jitted, self.mesh = jitted, mesh
+
+    def __call__(self, state: TrainState, batch: Batch, base: dict | None = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        with activate(self.mesh):
+            return self._jitted(state, base or {}, place(batch, self.mesh))
+
+    def trace(self, state: TrainState, batch: Batch, base: dict | None = None) -> tuple[Any, dict[str, jax.Array]]:
+        """(the program of a step with these arguments, as `jit(…).trace(…)` gives it; the batch on the mesh)."""
+        with activate(self.mesh):
+            arrays = place(batch, self.mesh)
+            return self._jitted.trace(state, base or {}, arrays), arrays
+
+    def compile(self, traced: Any) -> Any:
+        """Compile a program of `trace`, which the next call with such arguments then runs, and return the compiler's figures of
+        its memory; None where it has none."""
+        with activate(self.mesh):
+            return traced.lower().compile().memory_analysis()
 
 
 def batch_placement(mesh: Mesh, shape: Sequence[int], *, stacked: bool) -> NamedSharding:

@@ -6,6 +6,7 @@ once by the user who runs the job.
 """
 
 import functools
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -29,6 +30,7 @@ __all__ = [
     "PDF",
     "UNUSED",
     "left_over",
+    "meant",
     "names_pdfs",
     "renamed",
 ]
@@ -66,6 +68,28 @@ _REFUSED = frozenset(
         "history",
     }
 )
+# What those of them that are texts may be meant for.
+_OF_REFUSED = {"instruction": "prompt", "instructions": "prompt", "query": "prompt", "content": "prompt", "chosen": "answer"}
+# Names that data sets give to what is asked, and to the answer, the likeliest first.
+_LIKE_ASKS = ("query", "instruction", "questions", "prompts", "input", "problem", "user", "human", "request", "text_input")
+_LIKE_ANSWERS = (
+    "answers",
+    "label",
+    "labels",
+    "response",
+    "output",
+    "target",
+    "multiple_choice_answer",
+    "ground_truth",
+    "solution",
+    "assistant",
+    "gpt",
+    "completions",
+    "caption",
+    "captions",
+    "answer",
+    "text",
+)
 # Lengths are bounded, or a long text would be looked through once for each ending in it.
 # .ts is left out: as the name of a file beside a text it is mostly a program.
 _ENDS = "|".join(re.escape(ending) for ending in (*PICTURES, *VIDEOS) if ending != ".ts")
@@ -80,28 +104,86 @@ _NUMBERS = {int, float, bool, type(None)}
 _SHORTEST = 5  # letters of a name that others are compared with
 
 
-def renamed(record: Mapping, columns: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def renamed(record: Mapping, columns: Iterable[tuple[str, str]], *, parts: bool = False) -> dict[str, Any]:
     """A record under our names.
 
     Args:
         record: as it was decoded.
         columns: pairs (our name, the record's); one that is called UNUSED is left out.
+        parts: whether "answers.0" and "answers.text.0" are parts of a column `answers` of lists or objects.
 
     Raises:
-        InputError: two columns would get one name.
+        InputError: two columns would get one name, or a column has no such part.
     """
     columns = tuple(columns)
-    taken = {column for _, column in columns}
+    of_part = {c: c.partition(".")[0] for name, c in columns if parts and name != UNUSED and c not in record}
+    taken = {of_part.get(column, column) for _, column in columns}
     out = {name: value for name, value in record.items() if name not in taken}
     for name, column in columns:
-        if name == UNUSED or column not in record:
+        if name == UNUSED or of_part.get(column, column) not in record:
             continue
         if not is_empty(out.get(name)):
             raise InputError(
                 f"column {name}={column}: another column has this name already; leave that one out (column {UNUSED}={name})"
             )
-        out[name] = record[column]
+        out[name] = _part(record, column) if column in of_part else record[column]
     return out
+
+
+def _part(record: Mapping, column: str) -> Any:
+    """What stands at a path such as "answers.text.0"."""
+    found: Any = record
+    for step in column.split("."):
+        if isinstance(found, (list, tuple)) and step.isdecimal() and int(step) < len(found):
+            found = found[int(step)]
+        elif isinstance(found, Mapping) and step in found:
+            found = found[step]
+        else:
+            raise InputError(f"the column {column.partition('.')[0]!r:.80} has no part {column!r:.80}")
+    return found
+
+
+def meant(record: Mapping, *, asked: bool) -> str:
+    """What to write in a recipe for a record whose columns have other names, as far as these tell.
+
+    Args:
+        record: under our names.
+        asked: whether something that is asked was found, so that only the answer is missing.
+    """
+    pairs = [] if asked else [("prompt", _like(record, _LIKE_ASKS))]
+    if not any(record.get(name) is not None for name in ANSWERS):
+        pairs.append(("answer", _like(record, _LIKE_ANSWERS)))
+    if not any(record.get(name) is not None for name in (*MEDIA, *DOCUMENTS)):
+        pictures = [name for name, value in record.items() if _held(value, ()) in ("bytes", "a picture or video")]
+        pairs += [("image", str(name)) for name in pictures[:1]]
+    columns = ", ".join(f"[{name}, {_as_yaml(column)}]" for name, column in pairs)
+    return f"{{path: …, columns: [{columns}]}}"
+
+
+def _as_yaml(name: str) -> str:
+    return name[:80] if re.fullmatch(r"[A-Za-z_][\w./-]*", name) else json.dumps(name[:80], ensure_ascii=False)
+
+
+def _like(record: Mapping, names: tuple[str, ...]) -> str:
+    """The column of a record that has one of these names, and where in it a text stands."""
+    lower = {str(name).lower(): name for name in reversed(record)}
+    for name in names:
+        if name in lower and (inner := _text_in(record[lower[name]])) is not None:
+            return f"{lower[name]}{inner}"
+    return "COLUMN"
+
+
+def _text_in(value: Any, depth: int = 3) -> str | None:
+    """Where in a value the first text stands, as a path to append to its column; None where there is none."""
+    if isinstance(value, str):
+        return ""
+    if isinstance(value, (list, tuple)) and value and depth:
+        return None if (inner := _text_in(value[0], depth - 1)) is None else f".0{inner}"
+    if isinstance(value, Mapping) and depth:
+        for key in sorted(value, key=lambda key: key not in _LIKE_ANSWERS):
+            if (inner := _text_in(value[key], depth - 1)) is not None:
+                return f".{key}{inner}"
+    return None
 
 
 def names_pdfs(value: Any) -> bool:
@@ -132,8 +214,9 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *,
         if name in _REFUSED and not (isinstance(value, str) and value in used):
             what = "what a model would have to see"
         if what:
+            ours = _OF_REFUSED.get(name, "image")
             raise InputError(
-                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it ({_renamed('image', name)}) or leave it "
+                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it ({_renamed(ours, name)}) or leave it "
                 f"out ({_renamed(UNUSED, name)})"
             )
         name = f"{name:.80}"

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..errors import InputError
-from ..processing.parts import SOURCES, source_of
+from ..processing.parts import SOURCES, is_empty, source_of
 from ..processing.pdf import PdfPage
 from ..processing.pdf_pages import PdfFile
 from ..processing.pixels import is_array
 from ..storage import StorePath, is_store
-from .columns import ANSWERS, ASKS, CHATS, DOCUMENTS, MEDIA, PDF, left_over, names_pdfs, renamed
+from .columns import ANSWERS, ASKS, CHATS, DOCUMENTS, MEDIA, PDF, left_over, meant, names_pdfs, renamed
 from .kinds import VIDEOS
 from .layouts import answer_of, asked_of, text_of
 from .places import count_words, place_media
@@ -96,7 +96,13 @@ def read_conversation(
     used |= {name for message in messages for item in _media(message) for name in _names(item)}
     messages, names = _with_columns(messages, asked, folder)
     if training and messages[-1]["role"] != "assistant":
-        raise InputError("the last message is not the assistant's, so there is nothing to learn: add its turn, or an answer")
+        there = ", ".join(str(name) for name, value in record.items() if not is_empty(value))
+        todo = "add its turn, or an answer"
+        if all(record.get(name) is None for name in CHATS):
+            todo += f", or say which column is the answer, as in data.train=[{meant(record, asked=True)}]"
+        raise InputError(
+            f"the last message is not the assistant's, so there is nothing to learn (the record has {there:.200}): {todo}"
+        )
     if not training and messages[-1]["role"] == "assistant":
         raise InputError("the last message is the assistant's own, so there is nothing to answer")
     seen = any(_media(message) for message in messages)

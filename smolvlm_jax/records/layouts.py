@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InputError
 from ..processing.chat import read_message
 from ..processing.parts import is_empty
-from .columns import ANSWERS, ASKS, CHATS
+from .columns import ANSWERS, ASKS, CHATS, meant
 
 __all__ = ["answer_of", "asked_of", "text_of"]
 
@@ -38,7 +38,9 @@ def asked_of(record: Mapping, prompt: str | None, *, training: bool = False) -> 
         if prompt is None:
             there = ", ".join(str(name) for name, value in record.items() if not is_empty(value)) or "nothing"
             read = ", ".join((*CHATS, *ASKS))
-            why = f"read are {read}; data.train's columns name others" if training else "and the job has no --prompt"
+            why = "and the job has no --prompt"
+            if training:
+                why = f"read are {read}; say which columns are meant, as in data.train=[{meant(record, asked=False)}]"
             raise InputError(f"the record has neither messages nor a prompt (it has {there:.200}), {why}")
         found = {"prompt": _turn("user", prompt)}
     (first, messages), *others = found.items()
@@ -100,6 +102,8 @@ def _read(name: str, value: Any) -> Messages:
         if len({len(part) for part in value.values()}) != 1:
             raise InputError(f"{name} has lists of different lengths: {', '.join(map(str, value))}")
         value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
+        raise InputError(f"{name} is a list of texts, not one: name the one that is meant, columns: [[{name}, {name}.0]]")
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, Mapping) for item in value):
         shape = "{'user', 'assistant'}" if name == "texts" else "{'role', 'content'}"
         raise InputError(f"{name} needs a list of at least one {shape}")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from train_helpers import complaints, losses, recipe, small_checkpoint, start, write_records
+from train_helpers import ROOT, complaints, losses, recipe, small_checkpoint, start, write_records
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,9 @@ def test_what_a_run_leaves(undisturbed):
         trained[0]
     )
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "one line for each step"
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    explained = {name for row in re.findall(r"^\| (`.*?) \|", page, re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert {key for line in lines for key in line} <= explained, "every key is explained in docs/train.md"
     assert [line["step"] for line in lines if "exact_match" in line] == [12, 24]
     held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     assert len(held_out) == 2 and 0 < held_out[1] < held_out[0]

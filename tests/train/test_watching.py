@@ -1,6 +1,11 @@
 """What a run says: how far it is, what it skips, what does not fit, and the loss on held-out conversations."""
 
 import json
+import os
+import re
+import select
+import sys
+import termios
 import time
 
 import pytest
@@ -39,9 +44,9 @@ def test_off_a_terminal_nothing_is_silent_for_long(monkeypatch, capsys):
             time.sleep(0.01)
             display.advance()
     said = capsys.readouterr().err
-    assert said.startswith("smolvlm-jax: model m\nsmolvlm-jax: ") and said.count("compiling the training step, ") >= 2
+    assert said.startswith("smolvlm-jax: model m\nsmolvlm-jax: ") and said.count("compiling the training step (0:00)") >= 2
     assert "step 11 of 50, loss 1.5000, rate 0.0001, tokens/s 1,234, padding 25%\n" in said
-    assert " left\n" in said and said.count("step ") <= 12
+    assert " left\n" in said and said.count(": step ") <= 12
     with Display(5, False) as display:
         display.remark("no word")
         display.begin(0)
@@ -60,6 +65,47 @@ def test_on_a_terminal_the_bar_has_the_figures_and_what_is_going_on(capsys):
     said = capsys.readouterr().err
     assert "held-out answers, 3 of 9" in said and "2/4" in said
     assert "loss 1.5000, held out 2.0000, exact 50.0%, rate 0.0001" in said
+
+
+def test_a_step_that_takes_long_is_named_with_a_clock(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.03)
+    monkeypatch.setattr(progress, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "on_terminal", lambda: False)
+    with Display(9) as display:
+        display.begin(0)
+        display.doing("computing step 1 of 9", after=60)
+        time.sleep(0.1)
+        assert "computing" not in capsys.readouterr().err
+        display.doing("computing step 1 of 9", after=0.02)
+        time.sleep(0.2)
+        assert "smolvlm-jax: computing step 1 of 9 (0:00)\n" in capsys.readouterr().err
+        display.advance()
+        display.finish()
+        display.doing("writing out/model")
+        time.sleep(0.2)
+    assert "smolvlm-jax: step 1 of 9, writing out/model (0:00)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [0, 30, 100])
+def test_the_bar_fits_a_terminal_of_any_width(width, monkeypatch):
+    """Also one that does not know its width."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (0 if width == 0 else 24, width))
+    with os.fdopen(theirs, "w") as terminal, Display(4, True) as display:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        display.doing("opening tiny")
+        display.begin(1)
+        display.advance()
+        display.figures({"loss": 1.5, "held_out_loss": 2.0, "exact_match": 0.5, "learning_rate": 1e-4, "tokens_s": 123.0})
+        display.finish()
+        said = ""
+        while select.select([ours], [], [], 0.2)[0]:
+            said += os.read(ours, 100_000).decode()
+        monkeypatch.undo()
+    os.close(ours)
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[\w", "", said))
+    assert "opening tiny" in said and max(map(len, lines)) <= (width or 80)
+    assert any(line.startswith(" 50%|") for line in lines), lines
 
 
 @pytest.mark.thorough

@@ -125,7 +125,9 @@ def losses(directory: Path) -> dict[int, float]:
 # What a run says of itself off a terminal.
 TOLD = re.compile(
     r"smolvlm-jax: (model .* parameters; trained are |[\d,]+ records? from |held out: |resuming from step |step [\d,]+ of "
-    r"|padding, which is computed|skipped so far, of |(opening|loading|compiling|writing) |stopping: the step under way"
+    r"|memory: a step needs at most about |compiled in |\S+ was \S+, is \S+.* from step "
+    r"|padding, which is computed|skipped so far, of "
+    r"|(opening|loading|looking|reading|compiling|computing|writing|sending|waiting) |stopping: the step under way"
     r"|stopped at step )"
 )
 

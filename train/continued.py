@@ -1,0 +1,78 @@
+"""What a run that is started again may have changed: nothing that its checkpoints depend on, and all else is named."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..io import read_json
+from ..storage import AnyPath
+from .config import TrainConfig
+from .plain import require_same, to_dict
+
+__all__ = ["changes", "earlier"]
+
+# What the checkpoints of a run depend on: it cannot be continued with another.
+_FIXED = ("model", "adapter", "lora", "learning_rates", "param_dtype", "seed")
+# What may change, and changes what the steps from there on do.
+_COURSE = (
+    "learning_rate",
+    "steps",
+    "warmup_steps",
+    "warmup_fraction",
+    "schedule",
+    "final_fraction",
+    "restarts",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "epsilon",
+    "clip_norm",
+    "accumulation",
+    "dtype",
+    "frozen_dtype",
+    "data.batch_size",
+)
+
+
+def earlier(config: TrainConfig, directory: Path, shown: AnyPath) -> Mapping[str, Any] | None:
+    """The settings of the run whose checkpoints are in a directory; None if there are none.
+
+    Args:
+        config: of the run that is started.
+        directory: the directory.
+        shown: its name in messages.
+
+    Raises:
+        CheckpointError: it is a run of another model or other trained parts, or has lost its run.json.
+    """
+    path, steps = directory / "run.json", directory / "checkpoints"
+    if not steps.is_dir() or not any(step.name.isdecimal() for step in steps.iterdir()):
+        return None
+    if not path.exists():
+        raise CheckpointError(
+            f"{shown / path.name} is gone, which says what {shown / steps.name} belong to: put it back, or choose "
+            "another output"
+        )
+    before = read_json(path)
+    require_same(f"the run in {shown}", before, to_dict(config), *_FIXED)
+    return before
+
+
+def changes(before: Mapping[str, Any], config: TrainConfig) -> str:
+    """In words, which settings of the steps to come were others before: "steps was 100, is 200"; "" if none were."""
+    now = json.loads(json.dumps(to_dict(config)))
+    found: list[str] = []
+    for key in _COURSE:
+        old: Any = before
+        new: Any = now
+        for name in key.split("."):
+            old, new = (old.get(name, old) if isinstance(old, Mapping) else old), new[name]
+        if old != new and not isinstance(old, Mapping):  # a mapping: of a key that older versions did not write down
+            found.append(f"{key} was {_written(old)}, is {_written(new)}")
+    return "; ".join(found)
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else f"{value:.80}" if isinstance(value, str) else f"{value!r:.80}"
