@@ -99,7 +99,8 @@ def _ours(words: list[str]) -> Iterator[str]:
         if options.command == "train" and getattr(options, "recipe", None):
             load_recipe(options.recipe, [word for word in words[2:] if "=" in word and not word.startswith("-")])
     except SystemExit as error:
-        yield f"is refused: {error}"
+        if error.code:  # else it has shown what was asked for
+            yield f"is refused: {error}"
     except SmolVLMError as error:
         yield f"is refused: {error}"
 
