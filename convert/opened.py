@@ -301,6 +301,10 @@ def _open_orbax(directory: Path, found: Found, config_file: Path | None) -> Chec
     states = _states(stored)
     arrays: dict[str, Leaf] = dict(open_orbax(found))
     if any(path.endswith("/lora_a") for path in arrays):
+        merged = directory / "model"
+        made = max((file.stat().st_mtime for file in merged.glob("*.safetensors")), default=0)
+        if config_file is None and made >= found.item.stat().st_mtime:
+            return _open_any(merged, None, None)  # a run with adapters that has ended stands for its model
         raise CheckpointError(
             f"{directory} holds the adapters of a training run, not a model: the merged model is in the run's folder model"
         )

@@ -148,7 +148,7 @@ class Display:
                     return
                 self._refresh()
                 silent = time.monotonic() - max(self._silent_since, said_at())
-                if self._lines and silent >= LINE_SECONDS - _TICK_SECONDS:
+                if self._lines and silent >= LINE_SECONDS - 2 * _TICK_SECONDS:
                     self._line()
 
     def _refresh(self) -> None:

@@ -94,6 +94,8 @@ def test_a_run_leaves_its_adapters_and_another_starts_from_them(tmp_path, capsys
     recipe = helpers.recipe(tmp_path, base, steps=3, lora={"rank": 2, "alpha": 4.0})
     first = run(load_recipe(str(recipe), []), progress=False)
     ours, merged = (flatten_params(load(first.directory / name)[1]) for name in ("adapter", "model"))
+    of_run = flatten_params(load(first.directory)[1])  # a run that has ended stands for its model
+    assert all(np.array_equal(of_run[path], merged[path]) for path in merged)
     start = flatten_params(load(base)[1])
     assert max(float(jnp.abs(merged[path] - leaf).max()) for path, leaf in start.items()) > 1e-5
     for path, leaf in merged.items():
