@@ -125,7 +125,8 @@ def load(
         model = model_of(opened.model_config, dtype=compute, attention=attention, generation_config=defaults)
         for line in opened.notes:
             warnings.warn(line, stacklevel=2)
-        try_encoder(opened.model_config.vision_config, Execution(compute, attention=attention))
+        quantized = opened.quantized is not None
+        try_encoder(opened.model_config.vision_config, Execution(compute, attention=attention), quantized=quantized)
         if opened.layout == "base" and not opened.config.tie_word_embeddings:
             warnings.warn(
                 f"{source} is a checkpoint of the base class, without the output head its config speaks of: "

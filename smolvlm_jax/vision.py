@@ -17,7 +17,6 @@ from .errors import ConfigError, InputError
 from .layers import Embedding, Execution, LayerNorm, Part, StackOutput, dimensions, run_layers
 from .outputs import ModelOutput
 from .precision import matmul_precision
-from .quantization import dequantized
 from .sharding import Dimension, constrain, parameter
 from .unbound import says_what_to_type
 
@@ -210,7 +209,7 @@ class SmolVLMEncoderLayer(_Part):
         """x (i, p, d), mask bool (i, 1, p) or None."""
         if mask is None and not self.return_weights and not self.is_initializing():
             alone = SmolVLMEncoderLayer(self.config, self.execution, parent=None)
-            params = dequantized(nn.meta.unbox(self.variables.get("params", {})), self.execution.dtype)
+            params = nn.meta.unbox(self.variables.get("params", {}))
             layer = layer_kernels(alone, x, params)
             if layer is not None:
                 return Attended(layer(x, params))
@@ -227,9 +226,10 @@ class SmolVLMEncoderLayer(_Part):
         return attended._replace(output=constrain(x, "tile", None, None))
 
 
-def try_encoder(config: SmolVLMVisionConfig, execution: Execution) -> None:
-    """Run the trial of the kernels for an encoder's layers, as `attention.try_kernels` does for those of attention."""
-    try_layer(SmolVLMEncoderLayer(config, execution, parent=None), config.num_patches)
+def try_encoder(config: SmolVLMVisionConfig, execution: Execution, *, quantized: bool = False) -> None:
+    """Run the trial of the kernels for an encoder's layers, as `attention.try_kernels` does for those of attention, with
+    weights in 8 bits or in floats."""
+    try_layer(SmolVLMEncoderLayer(config, execution, parent=None), config.num_patches, quantized=quantized)
 
 
 class SmolVLMEncoder(_Part):

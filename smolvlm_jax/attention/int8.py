@@ -13,7 +13,18 @@ import numpy as np
 
 from ..precision import matmul_precision
 
-__all__ = ["UNIT", "dequantize", "joined_bytes", "power_above", "quantize", "rotation", "rounded", "turn", "two_bytes"]
+__all__ = [
+    "UNIT",
+    "dequantize",
+    "joined_bytes",
+    "nearest",
+    "power_above",
+    "quantize",
+    "rotation",
+    "rounded",
+    "turn",
+    "two_bytes",
+]
 
 _LARGEST = 127
 # Of `joined_bytes`.
@@ -74,11 +85,11 @@ def two_bytes(x: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:
         inverse: of the bound, 1 over more than any |x|, broadcastable to x.
     """
     x = x * (inverse * _LARGEST)
-    high = _nearest(x)
-    return high.astype(jnp.int8), _nearest((x - high.astype(jnp.float32)) * (2 * _LARGEST)).astype(jnp.int8)
+    high = nearest(x)
+    return high.astype(jnp.int8), nearest((x - high.astype(jnp.float32)) * (2 * _LARGEST)).astype(jnp.int8)
 
 
-def _nearest(x: jax.Array) -> jax.Array:
+def nearest(x: jax.Array) -> jax.Array:
     """Small float32 numbers to the nearest int32, in two instructions: behind 1.5·2^23 there is no room for a fraction."""
     return jax.lax.bitcast_convert_type(x + np.float32(1.5 * 2**23), jnp.int32) - 0x4B400000
 

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from ..attention.pallas import pallas_tpu
+from ..quantization import SCALE
+from .int8 import in_8_bits, int8_product
 from .shape import Blocks, LayerShape, norm, resident, starts
 
-__all__ = ["mlp_block"]
+__all__ = ["gelu", "mlp_block"]
 
 
 def mlp_block(
@@ -24,7 +26,7 @@ def mlp_block(
 
     Args:
         x: (i, p, d) in bfloat16.
-        weights: the layer's parameters `layer_norm2` and `mlp`, of the columns that `shape` counts.
+        weights: the layer's parameters `layer_norm2` and `mlp`, of the columns that `shape` counts, in floats or in 8 bits.
         shape: of the layer.
         blocks: what the kernel takes at a time.
         whole: whether these are all columns. If not, the result is their part of fc2's product, without its bias and x.
@@ -37,16 +39,19 @@ def mlp_block(
     i, p, d = x.shape
     first, second = weights["mlp"]["fc1"], weights["mlp"]["fc2"]
     flat = lambda leaf: leaf.astype(jnp.float32).reshape(1, -1)
+    quantized = f"kernel{SCALE}" in first
+    body, dtype = (_kernel_int8, jnp.int8) if quantized else (_kernel, x.dtype)
     inputs = [
         *(flat(weights["layer_norm2"][name]) for name in ("scale", "bias")),
-        first["kernel"].astype(x.dtype),
+        first["kernel"].astype(dtype),
         flat(first["bias"]),
-        second["kernel"].astype(x.dtype),
+        second["kernel"].astype(dtype),
         flat(second["bias"]),
+        *(flat(part[f"kernel{SCALE}"]) for part in (first, second) if quantized),
     ]
     rows = pallas.BlockSpec((1, blocks.mlp_rows, d), lambda i, j: (i, j, 0))
     return pallas.pallas_call(
-        functools.partial(_kernel, shape=shape, blocks=blocks, whole=whole),
+        functools.partial(body, shape=shape, blocks=blocks, whole=whole),
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         grid=(i, pallas.cdiv(p, blocks.mlp_rows)),
         in_specs=[rows, *(resident(pallas, leaf.shape) for leaf in inputs)],
@@ -55,7 +60,7 @@ def mlp_block(
         cost_estimate=pallas.CostEstimate(
             flops=4 * x.size * shape.mlp,
             transcendentals=i * p * shape.mlp,
-            bytes_accessed=2 * (2 * x.size + 2 * d * shape.mlp),
+            bytes_accessed=2 * 2 * x.size + 2 * d * shape.mlp * jnp.dtype(dtype).itemsize,
         ),
         interpret=interpret,
         name="encoder_mlp",
@@ -73,13 +78,31 @@ def _kernel(x, scale, shift, w1, b1, w2, b2, out, *, shape: LayerShape, blocks: 
         now = following
         if after is not None:
             following = wide(after)
-        activated = _gelu(now.astype(x.dtype) if blocks.narrow else now).astype(x.dtype)
+        activated = gelu(now.astype(x.dtype) if blocks.narrow else now).astype(x.dtype)
         part = jnp.dot(activated, w2[columns], preferred_element_type=jnp.float32)
         total = part if total is None else total + part
     out[0] = total.astype(out.dtype)
 
 
-def _gelu(x: jax.Array) -> jax.Array:
+def _kernel_int8(x, scale, shift, w1, b1, w2, b2, s1, s2, out, *, shape: LayerShape, blocks: Blocks, whole: bool) -> None:
+    """The same with int8 w1 and w2, and their scales: s1 (1, f), s2 (1, d)."""
+    normed, step = in_8_bits(norm(x[0], scale[...], shift[...], shape.eps))
+    chunks = [slice(start, start + count) for start, count in starts(shape.mlp, blocks.mlp_columns)]
+    wide = lambda columns: int8_product(normed, w1[:, columns])
+    total: Any = None
+    following = wide(chunks[0])
+    for columns, after in zip(chunks, [*chunks[1:], None], strict=True):
+        now = following * step * s1[:, columns] + b1[:, columns]
+        if after is not None:
+            following = wide(after)
+        values, its = in_8_bits(gelu(now))
+        part = int8_product(values, w2[columns]) * its
+        total = part if total is None else total + part
+    total = total * s2[...]
+    out[0] = (total + (x[0].astype(jnp.float32) + b2[...]) if whole else total).astype(out.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
     """gelu's tanh form, in the fewest operations."""
     root, half = math.sqrt(2 / math.pi), 0.5 * x
     return half + half * jnp.tanh(x * (root + 0.044715 * root * (x * x)))

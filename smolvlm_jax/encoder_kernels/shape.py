@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Blocks", "LayerShape", "blocks_for", "chip_of", "resident", "starts"]
+__all__ = ["INT8_CHIPS", "Blocks", "LayerShape", "blocks_for", "chip_of", "norm", "resident", "starts"]
 
 # A tile of memory in bfloat16.
 _SUBLANES, _LANES = 16, 128
@@ -24,6 +24,9 @@ _CHIPS = {
     "TPU v6e": "v6e",
     "TPU7x": "7x",
 }
+# Those on which the kernels multiply weights in 8 bits as int8. A v6e, too, multiplies these twice as fast as bfloat16, but
+# there the vector unit decides, which has more to do with them (figures in docs/design.md).
+INT8_CHIPS = ("v5e", "v5p")
 # Fewest patches for which the kernels are used: fewer fill no block of queries.
 _FEWEST_PATCHES = 256
 

@@ -28,6 +28,7 @@ from ..logprobs import TokenLogprobs
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import laid_out
 from ..pictures import encoder_batches
+from ..quantization import is_quantized
 from ..retrieval_model import require_text
 from ..vision import try_encoder
 from .compiled import Programs
@@ -170,7 +171,7 @@ class Engine:
             report: called with the numbers of programs done and to do.
         """
         try_kernels(self.model.attention)
-        try_encoder(self.model.config.vision_config, self.model.execution)
+        try_encoder(self.model.config.vision_config, self.model.execution, quantized=is_quantized(self.params))
         self.programs.warm_up(report)
 
     def summary(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from ..attention.decode_limits import decode_pieces
 from ..cache import ColumnBuffers
+from ..encoder_kernels import INT8_CHIPS
 from ..engine.compiled import Programs
 from ..engine.settings import ANY_SLOTS, FREE_MEMORY_SHARE, RINGS, EngineConfig, EngineShapes
 from ..errors import InputError
@@ -132,7 +133,7 @@ class EngineOnChips:
         return [self._costs[places[key]] for key in keys]
 
     def _cost(self, shapes: EngineShapes, key: tuple) -> Cost:
-        kind = key[0]
+        kind, chip = key[0], self.measurer.chip
         with activate(self.mesh):
             inputs = self.programs(shapes).parts(*key)[1][_KEPT[kind] :]
             function, arguments, _ = self.programs(shapes, plain=True).parts(*key)
@@ -143,6 +144,7 @@ class EngineOnChips:
                 input_bytes=held_bytes(inputs),
                 steps=shapes.chunk if kind == "decode" else 1,
                 loops=self._decode_loops(shapes, key[1]) if kind == "decode" else None,
+                in_8_bits=kind == "encode" and self.quantized and chip is not None and chip.name in INT8_CHIPS,
             )
 
     def _decode_loops(self, shapes: EngineShapes, length: int) -> KernelLoops | None:

@@ -80,6 +80,7 @@ class Measurer:
         input_bytes: int = 0,
         steps: int = 1,
         loops: KernelLoops | None = None,
+        in_8_bits: bool = False,
     ) -> Cost:
         """Compile a program and count.
 
@@ -90,6 +91,7 @@ class Measurer:
             input_bytes: see `Cost`.
             loops: of kernels whose work depends on what a cache holds. Default: as the kernels state it.
             steps: that a program whose loop decides its own length takes in a call; everything but memory is for one of them.
+            in_8_bits: whether products may be of int8, at whose peak the program's floor is then.
 
         Raises:
             TooLarge: it does not fit the chip.
@@ -127,7 +129,7 @@ class Measurer:
             )
             if self.chip is not None and self.chip.platform == "tpu":
                 found = self._with_cycles(found, counts, loops.steps if loops else 1)
-            return self._with_seconds(found)
+            return self._with_seconds(found, in_8_bits)
 
     def _with_cycles(self, cost: Cost, counts: Counts, steps: int) -> Cost:
         assert self.chip is not None
@@ -142,12 +144,12 @@ class Measurer:
             missing_kernels=tuple(sorted(set(_named(Counter(counts.calls.keys() - schedules.keys()))))),
         )
 
-    def _with_seconds(self, cost: Cost) -> Cost:
+    def _with_seconds(self, cost: Cost, in_8_bits: bool) -> Cost:
         chip = self.chip
         if chip is None:
             return cost
         moving = cost.bytes / chip.bandwidth
-        floor = max(cost.flops / chip.flops, moving)
+        floor = max(cost.flops / (chip.int8_ops if in_8_bits else chip.flops), moving)
         estimated = None if cost.cycles is None or chip.clock is None else max(cost.cycles / chip.clock, moving)
         return replace(cost, floor_seconds=floor, estimated_seconds=estimated)
 
