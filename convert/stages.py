@@ -19,7 +19,16 @@ from ..config import SmolVLMConfig
 from ..errors import InputError
 from .opened import Checkpoint
 
-__all__ = ["NEW_TOKENS", "TOLERANCE", "Inputs", "StageReport", "StageRow", "builtin_picture", "compare_stages"]
+__all__ = [
+    "NEW_TOKENS",
+    "TOLERANCE",
+    "Inputs",
+    "StageReport",
+    "StageRow",
+    "builtin_picture",
+    "check_comparable",
+    "compare_stages",
+]
 
 NEW_TOKENS = 12
 # Largest difference of a stage, over the largest value of the reference there: "float32" between checkpoints of one dtype, else
@@ -57,7 +66,7 @@ class StageRow:
     Attributes:
         prompt, stage: its names.
         shape: of the values in the reference run.
-        scale: their largest magnitude.
+        scale: their largest finite magnitude.
         relative: run -> largest difference from the reference run over `scale`, for tokens the share that differs; None if the
             run has no such stage.
         differing: the runs beyond the tolerance.
@@ -261,9 +270,31 @@ def _distance(reference: np.ndarray, found: np.ndarray) -> float:
         return float("inf")
     if np.issubdtype(reference.dtype, np.integer):
         return float((reference != found).mean())
-    scale = float(np.abs(reference).max()) or 1.0
-    gap = float(np.abs(found.astype(np.float64) - reference).max()) / scale
-    return float("inf") if np.isnan(gap) else gap
+    same = (reference == found) | (
+        np.isnan(reference) & np.isnan(found)
+    )  # what is infinite or NaN in both alike is no difference
+    with np.errstate(invalid="ignore"):
+        gap = np.where(same, 0.0, np.abs(found.astype(np.float64) - reference))
+    largest = float(gap.max()) / (_largest(reference) or 1.0)
+    return float("inf") if np.isnan(largest) else largest
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest magnitude of those that are finite."""
+    wide = np.abs(values.astype(np.float64))
+    return float(np.max(wide, where=np.isfinite(wide), initial=0.0))
+
+
+def check_comparable(a: Checkpoint, b: Checkpoint, differences: Sequence[str]) -> None:
+    """Raise InputError unless the stages of two checkpoints can be compared; `differences`: of their settings, in words."""
+    if a.model_config.replace(model_type=b.model_config.model_type) != b.model_config:
+        where = next((line for line in differences if line.startswith("config ") and "model_type" not in line), "config.json")
+        raise InputError(
+            f"NOT the same: {a.name} (A) and {b.name} (B) describe different models ({where}): no stages can be compared; "
+            "leave out --stages (stages=True) to compare their tensors"
+        )
+    if a.model_config.embedding_dim is not None:
+        raise InputError("the stages of a retrieval model are not compared: it makes no text")
 
 
 def compare_stages(
@@ -272,17 +303,11 @@ def compare_stages(
     """Run what can run, and compare every stage with the first run.
 
     Args:
-        a, b: two checkpoints of one model.
+        a, b: two checkpoints of one model, as `check_comparable` says.
         position_ids: the rule for the encoder's position ids in our runs.
         notify: called with a line before each run.
 
-    Raises:
-        InputError: they describe different models.
     """
-    if a.model_config.replace(model_type=b.model_config.model_type) != b.model_config:
-        raise InputError("the two checkpoints describe different models: their stages cannot be compared")
-    if a.model_config.embedding_dim is not None:
-        raise InputError("the stages of a retrieval model are not compared: it makes no text")
     notes: list[str] = []
     runs: dict[str, Stages] = {}
     sides = {"A": a, "B": b}
@@ -309,6 +334,9 @@ def compare_stages(
         rule += f"; transformers {version('transformers')} is installed and follows its own"
     dtypes = {name: "int8" if sides[name[0]].quantized else sides[name[0]].dtype.name for name in runs}
     rows, tolerances = _rows(runs, dtypes)
+    first, stages = next(iter(runs.items()))
+    if broken := sum(not np.isfinite(values).all() for values in stages.values()):
+        notes.append(f"{broken} stages of {first} have values that are NaN or infinite; runs that have the same there agree")
     return StageReport(runs=list(runs), rows=rows, tolerances=tolerances, position_rule=rule, notes=notes)
 
 
@@ -332,6 +360,5 @@ def _rows(runs: dict[str, Stages], dtypes: dict[str, str]) -> tuple[list[StageRo
             judged = not (stage == "greedy tokens" and dtypes[name] != dtypes[reference])
             if judged and gap is not None and gap > (0 if exact else tolerances[name]):
                 differing.append(name)
-        scale = float(np.abs(values.astype(np.float64)).max())
-        rows.append(StageRow(prompt, stage, values.shape, scale, relative, tuple(differing)))
+        rows.append(StageRow(prompt, stage, values.shape, _largest(values), relative, tuple(differing)))
     return rows, tolerances

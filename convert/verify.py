@@ -257,14 +257,18 @@ def verify(
     shown = Progress(show=not quiet) if progress is None else progress
     shown.tell(f"reading {a} and {b}")
     with shown, open_checkpoint(a, revision=of[a]) as left, open_checkpoint(b, revision=of[b]) as right:
+        settings = compare_settings(left, right)
+        if stages:
+            from .stages import check_comparable, compare_stages
+
+            check_comparable(left, right, settings)
         with left.unchanged(), right.unchanged():
             bar = ByteCount(shown, "comparing the tensors", total_bytes(left.leaves))
-            report = Report(left.name, right.name, compare_tensors(left, right, bar.update), compare_settings(left, right))
+            report = Report(left.name, right.name, compare_tensors(left, right, bar.update), settings)
             report.notes += _drift(report.tensors)
             shown.tell("comparing the tensors with their checksums")
             check_sides(left, right, report)
         if stages:
-            from .stages import compare_stages
 
             def running(line: str) -> None:
                 shown.tell(line)

@@ -34,7 +34,7 @@ from .generation_config import GenerationConfig
 from .habits import Neutral, named_arguments, unasked
 from .io import COMPANIONS, companion_files, write_json
 from .layers import Execution
-from .locate import LOADING, adapted, bundled_models, resolve, resolve_file
+from .locate import LOADING, adapted, bundled_models, find_directory, resolve, resolve_file
 from .model import SmolVLMForConditionalGeneration
 from .parameters import flatten_params
 from .precision import default_dtype
@@ -139,14 +139,41 @@ def load(
             return model, place(opened, model, None if dtype is None else compute, mesh)
 
 
-def _companions(directory: str | os.PathLike | None) -> dict[str, Path]:
-    return {} if directory is None else companion_files(directory)
+def _companions(where: str, given: Any) -> dict[str, Path]:
+    """The small files of what `companions` names, by name; none of a processor, which writes its own."""
+    if given is None or _is_processor(given):
+        return {}
+    check_kind("companions", given, (str, os.PathLike), "what load was given, or a processor")
+    return companion_files(given if os.path.isdir(given) else find_directory(where, given, {}, frozenset())[0])
 
 
-def _describe(target: Path, model: Any, dtype: Any, companions: str | os.PathLike | None) -> None:
+def _is_processor(given: Any) -> bool:
+    return hasattr(given, "tokenizer") and hasattr(given, "save_pretrained")
+
+
+def _warn_of_missing(directory: Any, files: Mapping[str, Path], companions: Any) -> None:
+    """Say that a checkpoint is written without what makes prompts for it."""
+    lost = [
+        what
+        for what, names in (
+            ("tokenizer (tokenizer.json)", ("tokenizer.json", "vocab.json")),
+            ("processor (preprocessor_config.json)", ("preprocessor_config.json", "processor_config.json")),
+        )
+        if not files.keys() & set(names)
+    ]
+    if lost and not _is_processor(companions):
+        warnings.warn(
+            f"{directory} has no {' and no '.join(lost)}, and without them no prompt can be made for it: pass "
+            "companions=SOURCE, what load was given, or companions=processor",
+            stacklevel=4,
+        )
+
+
+def _describe(target: Path, model: Any, dtype: Any, files: Mapping[str, Path], companions: Any) -> None:
     """Write the small files of a checkpoint: those of `companions`, and the model's settings of generation in any case."""
-    files = _companions(companions)
     describe(target, model.config, dtype=dtype, companions=files)
+    if _is_processor(companions):
+        companions.save_pretrained(target)
     settings = getattr(model, "generation_config", None)
     if settings is not None and "generation_config.json" not in files:
         write_json(target / "generation_config.json", settings.said(), sort_keys=True)
@@ -170,7 +197,7 @@ def save(
     model: SmolVLMForConditionalGeneration,
     params: Mapping[str, Any],
     *,
-    companions: str | os.PathLike | None = None,
+    companions: Any = None,
     force: bool = False,
 ) -> None:
     """Write an orbax directory that `load` reads. The parameters are in memory already, so orbax's own writer serves.
@@ -179,7 +206,8 @@ def save(
         directory: where to, also a URL of an object store; it is written atomically.
         model: whose config is written.
         params: the parameters, a nested dict.
-        companions: a checkpoint directory whose tokenizer, processor and generation files are copied.
+        companions: whose tokenizer, processor and generation files are copied, named as the source of `load`; or a processor,
+            which writes its own. Without them a warning says what is missing.
         force: replace an existing checkpoint, which is kept beside it as `NAME_replaced-1`, or with the next free number.
 
     Raises:
@@ -187,6 +215,8 @@ def save(
         InputError: an argument is of another kind than these.
     """
     _check_saved("save", directory, model, params)
+    files = _companions("save", companions)
+    _warn_of_missing(directory, files, companions)
     import orbax.checkpoint as ocp
 
     flat = flatten_params(params)
@@ -195,7 +225,7 @@ def save(
     whole = all(getattr(array, "is_fully_addressable", True) for array in flat.values())
     arrays = {path: checksum(array) for path, array in sorted(flat.items())} if whole else None
     with new_directory(place_of(directory), force) as target:
-        _describe(target, model, dtype, companions)
+        _describe(target, model, dtype, files, companions)
         try:
             tell_once()
             with ocp.StandardCheckpointer() as checkpointer:
@@ -216,7 +246,7 @@ def save_hf(
     params: Mapping[str, Any],
     *,
     max_shard_size: str | int = "4GB",
-    companions: str | os.PathLike | None = None,
+    companions: Any = None,
     force: bool = False,
 ) -> None:
     """Write a Hugging Face directory, which transformers and `load` read; weights in 8 bits as the numbers they stand for.
@@ -231,8 +261,23 @@ def save_hf(
         InputError: `max_shard_size` is no size, or an argument is of another kind than these.
     """
     _check_saved("save_hf", directory, model, params)
+    _warn_of_missing(directory, _companions("save_hf", companions), companions)
+    write_pretrained(directory, model, params, max_shard_size=max_shard_size, companions=companions, force=force)
+
+
+def write_pretrained(
+    directory: str | os.PathLike,
+    model: SmolVLMForConditionalGeneration,
+    params: Mapping[str, Any],
+    *,
+    max_shard_size: str | int = "4GB",
+    companions: Any = None,
+    force: bool = False,
+) -> None:
+    """`save_hf` for somebody who writes the companions afterwards, as with transformers: without the warning."""
+    files = _companions("save_pretrained", companions)
     limit, leaves = parse_size(max_shard_size), _leaves(params)
     leaves = dequantized_leaves(leaves, place_of(directory)) or leaves
     with new_directory(place_of(directory), force) as target:
-        _describe(target, model, widest(leaves.values()), companions)
+        _describe(target, model, widest(leaves.values()), files, companions)
         write_hf(target, leaves, max_shard_bytes=limit)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .checkpoint import NEUTRAL, load, save_hf
+from .checkpoint import NEUTRAL, load, write_pretrained
 from .config import SmolVLMConfig, SmolVLMVisionConfig
 from .errors import HabitError
 from .generation import generate, stream
@@ -172,14 +172,14 @@ class LoadedModel:
         return self.to(dtype="float32")
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """`save_hf(save_directory, model, params, …)`.
+        """`save_hf(save_directory, model, params, …)`, without the warning: a processor's `save_pretrained` follows.
 
         Args:
             save_directory: where to.
             **kwargs: keywords of `save_hf`, and those of transformers that ask for nothing.
         """
         own = unasked("save_pretrained", kwargs, _OF_SAVING, ("max_shard_size", "companions", "force"))
-        save_hf(save_directory, self.model, self.params, **own)
+        write_pretrained(save_directory, self.model, self.params, **own)
 
     def get_image_features(self, pixel_values: Any, pixel_attention_mask: Any = None, **kwargs: Any) -> Any:
         """`model.apply({"params": params}, …, method="get_image_features")`.

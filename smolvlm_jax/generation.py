@@ -58,7 +58,7 @@ class GenerateOutput(ModelOutput):
             after it has ended is of no meaning, here and in `logits`.
         logits: for each new token (b, v): the model's.
         past_key_values: the cache, with all tokens but the last.
-        logprobs: of the new tokens, (b, new), by the model's own distribution (see `TokenLogprobs`); 0 where a row has ended.
+        logprobs: a `TokenLogprobs` of the new tokens: `chosen` (b, new), and the k best (b, new, k); 0 where a row has ended.
     """
 
     sequences: np.ndarray
@@ -381,8 +381,8 @@ def generate(run: _Run) -> Any:
 
     Returns:
         int32 (b, t + new): each row's prompt as given, then its new tokens; rows that stop early are filled with the pad
-        token. With num_return_sequences=n there are n rows for each prompt, one after the other. With return_dict_in_generate
-        or logprobs a GenerateOutput.
+        token. With num_return_sequences=n there are n rows for each prompt, one after the other. With
+        return_dict_in_generate=True or logprobs=k the return type is GenerateOutput, whose `sequences` is this array.
 
     Raises:
         InputError: for settings out of range, pictures and image tokens that disagree in number, and prompts that leave none of

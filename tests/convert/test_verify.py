@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from smolvlm_jax.convert.conversion import convert
 from smolvlm_jax.convert.report import to_html, to_text
+from smolvlm_jax.convert.stages import _distance
 from smolvlm_jax.convert.verify import verify
 from smolvlm_jax.errors import CheckpointError, DownloadError, InputError
 from smolvlm_jax.progress import Progress
@@ -129,7 +130,9 @@ def test_missing_and_misshapen_tensors(original, tmp_path):
     statuses = {row.name: row.status for row in verify(original, wider, quiet=True).tensors}
     assert statuses.pop("lm_head.weight") == statuses.pop("model.text_model.embed_tokens.weight") == "misshapen"
     assert set(statuses.values()) == {"equal"}
-    with pytest.raises(InputError, match="different models"):
+    with pytest.raises(
+        InputError, match=r"^NOT the same: .* different models \(config text_config\.vocab_size: A has \d+, B has \d+\)"
+    ):
         verify(original, wider, stages=True, quiet=True)
 
 
@@ -183,6 +186,34 @@ def test_the_position_rule_of_4_56_is_seen_at_the_first_stage(original, orbax):
     report = verify(original, orbax, stages=True, position_ids="transformers-4.56", quiet=True, notify=lambda line: None)
     assert report.stages.first_parting("A ours").stage == "vision embeddings"
     assert "4.56 and 4.57" in report.stages.position_rule
+
+
+@pytest.mark.thorough
+def test_stages_of_equal_models_with_nan_agree(tmp_path, monkeypatch):
+    """A value that is NaN in both makes NaN of the same values in both, which is said and is no difference."""
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else real(name, *rest))
+
+    def spoil(tensors):
+        tensors["model.text_model.layers.0.mlp.down_proj.weight"][0, 0] = np.nan
+
+    original = helpers.make(tmp_path / "a")
+    for name in ("b", "c"):
+        changed(original, tmp_path / name, spoil)
+    report = verify(tmp_path / "b", tmp_path / "c", stages=True, quiet=True, notify=lambda line: None)
+    assert report.same and to_text(report).startswith("the same: ")
+    assert any("NaN or infinite; runs that have the same there agree" in note for note in report.stages.notes)
+    report = verify(original, tmp_path / "c", stages=True, quiet=True, notify=lambda line: None)
+    assert not report.same and report.stages.first_parting("B ours").stage == "text layer 1"
+
+
+def test_values_that_are_not_finite():
+    finite, nan, infinite = np.array([1.0, 2.0]), np.array([1.0, np.nan]), np.array([1.0, np.inf])
+    assert _distance(nan, nan) == _distance(infinite, infinite) == 0
+    assert _distance(nan, nan + 0.5) == 0.5 and _distance(finite, finite / 2) == 0.5
+    assert {_distance(*pair) for pair in ((nan, finite), (finite, nan), (infinite, -infinite), (nan, infinite))} == {np.inf}
 
 
 def test_stages_without_transformers_and_without_a_tokenizer(tmp_path, monkeypatch):
