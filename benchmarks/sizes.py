@@ -20,7 +20,7 @@ from smolvlm_jax.errors import SmolVLMError
 from smolvlm_jax.plan import PlanConfig, Workload, plan
 
 MODELS = ("256m", "500m", "2.2b")
-CHIPS = ("v5e", "v6e", "v5p", "tpu7x", "a100", "h100", "b200")
+CHIPS = ("v5e", "v6e", "v5p", "a100", "h100", "b200")
 HEADER = "| model | chip | slots | weights | KV cache | temporaries | other | all | usable | records/s | compiled, s |"
 
 

@@ -52,6 +52,12 @@ def test_a_row_adds_up_and_fits(row):
     assert float(row["compiled, s"]) > 0
 
 
+def test_three_sizes_on_six_chips():
+    found = [(row["model"].lower(), row["chip"]) for row in rows() if "most" not in row["slots"]]
+    chips = ("v5e", "v6e", "v5p", "a100", "h100", "b200")
+    assert sorted(found) == sorted((model, chip) for model in ("256m", "500m", "2.2b") for chip in chips)
+
+
 def test_the_largest_engines_of_the_2b_on_one_v5e_chip():
     most = {row["slots"].partition(": ")[2]: int(row["slots"].partition(":")[0]) for row in rows() if "most" in row["slots"]}
     assert most["the most"] >= 16 and most["the most, int8 caches"] >= 32
