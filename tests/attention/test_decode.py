@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu
 
 from smolvlm_jax import load, make_mesh
 from smolvlm_jax.attention import decode as module
-from smolvlm_jax.attention import dispatch
+from smolvlm_jax.attention import decode_limits, dispatch
 from smolvlm_jax.attention import trial as kernels
 from smolvlm_jax.attention.decode_limits import fits_decode
 from smolvlm_jax.attention.dispatch import LayerCache, cached_attention
@@ -147,7 +147,7 @@ def test_lowered_for_a_chip(name, dtype):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
 def test_random_rings(dtype, monkeypatch):
     """Many small rings in chunks of 128 columns, with more rows than columns can be under way, whenever copies happen."""
-    monkeypatch.setattr(module, "_MOST_COLUMNS", 128)
+    monkeypatch.setattr(decode_limits, "_MOST_COLUMNS", 128)
     rng = np.random.default_rng(0)
     for seed in range(4):
         length = 128 * int(rng.integers(1, 5))
