@@ -54,8 +54,7 @@ def dtype_name(
     """
     found = full_name(value)
     if found not in allowed:
-        *others, last = allowed
-        names = f"{', '.join(others)} or {last}" if others else last
+        names = " or ".join(allowed) if len(allowed) < 3 else f"one of {', '.join(allowed)}"
         raise error(f"{name} must be {names}, not {value!r:.60}{what_instead(found)}")
     return found
 
