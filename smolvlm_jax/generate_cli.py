@@ -1,11 +1,12 @@
 """`smolvlm-jax generate`: one answer, or a conversation. Importing this module imports nothing heavy."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .arguments import add_command, add_machine, add_model, add_pictures, add_sampling, given, model_names
@@ -104,6 +105,13 @@ def _ends_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, ours)
 
 
+def _one_place() -> bool:
+    """Whether standard output and standard error are the same file or pipe, as after `2>&1`."""
+    with suppress(OSError, ValueError, AttributeError):  # streams without descriptors
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    return False
+
+
 def _standard_input() -> str:
     try:
         return sys.stdin.read().rstrip("\n")
@@ -161,8 +169,8 @@ class _Conversation:
         self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
 
     def _writing(self) -> None:
-        """An answer appears, where the line of progress stands if both are on one terminal."""
-        if sys.stdout.isatty():
+        """An answer appears, where the lines of progress stand if both go to one terminal, file or pipe."""
+        if sys.stdout.isatty() or _one_place():
             self._progress.pause()
         else:
             self._progress.tell("writing the answer")

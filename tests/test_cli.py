@@ -8,14 +8,17 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import pytest
 from PIL import Image
 
+from smolvlm_jax import generate_cli
 from smolvlm_jax.cli import _parser, main
 from smolvlm_jax.errors import JobError, MediaError
+from smolvlm_jax.progress import Progress
 from smolvlm_jax.terminal import on_terminal, say
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,6 +172,19 @@ def test_a_whole_character_is_shown_at_once():
 
     pieces = list(_text_pieces(Bytes(), iter("né 🙂!".encode())))
     assert "".join(pieces) == "né 🙂!" and all("\ufffd" not in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("name", ["answer", "log"])
+def test_lines_of_progress_stay_out_of_an_answer_in_the_same_file(name, tmp_path, monkeypatch):
+    """As after `> answer 2>&1`; a log of its own still gets them."""
+    with open(tmp_path / "answer", "w") as answer, open(tmp_path / name, "a") as log, Progress(log_seconds=0.0) as progress:
+        monkeypatch.setattr(sys, "stdout", answer)
+        monkeypatch.setattr(sys, "stderr", log)
+        conversation = object.__new__(generate_cli._Conversation)
+        conversation._progress = progress
+        conversation._writing()
+        time.sleep(0.7)
+    assert ("writing the answer" in (tmp_path / name).read_text()) is (name == "log")
 
 
 def test_picture_modes(tmp_path, capsys):
