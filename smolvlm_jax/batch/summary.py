@@ -14,13 +14,15 @@ _SHOWN = 3
 OTHERS = "others"
 # Which of a record's pictures it is.
 _PLACE = re.compile(r"^images\[\d+\]\[\d+\]: ")
-# What differs between two errors of one kind: names in quotes, places of files, numbers.
-_NAMES = re.compile(r"""(?<!\w)('[^']*'|"[^"]*")(?!\w)|(?<![\w.])(\w+://|/)\S+|(?<!\w)\d+([,.]\d+)*(?!\w)""")
+# What differs between two errors of one kind: names in quotes, places of files, numbers. Those of standards stay: UTF-8,
+# H.264 and ISO-8859-1.
+_STANDARD = r"(?P<standard>(?<![\w.-])(?:[A-Z]+|utf)[-.][1-9]\d{0,3}(?:-\d\d?)?(?!\w))"
+_NAMES = re.compile(rf"""{_STANDARD}|(?<!\w)('[^']*'|"[^"]*")(?!\w)|(?<![\w.])(\w+://|/)\S+|(?<!\w)\d+([,.]\d+)*(?!\w)""")
 
 
 def error_kind(error: str) -> str:
     """The kind of a record's error: its words, without the names and numbers that belong to this record alone."""
-    words = re.sub(r"…([\s,]*…)+", "…", _NAMES.sub("…", _PLACE.sub("", error[:1000])))
+    words = re.sub(r"…([\s,]*…)+", "…", _NAMES.sub(lambda found: found["standard"] or "…", _PLACE.sub("", error[:1000])))
     words = re.sub(r"^cannot decode (the picture )?…: (.*?)(; these are: .*)?$", r"\2 (cannot decode a picture)", words)
     return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 

@@ -14,6 +14,13 @@ def test_errors_that_differ_in_names_and_numbers_are_of_one_kind():
     assert error_kind("the assistant's own") == "the assistant's own" and len(error_kind("word " * 9999)) <= 90
 
 
+def test_names_of_standards_keep_their_digits():
+    for words in ("is not valid UTF-8", "UTF-16-LE and utf-8", "a JPEG2000 in an mp4 of H.264/AVC, MPEG-4.", "ISO-8859-1"):
+        assert error_kind(f"line 17: {words}: 3,000 bytes at -5.5") == f"line …: {words}: … bytes at -…"
+    assert error_kind("row 3 has 2 cells, and there are 4 names") == "row … has … cells, and there are … names"
+    assert error_kind("no picture at 'UTF-8.png', /a/UTF-8") == "no picture at …"
+
+
 def test_the_lines_say_what_is_there_and_how_to_go_on():
     summary = {
         "records": 1200, "answers": 1188, "errors": 12, "error_kinds": {"a": 6, "b": 3, "c": 2, "d": 1}, "num_shards": 2,

@@ -168,6 +168,22 @@ def test_training_reads_the_same_files(tmp_path):
     assert [messages_of(records[n]) for n in range(5)] == want
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", b'\xef\xbb\xbfquestion;id\r\n"1; 2";7\r\na,b;8\r\n'),
+        ("a.csv", b'"question";"id"\n"1; 2";7\n"a,b";8\n'),
+        ("a.csv", b"question\tid\n1; 2\t7\na,b\t8\n"),
+        ("a.tsv", b'question,id\n1; 2,7\n"a,b",8\n'),
+        ("a.csv", b'question,id\n1; 2,7\n"a,b",8\n'),
+    ],
+)
+def test_a_table_is_separated_by_what_separates_its_names(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    records = read(tmp_path / name)
+    assert [(record.id, record.messages[0]["content"][0]["text"]) for record in records] == [("7", "1; 2"), ("8", "a,b")]
+
+
 def test_text_that_is_not_valid_is_the_error_of_its_line(tmp_path):
     good = b'{"prompt": "a"}\n'
     cases = {
@@ -190,7 +206,9 @@ def test_text_that_is_not_valid_is_the_error_of_its_line(tmp_path):
         ("a.json", b'[{"prompt": "a"}, {"prompt": ]', "not valid JSON"),
         ("a.json", b'[{"prompt": "a"}] x', "not valid JSON"),
         ("a.csv", b"prompt,prompt\na,b\n", "several columns of one name: prompt"),
-        ("a.csv", b"question;id\na;b\n", "none of the columns"),
+        ("a.csv", b"frage;nummer\na;b\n", "none of the columns .*question.*document.*; it has frage, nummer:"),
+        ("a.csv", b'"question;id"\na\n', "none of the columns .*; it has question;id:"),
+        ("a.csv", b"question;id\tx\na;b\n", "none of the columns"),
         ("a.csv", b'prompt\n"a\nb\n', "line 3"),
         ("a.csv", b"", "line of names"),
         ("a.jsonl.gz", gzip.compress(lines().encode())[:-9], "cannot be unpacked"),

@@ -5,11 +5,13 @@ import dataclasses
 import functools
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from ...errors import InputError
+from ..columns import ASKS, CHATS, DOCUMENTS, MEDIA
 from ..record import FIELDS, OVERRIDES
 from .jsonl import MAX_LINE, JsonlSource, LineSource, decode_json
 from .plain import copy_of, ending_of
@@ -19,10 +21,14 @@ __all__ = ["TableSource", "require_columns"]
 _LISTS = ("body", "images", "stop", "videos")
 # Delimiters of a row, those in quotes included: each may begin a cell, an object of Python of some fifty bytes.
 _MOST_CELLS = 2**22
+_DELIMITERS = ",;\t"
 
 
 class TableSource(LineSource):
     """Cells are text, and an empty one is none. Where a key wants a number, yes or no, or a list, its cell is read as JSON.
+
+    Between cells is a comma, in *.tsv a tab. Where the line of names has none outside quotes, and only semicolons, only
+    commas or only tabs, these are: spreadsheets write semicolons in countries with a decimal comma.
 
     The number of a record is that of its row below the names, from 1.
     """
@@ -40,7 +46,8 @@ class TableSource(LineSource):
         file.seek(0)
         text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[type-var]
         before = csv.field_size_limit(MAX_LINE)
-        delimiter = "\t" if ending_of(path) == ".tsv" else ","
+        delimiter = _delimiter(text.readline(MAX_LINE), "\t" if ending_of(path) == ".tsv" else ",")
+        text.seek(0)
         bounded = _Bounded(text, delimiter)
         reader = csv.reader(bounded, strict=True, delimiter=delimiter)
         try:
@@ -106,11 +113,18 @@ def require_columns(path: str, names: Sequence[str], columns: Sequence[tuple[str
     for name, column in columns:
         if column not in names:
             raise InputError(f"{path!r} has no column {column!r} for {name!r}; it has {', '.join(names)}")
-    if not {*FIELDS, *(column for _, column in columns)} & set(names):
+    if not {*FIELDS, *DOCUMENTS, *(column for _, column in columns)} & set(names):
         raise InputError(
-            f"{path!r} has none of the columns messages, prompt, image, images, video, videos; it has "
+            f"{path!r} has none of the columns {', '.join((*CHATS, *ASKS, *MEDIA, *DOCUMENTS))}; it has "
             f"{', '.join(names)}: say which is which with --column image=NAME"
         )
+
+
+def _delimiter(line: str, usual: str) -> str:
+    """What separates the cells of a table. line: of names; usual: what files with this ending have."""
+    outside = re.sub('"[^"]*"', "", line)
+    others = [one for one in _DELIMITERS if one in outside]
+    return others[0] if len(others) == 1 else usual
 
 
 def _lines(rows: Iterator[list[str]], path: str, columns: Sequence[tuple[str, str]] | None) -> Iterator[bytes]:
