@@ -28,7 +28,7 @@ from .effort import EffortError, Metered, check_pieces
 from .limits import MediaLimits, describe_source
 from .netpbm import decode_netpbm
 from .orientation import orientation_of, upright
-from .parts import local_path
+from .parts import JoinedPath, local_path, relative_to
 from .pdf import PdfPage, page_size, render
 from .pixels import channel_axis, flatten_alpha, is_array, reduce_16bit
 
@@ -87,7 +87,8 @@ def open_regular(path: Any, limit: int, kind: str) -> IO[bytes]:
         # O_NONBLOCK: opening a pipe without a writer would wait for ever.
         descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
-        raise MediaError(f"cannot open the {kind} {describe_source(name)}: {error}") from error
+        where = relative_to(name) if isinstance(error, FileNotFoundError) else ""
+        raise MediaError(f"cannot open the {kind} {describe_source(name)}{where}: {error}") from error
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
@@ -117,14 +118,15 @@ def encoded_bytes(source: Any, limit: int, kind: str) -> bytes | None:
     if isinstance(text, str) and text[:5].lower() == "data:":
         return _decode_data_url(text, limit, kind)
     if not os.path.exists(text):
-        if isinstance(text, str) and len(text) >= 64 and not isinstance(source, os.PathLike):
+        if isinstance(text, str) and len(text) >= 64 and not isinstance(source, (os.PathLike, JoinedPath)):
             return _decode_base64(text, limit, kind, whole=text)
         raise MediaError(_absent(text, kind))
     return None
 
 
 def _absent(source: Any, kind: str) -> str:
-    return f"no {kind} at {describe_source(source)}; pass a path, a URL (http, https, data, s3, gs), or base64 text"
+    place = f"{describe_source(source)}{relative_to(source)}"
+    return f"no {kind} at {place}; pass a path, a URL (http, https, data, s3, gs), or base64 text"
 
 
 def open_media(source: Any, limits: MediaLimits) -> IO[bytes]:

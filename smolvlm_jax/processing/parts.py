@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from ..errors import PromptError
 
-__all__ = ["SOURCES", "as_mapping", "is_empty", "local_path", "read_part", "source_of"]
+__all__ = ["SOURCES", "JoinedPath", "as_mapping", "is_empty", "local_path", "read_part", "relative_to", "source_of"]
 
 # Every type of an item that is understood -> ours.
 _TYPES = {
@@ -124,6 +124,17 @@ def source_of(where: str, value: Any) -> Any:
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     return local_path(value)
+
+
+class JoinedPath(str):
+    """A relative path of a record, joined to the folder of the file of records."""
+
+    __slots__ = ()
+
+
+def relative_to(source: Any) -> str:
+    """What a message about a file that is not there says of the place from which its path starts."""
+    return " (relative paths start from the folder of the file of records)" if isinstance(source, JoinedPath) else ""
 
 
 def local_path(source: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..errors import InputError
-from ..processing.parts import SOURCES, is_empty, source_of
+from ..processing.parts import SOURCES, JoinedPath, is_empty, source_of
 from ..processing.pdf import PdfPage
 from ..processing.pdf_pages import PdfFile
 from ..processing.pixels import is_array
@@ -178,12 +178,11 @@ def _source(value: Any, folder: str, *, name: str, kind: str) -> Any:
         return value
     if is_store(value):
         return value
-    if is_store(folder):  # whether there is such an object would take a request: base64 has no dot in it
-        return value if name != "path" and len(value) >= 64 and "." not in value else str(StorePath.of(folder).joined(value))
+    text = name != "path" and len(value) >= 64 and "." not in value  # most likely base64, which has no dot in it
+    if is_store(folder):  # whether there is such an object would take a request
+        return value if text else JoinedPath(StorePath.of(folder).joined(value))
     joined = os.path.join(folder, value)
-    if name != "path" and len(value) >= 64 and not os.path.exists(joined):
-        return value  # most likely base64; if it is not, decoding it reports so
-    return joined
+    return value if text and not os.path.exists(joined) else JoinedPath(joined)
 
 
 def _pdf(path: str, page: str | None, *, folder: str) -> PdfFile | PdfPage:
@@ -191,9 +190,9 @@ def _pdf(path: str, page: str | None, *, folder: str) -> PdfFile | PdfPage:
     if path[:8].lower().startswith(("http://", "https://", "data:")):
         raise InputError(f"{path[:200]!r} is a PDF behind a URL, which is not fetched: download it, and name the file")
     if is_store(folder) and not is_store(path) and not os.path.isabs(path):
-        path = str(StorePath.of(folder).joined(path))
-    elif not is_store(path):
-        path = os.path.join(folder, path)
+        path = JoinedPath(StorePath.of(folder).joined(path))
+    elif not is_store(path) and not os.path.isabs(path):
+        path = JoinedPath(os.path.join(folder, path))
     return PdfFile(path) if page is None else PdfPage(path, int(page))
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from units import everything
 
+from smolvlm_jax.batch.summary import error_kind
 from smolvlm_jax.engine import SamplingParams
-from smolvlm_jax.errors import InputError
+from smolvlm_jax.errors import InputError, MediaError
+from smolvlm_jax.processing.fetch import load_image
 from smolvlm_jax.records.conversations import conversation_of
 from smolvlm_jax.records.record import record_from, request_seed, with_overrides
 from smolvlm_jax.records.sources import jsonl, open_source
@@ -325,3 +327,16 @@ def test_mistakes_are_named(tmp_path):
     pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     with pytest.raises(InputError, match="no Parquet file"):
         open_source(tmp_path / "bad.parquet")
+
+
+def test_a_file_that_is_not_there_says_where_relative_paths_start(tmp_path):
+    far = f"{'folder/' * 12}a.png"
+    for name, relative in (("a.png", True), (far, True), (str(tmp_path / "a.png"), False), (f"{'QUJD' * 20}", False)):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", "image": name}) + "\n")
+        [row] = [row for unit in open_source(tmp_path / "a.jsonl").units(1) for row in unit.rows()]
+        record = open_source(tmp_path / "a.jsonl").parse(row.payload)
+        source = next(item["image"] for item in record.messages[0]["content"] if item["type"] == "image")
+        with pytest.raises(MediaError) as raised:
+            load_image(source)
+        kind = error_kind(str(raised.value))
+        assert ("(relative paths start from the folder of the file of records)" in kind) == relative, (name, kind)
