@@ -3,11 +3,7 @@
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from ..dtypes import FLOATS
 from ..errors import CheckpointError, InputError, SmolVLMError, device_errors
 from ..io import whole_file
 from ..progress import Progress
+from ..signals import raised
 from ..storage import AnyPath, StorePath, place
 from ..terminal import say, show
 
@@ -47,19 +44,6 @@ def _stay_on_cpu() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM is an exception, so that what was written is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def run_convert(args: argparse.Namespace) -> int:
     mesh: Any = parse_mesh(args.mesh)
     if args.distributed:
@@ -70,7 +54,7 @@ def run_convert(args: argparse.Namespace) -> int:
         mesh = make_mesh(**(mesh or {"data": 1, "fsdp": -1}))
     else:
         _stay_on_cpu()
-    with _ended_by_sigterm(), Progress(show=not args.quiet) as progress:
+    with raised(), Progress(show=not args.quiet) as progress:
         progress.tell("loading the libraries")
         try:
             from .conversion import convert

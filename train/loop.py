@@ -26,6 +26,7 @@ from .processes import everyones
 from .progress import LONG_SECONDS, Display
 from .state import TrainState, abstract_state, create_state, learning_rate, state_shardings
 from .step import make_step
+from .steps import newest_step
 from .stopping import Preempted, told_to_stop
 
 __all__ = ["Evaluate", "Preempted", "fit"]
@@ -74,7 +75,8 @@ def fit(
     main = jax.process_index() == 0
     display = Display(config.steps, False) if display is None else display
     with contextlib.ExitStack() as stack:
-        stopping = stack.enter_context(told_to_stop(display.remark))
+        saved = functools.partial(newest_step, directory / "checkpoints") if mirror is None else mirror.newest
+        stopping = stack.enter_context(told_to_stop(display.remark, saved))
         stack.callback(data.close)
         checkpoints = stack.enter_context(Checkpoints(directory, config.keep, mirror=mirror))
         display.doing("looking for checkpoints")

@@ -71,6 +71,11 @@ class Mirror:
             self._remove(name)
             del self._sent[name]
 
+    def newest(self) -> int | None:
+        """The newest step that is in the store, None if none is."""
+        names = [name.rpartition("/")[2] for name in list(self._sent) if _step(name) is not None]
+        return max((int(name) for name in names if name.isdecimal()), default=None)
+
     def end(self) -> None:
         """Send what is left, and say that no run is going on."""
         self.send()

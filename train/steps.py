@@ -10,7 +10,7 @@ from ..storage import AnyPath
 from ..terminal import say
 from .bounds import STEP
 
-__all__ = ["rename_aside", "set_aside"]
+__all__ = ["newest_step", "rename_aside", "set_aside"]
 
 _COMMIT = "_CHECKPOINT_METADATA"  # orbax's note of when a step was complete
 _SMALL = 1 << 20  # bytes; larger files of steps that are not restored are compared by their size only
@@ -21,6 +21,11 @@ def _steps(directory: Path) -> list[Path]:
     """The entries of a directory that are named like a step, complete or not, the newest first."""
     found = directory.iterdir() if directory.is_dir() else []
     return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name), reverse=True)
+
+
+def newest_step(directory: Path) -> int | None:
+    """The number of the newest entry of a directory that is named like a step; None if there is none."""
+    return next((int(path.name) for path in _steps(directory)), None)
 
 
 def _fault(step: Path, largest: int | None) -> str | None:

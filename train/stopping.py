@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from ..signals import Signals, answered
+from .worker import release_semaphores
 
 __all__ = ["Preempted", "told_to_stop"]
 
@@ -27,14 +28,15 @@ class Preempted(SystemExit):
 
 
 @contextlib.contextmanager
-def told_to_stop(answer: Callable[[str], None]) -> Iterator[list[int]]:
-    """Within the block, SIGTERM and SIGINT are answered at once and collected; a second one ends the process.
+def told_to_stop(answer: Callable[[str], None], newest: Callable[[], int | None] = lambda: None) -> Iterator[list[int]]:
+    """Within the block, SIGTERM and SIGINT are answered at once and collected; a second stop ends the process.
 
     In a job of several processes jax's own handler is used instead, since all processes have to agree on a step; outside of the
     main thread no handler can be set.
 
     Args:
         answer: called with a line for the user.
+        newest: the step of the newest complete checkpoint, None if there is none.
 
     Yields:
         The list of signals that came.
@@ -47,7 +49,12 @@ def told_to_stop(answer: Callable[[str], None]) -> Iterator[list[int]]:
     def watch(signals: Signals) -> None:
         while (number := signals.next()) is not None:
             if came:
-                answer("ended at once; the newest checkpoint stays, and the same command goes on from there")
+                step = newest()
+                kept = (
+                    "nothing was saved" if step is None else f"step {step:,} is saved, and the same command goes on from there"
+                )
+                answer(f"ended at once; {kept}")
+                release_semaphores()
                 os._exit(128 + number)
             came.append(number)
             answer("stopping: the step under way is finished and saved first; Ctrl-C again ends the run at once")

@@ -247,6 +247,7 @@ def test_sigterm_removes_what_was_written(original, tmp_path, to):
     for _ in range(5):
         assert process.stdout.readline() == b"reading\n"
     process.terminate()
+    process.terminate()  # the same stop, as `timeout` sends it
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []

@@ -128,6 +128,8 @@ def test_sigterm_and_ctrl_c_save_first_and_leave_nothing_behind(home, undisturbe
     process = start(path, **cached(home))
     wait_for_step(tmp_path / "run", 3, process)
     process.terminate()
+    time.sleep(0.001)
+    process.terminate()  # the same stop, as `timeout` sends it
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (143, "") and not complaints(err), err
     stopped = re.search(rf"stopped at step (\d+) of {STEPS}, which is saved in {tmp_path}.*: run the same command again", err)
