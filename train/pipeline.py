@@ -28,6 +28,7 @@ __all__ = ["TrainingData", "check_position", "dataset"]
 _SHOWN = 20  # skipped records that are described at the end
 _SHOWN_COLUMNS = 100
 _IDLE = 1000  # skipped records in a row after which the run fails
+_REASONS = ("faulty", "too_long")  # for which records are skipped
 _MUCH_PADDING, _MANY_EMPTY = 0.25, 0.5  # shares of tokens and of places of tiles that are worth a remark
 
 
@@ -157,9 +158,11 @@ class TrainingData:
         self.told: list[str] = []
         self._unread: set[str] = set()
         self._most_tiles = 0  # of a row so far
-        # Of records read so far, some of which are of a window that is not begun: how many were skipped, and the first of each.
+        # Of records read since the run began, some of which are of a window that is not begun: how many were skipped; and the
+        # first of each since this start.
         self._skipped: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
+        self._example = "the first"
         self._remarked: set[str] = set()
         self._generator: Iterator | None = None
 
@@ -211,6 +214,8 @@ class TrainingData:
         self.close()
         self._taken, self._skip = state["samples"], state["rows"]
         self.counts = Counter(state["counts"])
+        self._skipped = Counter({name: self.counts[name] for name in _REASONS if self.counts[name]})
+        self._example = "such as"
 
     # ---- batches
 
@@ -324,12 +329,13 @@ class TrainingData:
         """What to tell the user of the data so far, each of it once: records that were skipped and why, and where much padding
         comes from."""
         config, found = self.config, {}
-        if self._skipped:
+        if self._examples:
             room = f"data.length {config.length:,}" + (
                 "" if config.tiles_per_row is None else f", {config.tiles_per_row} tiles"
             )
             words = {"too_long": f"too long for a row ({room})", "faulty": "faulty"}
-            parts = [f"{n:,} {words[name]}, the first {self._examples[name]}" for name, n in sorted(self._skipped.items())]
+            examples = {name: f", {self._example} {detail}" for name, detail in self._examples.items()}
+            parts = [f"{n:,} {words[name]}{examples.get(name, '')}" for name, n in sorted(self._skipped.items())]
             read = self._skipped.total() + self.counts["samples"]
             found["skipped"] = f"skipped so far, of {read:,} records read: {'; '.join(parts)}"
         figures, causes = self.figures(), []

@@ -143,6 +143,20 @@ def test_skipped_records_and_padding_are_told_once_with_why(tmp_path):
         assert "too long for a row (data.length 256), the first train.jsonl:8" in skipped
         assert "places for tiles (no row so far has more: data.tiles_per_row=" in padding and data.remarks() == []
         assert len(data.told) == len(set(data.told)) == 2
+        before = data.state()
+        data.close()
+        data = TrainingData(config, str(resolve("tiny")), seed=0)
+        data.restore(before)
+        for _ in range(12):
+            next(data)
+        skipped, _ = data.remarks()
+        figures = data.figures()
+        told = re.match(r"skipped so far, of (\d+) records read: (\d+) faulty, such as train.jsonl:7: ", skipped)
+        read, faulty = told.groups()
+        # Since the run began, as the figures are, and the window that is being read.
+        assert figures["faulty"] >= 2 * before["counts"]["faulty"] > 0
+        assert 0 <= int(faulty) - figures["faulty"] <= 1
+        assert 0 <= int(read) - sum(figures[name] for name in ("samples", "faulty", "too_long")) <= 2
     finally:
         data.close()
 
