@@ -3,6 +3,7 @@
 Idefics3 is the name of the first generation of SmolVLM: model, config and processors are the same.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ _OF_SAVING: dict[str, Neutral] = {
 }
 # Attributes of transformers' models that say nothing about parameters.
 _ATTRIBUTES = {"main_input_name": "input_ids", "training": False, "supports_gradient_checkpointing": True}
-# transformers' names for forms of attention that are computed as one sees fit.
-_ATTENTION = {"eager": "einsum"}
-_FORMS_OF_TORCH = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa")
+# transformers' names for forms of attention: the plain one, what is computed as torch sees fit, and kernels of torch alone.
+_ATTENTION = {"eager": "einsum", "sdpa": "auto"}
+_KERNELS_OF_TORCH = ("flash_attention_2", "flash_attention_3", "flex_attention", "paged|sdpa")
+_log = logging.getLogger(__name__)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["model"])
@@ -306,7 +308,13 @@ class AutoModelForImageTextToText:
         asked = given.pop("torch_dtype", None) if given.get("dtype") is None else given.pop("dtype")
         given.pop("torch_dtype", None)
         form = given.pop("attn_implementation", None)
-        if form is not None and form not in _FORMS_OF_TORCH:
+        if form in _KERNELS_OF_TORCH and "attention" not in given:
+            _log.warning(
+                'attn_implementation=%r names a kernel of torch: attention="auto" is used, which chooses the kernels of this '
+                'device by itself; attention="einsum" does without',
+                form,
+            )
+        elif form is not None and form not in _KERNELS_OF_TORCH:
             given.setdefault("attention", _ATTENTION.get(form, form))
         auto = isinstance(asked, str) and asked == "auto"
         model, params = load(pretrained_model_name_or_path, None if auto else asked, **given)

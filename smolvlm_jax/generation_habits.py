@@ -10,17 +10,22 @@ __all__ = ["ELSEWHERE", "INSTEAD", "OF_A_CALL", "OTHERS", "refuses_by_name"]
 
 _STOPS = "it ends at tokens, eos_token_id; texts end answers in the engine, SamplingParams(stop=…), and with --stop in commands"
 _PROMPTS = "a processor makes arrays of them: inputs = processor.encode_chat(messages), then generate(model, params, **inputs)"
+_STRATEGIES = "there is greedy search, and sampling: do_sample=True, top_p=…"
+_FILTERS = "sampling has top_k, top_p and min_p"
 
 # Settings of transformers that change what is generated, and do not exist here.
 OTHERS: dict[str, Neutral] = {
-    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "encoder_repetition_penalty"), Neutral((1,))),
-    **dict.fromkeys(("typical_p", "top_h"), Neutral((1,))),
-    **dict.fromkeys(("penalty_alpha", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"), Neutral((0,))),
-    **dict.fromkeys(("encoder_no_repeat_ngram_size", "diversity_penalty"), Neutral((0,))),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), Neutral((1,), _STRATEGIES)),
+    **dict.fromkeys(("penalty_alpha", "diversity_penalty"), Neutral((0,), _STRATEGIES)),
+    **dict.fromkeys(("constraints", "force_words_ids", "dola_layers"), Neutral((), _STRATEGIES)),
+    **dict.fromkeys(("typical_p", "top_h"), Neutral((1,), _FILTERS)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), Neutral((0,), _FILTERS)),
+    **dict.fromkeys(("guidance_scale", "encoder_repetition_penalty"), Neutral((1,))),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), Neutral((0,))),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "sequence_bias"), Neutral(([], {}))),
     "stop_strings": Neutral(([],), _STOPS),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), Neutral()),
-    **dict.fromkeys(("max_time", "constraints", "force_words_ids", "watermarking_config", "dola_layers"), Neutral()),
+    **dict.fromkeys(("max_time", "watermarking_config"), Neutral()),
     **dict.fromkeys(("renormalize_logits", "remove_invalid_values", "token_healing"), Neutral((False,))),
 }
 # Methods of transformers' config, and what to type instead.

@@ -129,7 +129,7 @@ def check_return_tensors(return_tensors: object) -> str | None:
     """`return_tensors` as one of None, "np" and "jax". Raises InputError for anything else."""
     name = None if return_tensors is None else as_name(return_tensors)
     if name not in (None, *RETURN_TENSORS):
-        raise InputError(f"return_tensors is {name!r}; it is 'np', 'jax' or None")
+        raise InputError(f"return_tensors is {name!r:.80}; it is 'np', 'jax' or None: write \"np\" or \"jax\"")
     return name
 
 

@@ -15,6 +15,26 @@ def _is_picture(value: object) -> bool:
     return is_source(value) or isinstance(value, Image.Image) or is_array(value)
 
 
+def check_order(images: Any, text: Any, token: str) -> None:
+    """Raise InputError where a prompt stands in the place of pictures, or pictures in that of prompts.
+
+    Args:
+        images: the first argument of a processor.
+        text: the second.
+        token: of a picture in a text.
+    """
+    if images is None or text is None:
+        return
+    texts, pictures = (value if isinstance(value, (list, tuple)) else [value] for value in (text, images))
+    strings = [value for value in texts if isinstance(value, str)]
+    prompts = any(isinstance(value, str) and token in value for value in pictures)
+    if len(strings) < len(texts) or (prompts and not any(token in value for value in strings)):
+        raise InputError(
+            "text needs a string or a list of strings, and images pictures; images come first, processor(images, text), or go "
+            "by name: processor(text=…, images=…)"
+        )
+
+
 def nest_images(images: Any) -> list[list]:
     """One list for each sample, with one entry for each picture.
 

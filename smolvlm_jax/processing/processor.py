@@ -13,7 +13,7 @@ from .batch import BatchFeature, as_tensors
 from .fetch import is_source
 from .generations import Marks, marks_for, take_spans, token_mask
 from .images import SmolVLMImageProcessor
-from .layout import flatten_videos, nest_images
+from .layout import check_order, flatten_videos, nest_images
 from .processor_files import ProcessorFiles
 from .processor_texts import ProcessorTexts
 from .prompts import MEDIA_TOKENS, MediaTokens, expand, media_tokens
@@ -139,6 +139,7 @@ class SmolVLMProcessor(ProcessorFiles, ProcessorTexts):
             InputError: pictures and their tokens disagree in number, truncation cuts such tokens, or an argument is unknown.
             MediaError: a file that cannot be read or decoded, or exceeds the limits.
         """
+        check_order(images, text, self.image_token)
         return self._process(images, text, videos, sort_arguments(kwargs))
 
     def _process(

@@ -175,6 +175,15 @@ def expand(texts: list[str], token: str, blocks: Iterable[str]) -> list[str]:
 
 def _way_out(slots: list[int], given: list[int], token: str) -> str:
     """What to do where texts and pictures disagree in number, for the first text that does."""
+    if len(given) == 1 < len(slots):
+        count = iter(range(1, given[0] + 1))
+        each = slots if sum(slots) == given[0] else [1] * len(slots)
+        if len(slots) > 4 or sum(each) != given[0]:
+            return "; pass a list of pictures for each text, images=[[…], […]]"
+        lists = ", ".join(f"[{', '.join(f'im{next(count)}' for _ in range(some))}]" for some in each)
+        return f"; pass images=[{lists}]" + ("" if each == slots else f", and write {token} in each text, as encode_chat does")
+    if len(given) > len(slots):
+        return f"; pass a text for each of the {len(given)} lists of pictures"
     wanted, found = next((pair for pair in zip(slots, given, strict=False) if pair[0] != pair[1]), (0, 0))
     if wanted < found:
         return f"; write {token} where a picture belongs, which encode_chat(messages) does, or leave the picture out"

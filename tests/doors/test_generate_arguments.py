@@ -144,7 +144,7 @@ def test_what_contradicts_itself_is_refused(tiny_a):
         ({"max_length": 6, "max_new_tokens": None}, "max_length=6"),
         ({"inputs": IDS}, "it is called input_ids"),
         ({"streamer": object()}, "stream"),
-        ({"num_beams": 4}, "num_beams=4"),
+        ({"num_beams": 4}, "num_beams=4; there is greedy search, and sampling: do_sample=True, top_p="),
     ):
         with pytest.raises(InputError, match=words):
             ours(tiny_a, **options)

@@ -117,6 +117,14 @@ def test_the_auto_class_gives_a_model_and_its_parameters(loaded):
 
 
 @pytest.mark.thorough
+def test_kernels_of_torch_are_answered_with_a_warning(caplog):
+    for form, attention, warns in (("sdpa", "auto", 0), ("eager", "einsum", 0), ("flash_attention_2", "auto", 1)):
+        caplog.clear()
+        model, _ = AutoModelForImageTextToText.from_pretrained("tiny", attn_implementation=form)
+        assert model.attention == attention and sum("attention=" in line for line in caplog.messages) == warns
+
+
+@pytest.mark.thorough
 def test_outputs_are_read_by_attribute_name_and_place(tiny_a):
     labels = tiny_a.ids.copy()
     out = tiny_a.apply(input_ids=tiny_a.ids, pixel_values=tiny_a.pixels, labels=labels, use_cache=True)

@@ -355,7 +355,7 @@ def test_unknown_arguments(processor):
             processor(text="a<image>", images=IMAGE, **{name: {"nonsense": 1}})
     with pytest.raises(InputError, match="twice"):
         processor(text="a<image>", images=IMAGE, do_resize=True, images_kwargs={"do_resize": True})
-    with pytest.raises(InputError, match="return_tensors"):
+    with pytest.raises(InputError, match=r'return_tensors is .pt.*write "np" or "jax"'):
         processor(text="a", return_tensors="pt")
     with pytest.raises(InputError, match="pixel_format"):
         processor(text="<image>", images=IMAGE, pixel_format="bf16")

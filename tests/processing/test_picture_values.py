@@ -15,6 +15,8 @@ from smolvlm_jax.processing.fetch import image_size, load_image
 
 from .conftest import tri_img
 
+PICTURE = tri_img(32, 32)
+
 GREY = tri_img(24, 32)[..., 0]
 
 
@@ -150,3 +152,26 @@ def test_plain_pictures_give_no_notice(notices):
     load_image(encoded(Image.fromarray(tri_img(9, 9)).convert("RGBA"), "PNG"))
     load_image(encoded(Image.fromarray(tri_img(9, 9)[..., 0].astype(np.uint16)), "PNG"))
     assert notices() == []
+
+
+@pytest.mark.parametrize("given", [("a<image>", [PICTURE]), ("a", PICTURE), (["a<image>"], [[PICTURE]]), ("a<image>", "a.png")])
+def test_a_prompt_in_the_place_of_pictures(processor, given):
+    with pytest.raises(InputError, match=r"images come first, processor\(images, text\), or go by name: processor\(text="):
+        processor(*given)
+
+
+@pytest.mark.parametrize(
+    ("texts", "images", "words"),
+    [
+        (["a<image>", "<image>b"], 2, "pass images=[[im1], [im2]]"),
+        (["a<image>", "<image>b<image>", "c"], 3, "pass images=[[im1], [im2, im3], []]"),
+        (["a", "b"], 2, "pass images=[[im1], [im2]], and write <image> in each text"),
+        (["a<image>", "<image>b"], 3, "pass a list of pictures for each text, images=[[…], […]]"),
+    ],
+)
+def test_a_flat_list_of_pictures_for_several_texts(processor, texts, images, words):
+    with pytest.raises(InputError) as raised:
+        processor(text=texts, images=[PICTURE] * images)
+    assert words in str(raised.value)
+    with pytest.raises(InputError, match="a text for each of the 2 lists of pictures"):
+        processor(text="<image>", images=[[PICTURE], [PICTURE]])
