@@ -19,7 +19,8 @@ from ..io import write_json
 from ..locate import adapted, resolve, stack
 from ..processing.options import check_options, limits_of
 from ..progress import Progress
-from ..records.sources import Source, counted, open_source, takes_in
+from ..records.sources import LINES, Source, counted, open_source, takes_in
+from ..records.sources.parquet import ParquetSource
 from ..storage import AnyPath, is_store, place
 from ..terminal import say
 from .arrow_columns import arrow_types
@@ -33,10 +34,13 @@ from .own import Own, check_columns, look, require_records
 from .parts import part_name
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
-from .sinks import ParquetSink, Sink, open_sink
+from .sinks import SINKS, ParquetSink, Sink, open_sink
 from .workers import Setup, longest_prompt
 
 __all__ = ["run_batch"]
+
+# Endings of files of records, and their kinds.
+_FILES = {ending: kind.name for kind in (*LINES, ParquetSource) for ending in kind.endings}
 
 
 def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[str, Any]:
@@ -115,6 +119,9 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
             check_settings(directory, mesh=config.mesh, attention=config.attention, **given)
     if config.compilation_cache is not None:
         check_cache(place(config.compilation_cache))
+    if (kind := _FILES.get(os.path.splitext(folder.name.lower())[1], config.format)) != config.format:
+        other = f"--format {kind} writes {kind}" if kind in SINKS else f"--format is one of {', '.join(SINKS)}"
+        notify(f"OUTPUT ({folder}) is a directory, with parts of the answers in {config.format}; {other}")
     manifest = Manifest(folder, _facts(config, parts, directory, source, keep))
     manifest.agree(config.force, notify)
     engine = functools.partial(_engine, config, model, base=base, keep_special_tokens=keep, report=progress.tell)

@@ -231,6 +231,18 @@ def test_parquet_in_and_out(command, tmp_path):
     assert {row["id"]: row["text"].split(", seed")[0] for row in found} == by_name, "bytes and files are the same pictures"
 
 
+def test_an_output_that_is_named_like_a_file_of_another_kind_gets_a_remark(command, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    for name, words in (
+        ("answers.parquet", "answers.parquet) is a directory, with parts of the answers in jsonl; --format parquet writes"),
+        ("answers.CSV", "answers.CSV) is a directory, with parts of the answers in jsonl; --format is one of jsonl, parquet"),
+        ("answers.jsonl", None),
+        ("answers.v2", None),
+    ):
+        code, _, said = command(tmp_path / "in.jsonl", tmp_path / name)
+        assert code == 0 and (words in said if words else "is a directory" not in said), said
+
+
 def test_answers_are_never_input(command, lines, tmp_path):
     """Where the parts would be found by the next run, which would refuse to go on."""
     (tmp_path / "in" / "deep").mkdir(parents=True)
