@@ -20,6 +20,7 @@ from ..locate import adapted, resolve, stack
 from ..processing.options import check_options, limits_of
 from ..progress import Progress
 from ..records.sources import LINES, Source, counted, open_source, takes_in
+from ..records.sources.files import FileSource
 from ..records.sources.parquet import ParquetSource
 from ..storage import AnyPath, is_store, place
 from ..terminal import say
@@ -40,7 +41,8 @@ from .workers import Setup, longest_prompt
 __all__ = ["run_batch"]
 
 # Endings of files of records, and their kinds.
-_FILES = {ending: kind.name for kind in (*LINES, ParquetSource) for ending in kind.endings}
+_KINDS: tuple[type[FileSource], ...] = (*LINES, ParquetSource)
+_FILES = {ending: kind.name for kind in _KINDS for ending in kind.endings}
 
 
 def run_batch(config: BatchConfig, notify: Callable[[str], None] = say) -> dict[str, Any]:
