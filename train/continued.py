@@ -1,18 +1,20 @@
 """What a run that is started again may have changed: nothing that its checkpoints depend on, and all else is named."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..io import read_json
+from ..io import read_json, write_json
 from ..storage import AnyPath
 from .config import TrainConfig
 from .plain import require_same, to_dict
 
-__all__ = ["changes", "earlier"]
+__all__ = ["EXPORTED", "changes", "earlier", "note_export", "remarks", "write_settings"]
 
+_NAME = "run.json"
+EXPORTED = "exported_step"  # in it, beside the settings: of which step the model is
 # What the checkpoints of a run depend on: it cannot be continued with another.
 _FIXED = ("model", "adapter", "lora", "learning_rates", "param_dtype", "seed")
 # What may change, and changes what the steps from there on do.
@@ -47,7 +49,7 @@ def earlier(config: TrainConfig, directory: Path, shown: AnyPath) -> Mapping[str
     Raises:
         CheckpointError: it is a run of another model or other trained parts, or has lost its run.json.
     """
-    path, steps = directory / "run.json", directory / "checkpoints"
+    path, steps = directory / _NAME, directory / "checkpoints"
     if not steps.is_dir() or not any(step.name.isdecimal() for step in steps.iterdir()):
         return None
     if not path.exists():
@@ -72,6 +74,37 @@ def changes(before: Mapping[str, Any], config: TrainConfig) -> str:
         if old != new and not isinstance(old, Mapping):  # a mapping: of a key that older versions did not write down
             found.append(f"{key} was {_written(old)}, is {_written(new)}")
     return "; ".join(found)
+
+
+def remarks(before: Mapping[str, Any], config: TrainConfig, first: int, model: AnyPath) -> Iterator[str]:
+    """What to tell the user of a run that goes on.
+
+    Args:
+        before: its settings until now.
+        config: its settings from now on.
+        first: steps that are done.
+        model: where the export goes.
+    """
+    if first == config.steps:
+        yield f"the run is finished at step {first:,}, its last: steps=N with a larger N goes on"
+        return
+    if words := changes(before, config):
+        yield f"{words} from step {first + 1:,} on"
+    if config.export and model.exists():
+        # Older versions did not write it down.
+        step = before.get(EXPORTED, first if first == before.get("steps") else None)
+        yield f"{model} is that of {'an earlier step' if step is None else f'step {step:,}'} until this run ends"
+
+
+def write_settings(directory: Path, before: Mapping[str, Any] | None, config: TrainConfig) -> None:
+    """Write the settings of the steps to come into a run's directory. before: those until now."""
+    exported = {} if before is None or EXPORTED not in before else {EXPORTED: before[EXPORTED]}
+    write_json(directory / _NAME, {**to_dict(config), **exported})
+
+
+def note_export(directory: Path, step: int) -> None:
+    """Write down in a run's directory of which step its model is."""
+    write_json(directory / _NAME, {**read_json(directory / _NAME), EXPORTED: step})
 
 
 def _written(value: Any) -> str:

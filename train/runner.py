@@ -19,7 +19,6 @@ from ..convert.hosts import join_job
 from ..convert.opened import open_checkpoint
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..field_types import check_kind
-from ..io import write_json
 from ..locate import adapted, stack
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, quantize_params, unflatten_params
@@ -34,7 +33,7 @@ from ..terminal import say
 from .adapter import export_adapter
 from .claim import made_directory, nothing_left, only_run
 from .config import MeshConfig, TrainConfig
-from .continued import changes, earlier
+from .continued import earlier, note_export, remarks, write_settings
 from .curves import draw_curves
 from .evaluate import Evaluator, check_tasks, held_out, held_out_records
 from .export import export
@@ -46,7 +45,6 @@ from .metrics import read_metrics
 from .mirror import Mirror, mirrored
 from .partition import Partition, join
 from .pipeline import TrainingData
-from .plain import to_dict
 from .processes import on_host
 from .progress import Display
 from .samples import Prepare
@@ -294,10 +292,11 @@ def _train(
     del params
 
     def begin(first: int | None) -> None:
-        if main:
-            write_json(directory / "run.json", to_dict(config))
-        if first is not None and before is not None and (words := changes(before, config)):
-            display.remark(f"{words} from step {first + 1:,} on")
+        if main and (before is None or first != config.steps):  # the steps of a finished run were not made with these
+            write_settings(directory, before, config)
+        if first is not None and before is not None:
+            for line in remarks(before, config, first, output / "model"):
+                display.remark(line)
 
     options: dict[str, Any] = {"mirror": mirror, "base": base, "evaluate": evaluate, "display": display, "begin": begin}
     try:
@@ -334,6 +333,7 @@ def _train(
             export(config.model, trained, exported, scale=partition.scale, adapter=config.adapter)
             if config.lora is not None:
                 _export_adapter(config, trained, output / "adapter", named)
+            note_export(directory, int(state.step))
     if mirror is not None:
         display.doing(f"sending what is left to {output}")
     return TrainResult(output, exported, metrics[-1] if metrics else {}, state)

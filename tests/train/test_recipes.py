@@ -212,6 +212,13 @@ def test_no_such_recipe(capsys):
     assert "not one of the built-in 2.2b-lora-v5e8, full-500m-fsdp, lora-256m" in capsys.readouterr().err
 
 
+def test_words_without_a_recipe(capsys):
+    assert main(["train", "model=tiny", "data.train=a.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert "no recipe 'model=tiny', which is KEY=VALUE: first comes a recipe, a YAML file or one of the built-in 2.2b-" in err
+    assert "such as in `lora-256m model=tiny`" in err
+
+
 def test_a_recipe_can_be_printed(capsys):
     import yaml
 

@@ -143,3 +143,17 @@ def test_what_is_refused_leaves_nothing_and_locks_nothing(tmp_path, monkeypatch,
     assert main(["train", path, "steps=3", "learning_rate=5e-4"]) == 0
     err = capsys.readouterr().err
     assert "smolvlm-jax: learning_rate was 0.001, is 0.0005; steps was 2, is 3 from step 3 on\n" in err
+    assert "model is" not in err
+    kept = Path("runs/deep/run/run.json").read_text()
+    assert main(["train", path, "steps=3", "learning_rate=1e-4", "export=true"]) == 0
+    err = capsys.readouterr().err
+    assert (
+        "smolvlm-jax: the run is finished at step 3, its last: steps=N with a larger N goes on\n" in err and " was " not in err
+    )
+    settings = json.loads(Path("runs/deep/run/run.json").read_text())
+    assert settings == {**json.loads(kept), "exported_step": 3}
+    path = "runs/deep/run/run.json"  # a recipe too
+    assert main(["train", path, "steps=4", "learning_rate=5e-4", "export=true"]) == 0
+    err = capsys.readouterr().err
+    assert f"smolvlm-jax: {tmp_path}/runs/deep/run/model is that of step 3 until this run ends\n" in err
+    assert "smolvlm-jax: steps was 3, is 4 from step 4 on\n" in err

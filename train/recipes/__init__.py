@@ -1,6 +1,7 @@
 """Recipes: whole training runs as YAML files, some of them built in."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ...errors import ConfigError, import_extra
 from ...storage import StorePath, place
 from ...stored_models import stored_file
 from ..config import TrainConfig
+from ..continued import EXPORTED
 from ..plain import from_dict
 
 __all__ = ["load_recipe", "recipe_names", "recipe_purpose"]
@@ -50,6 +52,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     path = next((path for path in (given_path, _HERE / f"{name}.yaml") if path.is_file()), None)
     if path is None:
         names = recipe_names()
+        if re.match(r"[\w.]+=", name):
+            raise ConfigError(
+                f"no recipe {name!r}, which is KEY=VALUE: first comes a recipe, a YAML file or one of the built-in "
+                f"{', '.join(names)}, such as in `lora-256m {name}`"
+            )
         raise ConfigError(
             f"no recipe {name!r}: not a file, and not one of the built-in {', '.join(names)}{nearest(name, names)}"
         )
@@ -60,6 +67,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     data = _read(yaml, text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no recipe: it is YAML of keys and values, such as steps: 100")
+    data.pop(EXPORTED, None)  # of a run's run.json, which is a recipe otherwise
     words: dict[str, str] = {}
     for word in overrides:
         key, equals, _ = word.partition("=")
