@@ -9,6 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .packing import BatchShape, make_batch, plan_rows
 from .plain import require_same, to_dict
 from .records import Records, open_records
 from .samples import Prepare, Sample, Skipped
-from .worker import end_with_parent
+from .worker import end_with_parent, unstopped
 
 __all__ = ["TrainingData", "check_position", "dataset"]
 
@@ -259,6 +260,7 @@ class TrainingData:
 
     def _window(self) -> tuple[list[Sample], Counter]:
         """The next samples, and counts of the records read for them."""
+        starting = self._stream is None and bool(self.config.workers)
         if self._stream is None:
             self._stream = self._read(self._taken)
         seen: Counter[str] = Counter()
@@ -267,7 +269,9 @@ class TrainingData:
         tokens = idle = 0
         want = self.config.window_rows * self.config.length if self.config.packing else 1
         while tokens < want:
-            item = next(self._stream)
+            with unstopped() if starting else nullcontext():
+                item = next(self._stream)
+            starting = False
             seen["records"] += 1
             if isinstance(item, Skipped):
                 idle += 1

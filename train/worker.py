@@ -3,28 +3,37 @@
 import os
 import signal
 import threading
-from contextlib import suppress
-from multiprocessing import connection, parent_process, util
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, parent_process, resource_tracker, util
 from multiprocessing.synchronize import SemLock
 
-__all__ = ["end_with_parent", "release_semaphores"]
+__all__ = ["end_with_parent", "release_semaphores", "unstopped"]
 
 
 def end_with_parent(index: int, count: int) -> None:
-    """In a worker process: end when the parent has ended, or was killed, and not by the signals that tell all processes of a
-    group to stop, since the parent still reads then. Grain passes the worker's number and their count."""
+    """In a worker process: end when the parent has ended, or was killed. Grain passes the worker's number and their count."""
     parent = parent_process()
     if parent is None:  # not started by multiprocessing
         return
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def unstopped() -> Iterator[None]:
+    """Processes that are started within the block take no SIGTERM and no SIGINT: those go to all processes of a group, and the
+    parent reads until it has saved."""
+    resource_tracker.ensure_running()  # starting it would unblock both
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def release_semaphores() -> None:

@@ -14,14 +14,15 @@ from train_helpers import environment
 def test_a_worker_ends_with_its_parent(tmp_path):
     code = """
 import multiprocessing, sys, time
-from smolvlm_jax.train.worker import end_with_parent
+from smolvlm_jax.train.worker import end_with_parent, unstopped
 def work():
     end_with_parent(0, 1)
     print("at work", flush=True)
     time.sleep(60)
 if __name__ == "__main__":
     worker = multiprocessing.get_context("spawn").Process(target=work, daemon=True)
-    worker.start()
+    with unstopped():
+        worker.start()
     print(worker.pid, flush=True)
     worker.join()
 """
