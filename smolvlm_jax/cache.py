@@ -380,19 +380,22 @@ class KVCache:
         columns = self.length
         shift = self.index % columns - length
 
-        def place(axis, buffer, new):
-            new = jnp.roll(new, shift, axis)
-            old = jax.lax.dynamic_slice_in_dim(buffer, row, 1, axis=0)
-            return jax.lax.dynamic_update_slice_in_dim(buffer, jnp.where(wanted, new, old), row, axis=0)
+        @jax.jit  # traced once for all layers; the compiler inlines the calls
+        def put(layer, packed, row, start, shift, wanted):
+            def cut(packed):
+                padded = jnp.pad(packed, ((0, 0), (0, 0), (0, columns), (0, 0)))
+                return jax.lax.dynamic_slice_in_dim(padded, start, columns, axis=_COLUMNS)
 
-        def cut(packed):
-            padded = jnp.pad(packed, ((0, 0), (0, 0), (0, columns), (0, 0)))
-            return jax.lax.dynamic_slice_in_dim(padded, start, columns, axis=_COLUMNS)
+            def place(axis, buffer, new):
+                new = jnp.roll(new, shift, axis)
+                old = jax.lax.dynamic_slice_in_dim(buffer, row, 1, axis=0)
+                return jax.lax.dynamic_update_slice_in_dim(buffer, jnp.where(wanted, new, old), row, axis=0)
 
-        put = lambda layer, packed: _each(place, layer, layer.like(cut(packed.keys), cut(packed.values)))
+            return _each(place, layer, layer.like(cut(packed.keys), cut(packed.values)))
+
         visible = jnp.where(wanted, jnp.roll(jnp.arange(columns) < length, shift), self.visible[row])
         return replace(
             self,
-            layers=tuple(map(put, self.layers, prompt)),
+            layers=tuple(put(*each, row, start, shift, wanted) for each in zip(self.layers, prompt, strict=True)),
             visible=self.visible.at[row].set(visible),
         )

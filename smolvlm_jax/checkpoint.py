@@ -30,6 +30,7 @@ from .directories import disk_full
 from .dtypes import dtype_name
 from .errors import StorageError
 from .field_types import check_kind
+from .garbage import rare_collections
 from .generation_config import GenerationConfig
 from .habits import Neutral, named_arguments, unasked
 from .io import COMPANIONS, companion_files, write_json
@@ -118,7 +119,7 @@ def load(
     if subfolder or hub or (adapter is not None and revision is not None):
         source, revision = resolve_file(source, revision, subfolder=subfolder, **hub), None
     source, base = adapted(source, adapter, base)
-    with open_checkpoint(source, revision=revision, base=base) as opened:
+    with rare_collections(), open_checkpoint(source, revision=revision, base=base) as opened:
         # Whether the head is tied is read from the weights: what config.json says has varied between transformers versions.
         generation = opened.companions.get("generation_config.json")
         defaults = GenerationConfig.from_pretrained(generation.parent) if generation else None

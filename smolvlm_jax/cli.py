@@ -7,11 +7,8 @@ where it came from.
 """
 
 import argparse
-import contextlib
-import gc
 import sys
 import warnings
-from collections.abc import Iterator
 
 from . import __version__
 from .arguments import Parser
@@ -19,6 +16,7 @@ from .batch.cli import add_parser as add_batch
 from .convert.cli import add_parsers as add_converter
 from .doctor import add_parser as add_doctor
 from .errors import SmolVLMError
+from .garbage import rare_collections
 from .generate_cli import add_parser as add_generate
 from .listings import add_parsers as add_listings
 from .plan.cli import add_parser as add_plan
@@ -58,21 +56,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-@contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Look for unreachable objects less often: imports and tracing make hundreds of thousands of objects that stay, and by
-    default a start spends 0.3 s of the processor among them."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    with standard_streams(), warnings.catch_warnings(), _rare_collections():
+    with standard_streams(), warnings.catch_warnings(), rare_collections():
         options = _parse(arguments)
         warnings.showwarning = lambda message, *place: say(f"warning: {message}")
         try:

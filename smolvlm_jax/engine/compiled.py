@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..cache import CacheFormat, check_kv_cache_dtype
 from ..decoding import DecodeState, RowSettings, Rules
+from ..garbage import rare_collections
 from ..generation_config import GenerationConfig, Sampling, SamplingParams
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import laid_out
@@ -80,6 +81,10 @@ class Programs:
         """The most tiles that packed rows of `t` tokens can hold."""
         return max(1, self.config.lanes * t // self.model.config.image_seq_len)
 
+    def few(self, length: int) -> int:
+        """How many rows the smaller decode program of a ring has; 0 if there is none."""
+        return dict(zip(self.config.ring_lengths, self.config.few, strict=False)).get(length, 0)
+
     def ring(self, length: int) -> DecodeState:
         """The abstract state of the ring of this length."""
         return self.returns("ring", length)
@@ -119,8 +124,8 @@ class Programs:
 
     def get(self, *key):
         """The program `key`: ("pool",), ("ring", L), ("encode", N), ("prefill", T), ("insert", columns[T], L), ("decode", L,
-        greedy), ("score", T). Prefill and decode have one number more where log-probabilities are asked for, see
-        `alternatives`."""
+        greedy), ("decode_few", L, greedy), ("score", T). Prefill and decode have one number more where log-probabilities are
+        asked for, see `alternatives`."""
         if key not in self._done:
             self.compile([key], self._report)
         return self._done[key]
@@ -145,10 +150,29 @@ class Programs:
         tell = report or (lambda *_: None)
         if missing:
             tell("compiling", 1, len(missing))
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1, len(missing))) as pool:
+            with rare_collections(), ThreadPoolExecutor(min(8, os.cpu_count() or 1, len(missing))) as pool:
                 for done, _ in enumerate(pool.map(one, missing), 1):
                     tell("compiling", min(done + 1, len(missing)), len(missing))
             self.compile_seconds += time.perf_counter() - begin
+
+    def decoder(self, length: int, last: int, *rest: Any, more: bool) -> tuple:
+        """The key of the decode program for a ring of which slot `last` is the last one that is taken.
+
+        That for few rows is taken where it suffices, unless it would have to be compiled although the other one is there, or
+        will be needed soon.
+
+        Args:
+            length: of the ring.
+            last: number of the slot.
+            *rest: of the key.
+            more: whether requests wait for slots.
+        """
+        every, few = ("decode", length, *rest), ("decode_few", length, *rest)
+        suffices = last < self.few(length)
+        return few if suffices and (few in self._done or not (more or every in self._done)) else every
+
+    def _decoders(self, length: int) -> tuple[str, ...]:
+        return ("decode", "decode_few") if self.few(length) else ("decode",)
 
     def parts(self, kind: str, *size: int) -> _Program:
         """A program's function, its abstract arguments, and the numbers of those that are donated."""
@@ -222,6 +246,10 @@ class Programs:
         lane = self._array((self.config.lanes,), np.int32)
         return partial(programs.insert, self.mesh), (self.ring(length), self.returns("prefill", t), lane, lane), (0,)
 
+    def _decode_few(self, length: int, greedy: bool, logprobs: int | None = None) -> _Program:
+        function, arguments, donated = self._decode(length, greedy, logprobs)
+        return partial(function, first=self.few(length)), arguments, donated
+
     def _decode(self, length: int, greedy: bool, logprobs: int | None = None) -> _Program:
         rules = self.rules(greedy=bool(greedy), logprobs=logprobs)
         function = partial(programs.decode_chunk, self.model, rules, self.config.chunk)
@@ -248,7 +276,7 @@ class Programs:
             fits = [t for t, below in zip(inserted, lower, strict=False) if t <= self.config.prefill_tokens or below < length]
             keys += [
                 ("ring", length),
-                *(("decode", length, greedy) for greedy in (True, False)),
+                *((kind, length, greedy) for kind in self._decoders(length) for greedy in (True, False)),
                 *(("insert", t, length) for t in fits),
             ]
         return keys

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,8 +161,10 @@ class Engine:
         source = resolve_file(source)
         directory = resolve(source, base=base)
         (report or _silent)("loading the weights")
-        model, params = load(source, base=base, dtype=dtype, mesh=mesh, attention=attention, check=check)
-        return cls(model, params, SmolVLMProcessor.from_pretrained(directory), EngineConfig(**config), mesh, report)
+        with ThreadPoolExecutor(1) as thread:  # the tokenizer is read meanwhile
+            processor = thread.submit(SmolVLMProcessor.from_pretrained, directory)
+            model, params = load(source, base=base, dtype=dtype, mesh=mesh, attention=attention, check=check)
+        return cls(model, params, processor.result(), EngineConfig(**config), mesh, report)
 
     def warm_up(self, report: Callable[[int, int], None] | None = None) -> None:
         """Compile every program that an answer can need; after this nothing is compiled any more, apart from what
@@ -314,26 +317,24 @@ class Engine:
         begin = self._clock()
         if self._tiles.new:
             self._tiles.look_ahead(waiting)
-        self._compile_for(pack)
+        self._compile_for(pack, waiting)
         tiles = len(self._tiles.new)
         self._tiles.encode()
         self._prefill(pack, begin, tiles)
         return True
 
-    def _compile_for(self, pack: Pack) -> None:
+    def _compile_for(self, pack: Pack, waiting: Sequence[RequestState]) -> None:
         """Compile what these prompts will need first, all at a time; everything else is compiled when its turn comes."""
-        rings = {
-            p.ring.length: all(q.state.sampling.greedy for q in pack.placed if q.ring is p.ring) for p in pack.placed if p.ring
-        }
+        rings = {p.ring: None for p in pack.placed if p.ring}
         asked = self.programs.alternatives(p.state.request.params.logprobs for p in pack.placed)
         sizes = set(encoder_batches(len(self._tiles.new), self.programs.encoder_batches()))
         keys: list[tuple] = [("encode", size) for size in sorted(sizes)]
         keys += [("prefill", pack.length, *asked), *([("pool",)] if pack.placed else [])]
-        for length, greedy in rings.items():
+        for ring in rings:
             keys += [
-                ("decode", length, greedy, *asked),
-                ("insert", self.programs.columns[pack.length], length),
-                ("ring", length),
+                self._decoder(ring, waiting),
+                ("insert", self.programs.columns[pack.length], ring.length),
+                ("ring", ring.length),
             ]
         self.programs.compile(keys, self._report)
 
@@ -386,22 +387,27 @@ class Engine:
             # At least one: there may be slots enough already, and what did not fit into the last prefill waits for the next.
             missing = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
             steps, begin = ring.steps(chunk=self.config.chunk, wanted=missing), self._clock()
-            greedy = all(state.sampling.greedy for _, state in live)
-            asked = self.programs.alternatives(state.request.params.logprobs for _, state in live)
-            program = self.programs.get("decode", ring.length, greedy, *asked)
+            program = self.programs.get(*self._decoder(ring, waiting))
             ring.state, report, logprobs = program(self.params, ring.state, np.asarray(steps, np.int32))
             self._start(_Event(False, report, logprobs, live, begin, f"generating {_number(len(live), 'answer')}"))
             dispatched = True
             self.stats.decode_steps += steps
-            self.stats.decode_rows += steps * ring.slots
+            self.stats.decode_rows += steps * len(report)
             self.stats.decode_live_rows += steps * len(live)
-            self.stats.cache_columns += steps * ring.slots * ring.length
+            self.stats.cache_columns += steps * len(report) * ring.length
             self.stats.cache_live_columns += steps * ring.columns()
             for _, state in live:
                 state.steps_left -= steps
                 if state.steps_left <= 0:  # it ends with this chunk at the latest: the slot is free for the next
                     state.leave()
         return dispatched
+
+    def _decoder(self, ring: Ring, waiting: Sequence[RequestState]) -> tuple:
+        """The key of the decode program that the ring's requests want."""
+        live = ring.live()
+        greedy = all(state.sampling.greedy for _, state in live)
+        asked = self.programs.alternatives(state.request.params.logprobs for _, state in live)
+        return self.programs.decoder(ring.length, live[-1][0], greedy, *asked, more=bool(waiting))
 
     def _start(self, event: _Event) -> None:
         """Note what has been dispatched, and have its tokens copied to the host."""

@@ -223,19 +223,40 @@ def _insert_local(state: DecodeState, prompt: Prefilled, slot: jax.Array, segmen
 
 
 def decode_chunk(
-    model: SmolVLMForConditionalGeneration, rules: Rules, chunk: int, params, state: DecodeState, steps: jax.Array
+    model: SmolVLMForConditionalGeneration,
+    rules: Rules,
+    chunk: int,
+    params,
+    state: DecodeState,
+    steps: jax.Array,
+    *,
+    first: int | None = None,
 ) -> tuple[DecodeState, jax.Array, TokenLogprobs | None]:
     """Up to `steps` <= chunk steps, fewer if all rows finish before.
 
+    Args:
+        model, rules, chunk: static.
+        params: of the model.
+        state: of the ring.
+        steps: int32 ().
+        first: static; if given, only so many rows, the first ones, are decoded: the others must have finished.
+
     Returns:
-        The state; a report int32 (b, 1 + chunk): how many tokens the row has drawn so far, and the tokens of this chunk, of
-        which the row's own come first; and the log-probabilities (b, chunk) of these tokens, None where the rules want none.
+        The state; a report int32 (b, 1 + chunk) of the b rows that were decoded: how many tokens the row has drawn so far, and
+        the tokens of this chunk, of which the row's own come first; and the log-probabilities (b, chunk) of these tokens, None
+        where the rules want none.
     """
+    every = state
+    if first is not None:  # cut out and put back: two copies of these rows a chunk
+        state = jax.tree.map(lambda x: x[:first] if x.ndim else x, every)
     tokens = jnp.zeros((state.rows.token.shape[0], chunk), jnp.int32)
     logprobs = None if rules.logprobs is None else TokenLogprobs.zeros(tokens.shape, rules.logprobs)
     decoded = decode(model, rules, params, Decoded(state, tokens, jnp.zeros((), jnp.int32), logprobs), steps)
-    report = jnp.concatenate([decoded.state.rows.drawn[:, None], decoded.tokens], axis=1)
-    return decoded.state, report, decoded.logprobs
+    state = decoded.state
+    report = jnp.concatenate([state.rows.drawn[:, None], decoded.tokens], axis=1)
+    if first is not None:
+        state = jax.tree.map(lambda x, new: x.at[:first].set(new) if x.ndim else new, every, state)
+    return state, report, decoded.logprobs
 
 
 def target_columns(t: int) -> int:

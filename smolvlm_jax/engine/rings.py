@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -149,7 +151,7 @@ class Ring:
         """Take a slot back."""
         self.owner[slot] = None
         lane, row = divmod(slot, self.per_lane)
-        self._free[lane].append(row)
+        bisect.insort(self._free[lane], row, key=operator.neg)  # the lowest is taken first
 
     def steps(self, *, chunk: int, wanted: int) -> int:
         """Steps to run next, at most `chunk`: until `wanted` more slots are certain to be free, with 0 until all are."""

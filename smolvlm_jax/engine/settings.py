@@ -19,6 +19,8 @@ __all__ = ["ANY_SLOTS", "FREE_MEMORY_SHARE", "RINGS", "EngineConfig", "EngineSha
 # Powers of four, and what a split picture wants: up to 17 tiles, 1,200 to 1,500 tokens, and an answer.
 RINGS = (256, 1024, 2048, 4096)
 _MOST_SLOTS = 256  # by default
+# A ring of so many slots has, on a CPU, a decode program of its own for the first ones, one in so many.
+_MANY_SLOTS, _FEW = 16, 8
 ANY_SLOTS = 2**16  # at most: the host keeps a list of them
 _CPU_CACHE_BYTES = 2 * 10**9
 FREE_MEMORY_SHARE = 0.6
@@ -128,7 +130,8 @@ class EngineConfig:
             # Twice what the largest request can want, so that tiles encoded ahead never stand in the way of the next in turn.
             "feature_places": max(self.feature_places or 128, 2 * (lengths[-1] // model.config.image_seq_len + 1)),
         }
-        return EngineShapes(**asdict(self) | chosen, lanes=lanes)
+        few = tuple(n // _FEW if cpu and mesh is None and n >= _MANY_SLOTS else 0 for n in slots)
+        return EngineShapes(**asdict(self) | chosen, lanes=lanes, few=few)
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,13 @@ class EngineShapes(EngineConfig):
 
     Attributes:
         lanes: shards of the batch axis.
+        few: for each ring, how many rows its second decode program has, which is for the first slots only; 0 for none. On a
+            CPU every row of a step takes its time, whether it has finished or not (figures in docs/design.md); accelerators
+            spend most of the time on the weights.
     """
 
     lanes: int = 1
+    few: tuple[int, ...] = ()
 
 
 def _cache_bytes(mesh: Mesh | None) -> int:

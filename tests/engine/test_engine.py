@@ -361,6 +361,35 @@ def test_requests_are_read_as_they_are_needed(tiny, engine):
     assert read <= 50 + 2 * engine.config.lookahead + sum(engine.config.slots) + 64
 
 
+def test_few_requests_have_a_decode_program_of_their_own(tiny):
+    """Which one runs changes no answer, and it is compiled only where the other one is not there and not needed soon."""
+    kinds = lambda engine: [key[0] for key in engine.programs._done if key[0].startswith("decode")]
+    requests = mixed(tiny[2], 24, seed=5)
+    want = {request.id: alone(tiny, request) for request in requests}
+
+    def check(engine, *some):
+        found = {result.id: list(result.token_ids) for result in engine.generate(some)}
+        assert found == {request.id: want[request.id] for request in some}
+
+    sizes = EngineConfig(ring_lengths=(256,), slots=(16,), chunk=3)
+    engine = Engine(*tiny, sizes)
+    longer = [request for request in requests if request.params.max_new_tokens > 1]
+    for request in longer[:3]:
+        check(engine, request)
+    assert kinds(engine) == ["decode_few"]
+    rows, steps = engine.stats.decode_rows, engine.stats.decode_steps
+    assert rows == 2 * steps, "two rows of sixteen were decoded"
+    check(engine, *requests)
+    assert sorted(kinds(engine)) == ["decode", "decode_few"]
+    for request in longer[3:6]:
+        check(engine, request)
+    check(engine, *longer[:2])
+    many = Engine(*tiny, sizes)
+    check(many, *requests)
+    check(many, longer[0])
+    assert kinds(many) == ["decode"]
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1)])
 def test_on_a_mesh(tiny, engine, shape):

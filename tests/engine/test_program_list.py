@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -25,7 +26,8 @@ def counts(**settings) -> Counter:
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), abstract_params(model, model.dtype)
     )
-    keys = Programs(model, params, EngineConfig(**settings).resolve(model, None), None).keys()
+    shapes = EngineConfig(**settings).resolve(model, None)
+    keys = Programs(model, params, replace(shapes, few=()) if settings.get("chunk") == TPU["chunk"] else shapes, None).keys()
     return Counter(key[0] for key in keys)
 
 
@@ -34,6 +36,6 @@ def test_the_page_lists_the_programs_of_an_engine(settings, column):
     rows = dict(re.findall(r"^\| `?(\w+)`? \| (\d+ \| \d+) \|", PAGE, re.M))
     listed = {name: int(numbers.split(" | ")[column]) for name, numbers in rows.items()}
     found = counts(**settings)
-    assert listed.pop("all") == found.total() and listed == found
+    assert listed.pop("all") == found.total() and Counter(listed) == found
     one = re.search(r"leaves (\d+) on a CPU and (\d+) on a TPU", PAGE)
     assert one is not None and int(one.group(column + 1)) == counts(**settings, ring_lengths=(2048,)).total()

@@ -26,6 +26,21 @@ def filled(rng, slots, lanes):
     return ring, rows
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_lowest_free_slot_of_a_lane_is_taken(seed):
+    rng = np.random.default_rng(seed)
+    ring = Ring(256, slots=12, lanes=2)
+    for _ in range(200):
+        lane = int(rng.integers(2))
+        taken = [slot for slot, _ in ring.live() if slot // 6 == lane]
+        if taken and (len(taken) == 6 or rng.random() < 0.5):
+            ring.give(int(rng.choice(taken)))
+        else:
+            free = set(range(6)) - {slot % 6 for slot in taken}
+            assert ring.take(lane, waiting(3)) == min(free)
+        assert ring.idle == 12 - len(ring.live())
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_chunk_ends_as_soon_as_enough_rows_have(seed):
     rng = np.random.default_rng(seed)
