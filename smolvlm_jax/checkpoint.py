@@ -262,21 +262,29 @@ def save_hf(
         InputError: `max_shard_size` is no size, or an argument is of another kind than these.
     """
     _check_saved("save_hf", directory, model, params)
-    _warn_of_missing(directory, _companions("save_hf", companions), companions)
-    write_pretrained(directory, model, params, max_shard_size=max_shard_size, companions=companions, force=force)
+    files = _companions("save_hf", companions)
+    _warn_of_missing(directory, files, companions)
+    _write_hf(directory, model, params, files, max_shard_size=max_shard_size, companions=companions, force=force)
 
 
-def write_pretrained(
-    directory: str | os.PathLike,
-    model: SmolVLMForConditionalGeneration,
-    params: Mapping[str, Any],
-    *,
-    max_shard_size: str | int = "4GB",
-    companions: Any = None,
-    force: bool = False,
+# Keywords of `save_hf` and their defaults.
+SAVING = {name: one.default for name, one in inspect.signature(save_hf).parameters.items() if one.kind is one.KEYWORD_ONLY}
+
+
+def write_pretrained(directory: Any, model: Any, params: Mapping[str, Any], **options: Any) -> None:
+    """`save_hf` for somebody who writes the companions afterwards, as with transformers: without the warning.
+
+    Args:
+        directory, model, params: as in `save`.
+        **options: keywords of `save_hf`.
+    """
+    chosen = SAVING | options
+    _write_hf(directory, model, params, _companions("save_pretrained", chosen["companions"]), **chosen)
+
+
+def _write_hf(
+    directory: Any, model: Any, params: Any, files: Mapping[str, Path], *, max_shard_size: Any, companions: Any, force: bool
 ) -> None:
-    """`save_hf` for somebody who writes the companions afterwards, as with transformers: without the warning."""
-    files = _companions("save_pretrained", companions)
     limit, leaves = parse_size(max_shard_size), _leaves(params)
     leaves = dequantized_leaves(leaves, place_of(directory)) or leaves
     with new_directory(place_of(directory), force) as target:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .checkpoint import NEUTRAL, load, write_pretrained
+from .checkpoint import NEUTRAL, SAVING, load, write_pretrained
 from .config import SmolVLMConfig, SmolVLMVisionConfig
 from .errors import HabitError
 from .generation import generate, stream
@@ -180,7 +180,7 @@ class LoadedModel:
             save_directory: where to.
             **kwargs: keywords of `save_hf`, and those of transformers that ask for nothing.
         """
-        own = unasked("save_pretrained", kwargs, _OF_SAVING, ("max_shard_size", "companions", "force"))
+        own = unasked("save_pretrained", kwargs, _OF_SAVING, tuple(SAVING))
         write_pretrained(save_directory, self.model, self.params, **own)
 
     def get_image_features(self, pixel_values: Any, pixel_attention_mask: Any = None, **kwargs: Any) -> Any:
