@@ -1,6 +1,5 @@
 """A run from its configuration to its results: model, data, mesh, training, evaluation, curves and the exported checkpoint."""
 
-import math
 import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -26,15 +25,15 @@ from ..processing import SmolVLMTokenizer
 from ..processing.options import limits_of
 from ..quantization import SCALE, dequantized, is_quantized
 from ..retrieval_model import require_text
-from ..sharding import make_mesh
 from ..staging import check_new
 from ..storage import AnyPath, StorePath, place
 from ..terminal import say
 from .adapter import export_adapter
 from .claim import made_directory, nothing_left, only_run
-from .config import MeshConfig, TrainConfig
+from .config import TrainConfig
 from .continued import earlier, note_export, remarks, write_settings
 from .curves import draw_curves
+from .devices import check_rows, open_mesh
 from .evaluate import Evaluator, check_tasks, held_out, held_out_records
 from .export import export
 from .held_out import HeldOutLoss
@@ -51,7 +50,7 @@ from .samples import Prepare
 from .state import TrainState
 from .stopping import Preempted
 
-__all__ = ["TrainResult", "check_rows", "divide", "open_mesh", "open_model", "run"]
+__all__ = ["TrainResult", "divide", "open_model", "run"]
 
 
 @dataclass(frozen=True)
@@ -69,39 +68,6 @@ class TrainResult:
     model: AnyPath | None
     metrics: dict[str, Any]
     state: TrainState
-
-
-def open_mesh(config: MeshConfig) -> Mesh:
-    """The mesh of a run, over all devices of all processes."""
-    devices = jax.devices()
-    if config.devices is not None:
-        if config.devices > len(devices):
-            raise ConfigError(f"mesh.devices is {config.devices}, but there are {len(devices)}")
-        devices = devices[: config.devices]
-    return make_mesh(config.data, config.fsdp, config.tensor, devices)
-
-
-def check_rows(config: TrainConfig, mesh: Mesh) -> None:
-    """Raise ConfigError unless the devices of a mesh have equally many rows of a batch."""
-    rows, data, fsdp = config.data.batch_size, mesh.shape["data"], mesh.shape["fsdp"]
-    ways = data * fsdp
-    if rows % ways == 0:
-        return
-    less, more = rows // ways * ways, -(-rows // ways) * ways
-    words = " or ".join(f"data.batch_size={number}" for number in (less, more) if number)
-    if -1 in (config.mesh.data, config.mesh.fsdp) and jax.process_count() == 1:
-        fitting = [count for count in range(1, mesh.size) if _divides(config, count, rows)]
-        words += f", or mesh.devices={fitting[-1]}" if fitting else ""
-    raise ConfigError(
-        f"data.batch_size is {rows}, no multiple of the {ways} devices that share the rows of a batch (mesh.data {data} × "
-        f"mesh.fsdp {fsdp}): write {words}"
-    )
-
-
-def _divides(config: TrainConfig, devices: int, rows: int) -> bool:
-    """Whether the mesh of a configuration can be made of so many devices, and these share the rows evenly."""
-    fixed = math.prod(size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size != -1)
-    return devices % fixed == 0 and rows % (devices // config.mesh.tensor) == 0
 
 
 def open_model(config: TrainConfig, mesh: Mesh) -> tuple[SmolVLMForConditionalGeneration, dict[str, Any]]:

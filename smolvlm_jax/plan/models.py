@@ -14,6 +14,7 @@ from ..convert.opened import open_checkpoint
 from ..errors import InputError, MissingFileError
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import abstract_params, logical_axes, with_scales
+from ..retrieval_model import model_of, require_text
 from ..sharding import make_mesh, parameter_shardings
 from ..sizes import PUBLISHED, published_config
 from .settings import SHORT_NAMES, PlanConfig
@@ -47,6 +48,7 @@ def describe(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
+        InputError: its model makes no text.
     """
     if name := _published(source):
         config = published_config(name)
@@ -63,7 +65,9 @@ def describe(
             vision_config=replace(config.vision_config, num_hidden_layers=layers[0]),
             text_config=replace(config.text_config, num_hidden_layers=layers[1]),
         )
-    return SmolVLMForConditionalGeneration(config, dtype=jnp.dtype(dtype), **fields)
+    model = model_of(config, dtype=jnp.dtype(dtype), **fields)
+    require_text(model)
+    return model
 
 
 def in_8_bits(source: str | os.PathLike) -> bool:

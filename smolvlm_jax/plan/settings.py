@@ -20,7 +20,11 @@ _OF_THE_ENGINE = {
     "kv_cache_dtype": "--kv-cache",
     "live": "--live",
     "all_programs": "--all-programs",
+    "kinds": "kinds",
+    "layers": "layers",
 }
+# Switches that replace what a recipe says, and its keys.
+_OF_BOTH = {"model": "model", "on": "topology", "mesh": "mesh", "dtype": "dtype", "attention": "attention"}
 
 
 @named_arguments
@@ -114,6 +118,10 @@ class PlanConfig:
         defaults = {field.name: field.default for field in fields(self)}
         if self.trains and (idle := [name for name in _OF_THE_ENGINE if getattr(self, name) != defaults[name]]):
             raise InputError(f"{_OF_THE_ENGINE[idle[0]]}: of the engine, while --recipe {self.recipe} is about a training step")
+        for name, key in _OF_BOTH.items():
+            same = [word for word in self.overrides if word.partition("=")[0].partition(".")[0] == key]
+            if same and getattr(self, name) != defaults[name]:
+                raise InputError(f"--{name} {getattr(self, name)} and {same[0]!r:.60} set the same: leave one out")
         if self.max_slots and (self.slots or self.trains):
             raise InputError("--max-slots searches the slots of an engine: leave out --slots, and --mode train")
         if self.max_slots and self.ring_lengths and len(self.ring_lengths) > 1:

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ..errors import InputError
-from ..sharding import activate, make_mesh
-from ..train.config import TrainConfig
+from ..errors import ConfigError, InputError
+from ..sharding import activate
+from ..train.config import MeshConfig, TrainConfig
+from ..train.devices import check_rows, open_mesh
 from ..train.packing import BatchShape
 from ..train.partition import Partition
 from ..train.recipes import load_recipe
@@ -44,13 +45,22 @@ def training_model(recipe: TrainConfig) -> Any:
 
 
 def training_mesh(config: PlanConfig, recipe: TrainConfig, devices: Any) -> Mesh:
-    """The mesh of the plan, or else that of the recipe."""
+    """The mesh of the plan, or else that of the recipe.
+
+    Raises:
+        InputError: these are not its devices.
+        ConfigError: they cannot share the recipe's batch.
+    """
     if config.mesh is not None:
-        return given_mesh(config, devices)
-    try:
-        return make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.tensor, devices[: recipe.mesh.devices])
-    except InputError as error:
-        raise InputError(f"{error}: give --mesh, or other chips with --on") from error
+        mesh = given_mesh(config, devices)
+        recipe = replace(recipe, mesh=MeshConfig(**mesh.shape))
+    else:
+        try:
+            mesh = open_mesh(recipe.mesh, devices)
+        except (ConfigError, InputError) as error:
+            raise InputError(f"{error}: give --mesh, or other chips with --on") from error
+    check_rows(recipe, mesh)
+    return mesh
 
 
 def abstract_inputs(model: Any, partition: Partition, mesh: Mesh) -> tuple[TrainState, dict, dict]:

@@ -312,7 +312,8 @@ def test_the_recipe_in_short(tmp_path):
 @pytest.mark.thorough
 def test_random_weights_see_no_brightness(tmp_path):
     """Filters with zero mean: a tile of one grey looks like a tile of another to them."""
-    from smolvlm_jax.train.runner import open_mesh, open_model
+    from smolvlm_jax.train.devices import open_mesh
+    from smolvlm_jax.train.runner import open_model
 
     write_records(tmp_path, 3)
     config = load_recipe(str(recipe(tmp_path, "tiny", weights="random", seed=3)))

@@ -16,11 +16,11 @@ from smolvlm_jax.records.conversations import read_conversation
 from smolvlm_jax.sharding import make_mesh
 from smolvlm_jax.train import DataConfig, DataSource, MeshConfig, TrainConfig
 from smolvlm_jax.train.continued import changes
+from smolvlm_jax.train.devices import check_rows
 from smolvlm_jax.train.needs import peak_bytes
 from smolvlm_jax.train.plain import to_dict
 from smolvlm_jax.train.recipes import load_recipe
 from smolvlm_jax.train.records import open_records
-from smolvlm_jax.train.runner import check_rows
 
 
 @pytest.mark.parametrize(
