@@ -28,7 +28,7 @@ from .convert.quantized import dequantized_leaves, quantization
 from .convert.to_hf import parse_size, write_hf
 from .directories import disk_full
 from .dtypes import dtype_name
-from .errors import StorageError
+from .errors import InputError, StorageError
 from .field_types import check_kind
 from .garbage import rare_collections
 from .generation_config import GenerationConfig
@@ -115,6 +115,7 @@ def load(
         check_kind("mesh", mesh, Mesh, "what make_mesh(data=…, fsdp=…, tensor=…) gives")
     compute = default_dtype() if dtype is None else jnp.dtype(dtype_name(dtype))
     try_kernels(attention)
+    _require_cpu(cache.get("device_map"), mesh)
     hub = unasked("load", cache, NEUTRAL, (*_HUB, *(set(inspect.signature(load).parameters) - {"cache"})))
     if subfolder or hub or (adapter is not None and revision is not None):
         source, revision = resolve_file(source, revision, subfolder=subfolder, **hub), None
@@ -138,6 +139,16 @@ def load(
             if check and not opened.check_arrays():
                 warnings.warn(f"{source} has no checksums of its arrays: nothing was checked", stacklevel=2)
             return model, place(opened, model, None if dtype is None else compute, mesh)
+
+
+def _require_cpu(device_map: Any, mesh: Mesh | None) -> None:
+    """Raise InputError for device_map="cpu" where the parameters are placed elsewhere."""
+    if not isinstance(device_map, str) or device_map != "cpu":
+        return
+    platform = (jnp.zeros(()).devices().pop() if mesh is None else mesh.devices.flat[0]).platform
+    if platform != "cpu":
+        where = "mesh has others" if mesh is not None else f"jax's default device is a {platform}"
+        raise InputError(f'load: device_map="cpu" asks for the CPU, and {where}: leave it out, or set JAX_PLATFORMS=cpu')
 
 
 def _companions(where: str, given: Any) -> dict[str, Path]:

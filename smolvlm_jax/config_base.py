@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
+from .dtypes import full_name
 from .errors import ConfigError, MissingFileError
-from .habits import SaysWhatToType, no_attribute, plain_value, unchanging, unknown_argument
+from .habits import SaysWhatToType, no_attribute, plain_value, require_agreement, unchanging, unknown_argument
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 from .text_families import finite, require
@@ -74,12 +76,21 @@ def config_class(cls: _Class) -> _Class:
                         f"{made.__name__} sets nothing of a call: pass {name}={kwargs[name]!r:.80} to model.apply"
                     )
             given = dict(zip([entry.name for entry in dataclasses.fields(made)], args, strict=False))
+            _agree(made.__name__, {**given, **kwargs})
             args, kwargs = (), made._arguments({**given, **kwargs})
         init(self, *args, **kwargs)
 
     made.__init__ = __init__
     unchanging(made, "config.replace({name}=…) gives a changed copy")
     return made
+
+
+def _agree(where: str, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for one argument under transformers' older and newer name with different values."""
+    rope = given.get("rope_parameters")
+    theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
+    require_agreement(where, {name: given.get(name) for name in ("dtype", "torch_dtype")}, full_name, ConfigError)
+    require_agreement(where, {"rope_theta": given.get("rope_theta"), "rope_parameters.rope_theta": theta}, error=ConfigError)
 
 
 @dataclass(frozen=True)

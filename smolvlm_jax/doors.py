@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from .checkpoint import NEUTRAL, SAVING, load, write_pretrained
 from .config import SmolVLMConfig, SmolVLMVisionConfig
+from .dtypes import full_name
 from .errors import HabitError
 from .generation import generate, stream
-from .habits import Neutral, no_part, unasked, unbound, unchanging
+from .habits import Neutral, no_part, require_agreement, unasked, unbound, unchanging
 from .model import SmolVLMForConditionalGeneration, SmolVLMModel
 from .processing import SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMTokenizer, SmolVLMVideoProcessor
 from .processing.batch import BatchFeature
@@ -292,21 +293,24 @@ class AutoModelForImageTextToText:
 
         Args:
             pretrained_model_name_or_path: what `load` takes.
-            **kwargs: dtype (or torch_dtype; "auto" is that of the file, also for computing), attn_implementation, and the
-                keywords of `load`. device_map, and other keywords of transformers, with values that ask for nothing.
+            **kwargs: dtype (or torch_dtype; "auto" is that of the file, also for computing), attn_implementation (or
+                attention), and the keywords of `load`. device_map, and other keywords of transformers, with values that ask for
+                nothing.
 
         Returns:
             Both in one object: `model, params = …`, or `model.generate(…)` as in transformers.
 
         Raises:
-            InputError: an unknown keyword.
+            InputError: an unknown keyword, or one thing under two names with different values.
             SmolVLMError: as `load` raises it.
         """
         place = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
         own = (*place, "dtype", "torch_dtype", "attn_implementation", "mesh", "attention", "base", "adapter", "check")
         given = {name: value for name, value in unasked(cls.__name__, kwargs, NEUTRAL, own).items() if value is not None}
-        asked = given.pop("torch_dtype", None) if given.get("dtype") is None else given.pop("dtype")
-        given.pop("torch_dtype", None)
+        require_agreement(cls.__name__, {name: given.get(name) for name in ("dtype", "torch_dtype")}, full_name)
+        require_agreement(cls.__name__, {name: given.get(name) for name in ("attention", "attn_implementation")}, _form_meant)
+        asked = given.pop("torch_dtype", None)
+        asked = given.pop("dtype", asked)
         form = given.pop("attn_implementation", None)
         if form in _KERNELS_OF_TORCH and "attention" not in given:
             _log.warning(
@@ -314,14 +318,19 @@ class AutoModelForImageTextToText:
                 'device by itself; attention="einsum" does without',
                 form,
             )
-        elif form is not None and form not in _KERNELS_OF_TORCH:
-            given.setdefault("attention", _ATTENTION.get(form, form))
+        if form is not None:
+            given.setdefault("attention", _form_meant(form))
         auto = isinstance(asked, str) and asked == "auto"
         model, params = load(pretrained_model_name_or_path, None if auto else asked, **given)
         if auto:
             kinds = {array.dtype for array in jax.tree.leaves(params)}
             model = model.clone(dtype=kinds.pop()) if len(kinds) == 1 else model
         return LoadedModel(model, params)
+
+
+def _form_meant(form: Any) -> Any:
+    """transformers' name for a form of attention as ours; anything else as it is."""
+    return "auto" if form in _KERNELS_OF_TORCH else _ATTENTION.get(form, form)
 
 
 AutoModelForVision2Seq = AutoModelForMultimodalLM = AutoModelForImageTextToText

@@ -217,11 +217,14 @@ class GenerationConfig(Sampling):
             The copy.
 
         Raises:
-            InputError: a name that does not exist, or a value out of range.
+            InputError: a name that does not exist, a value out of range, or both max_new_tokens and max_length.
         """
         given = unasked("generate", changes, {**OTHERS, **OF_A_CALL, **ELSEWHERE}, {field.name for field in fields(self)})
-        if given.get("max_length") is not None:
-            given.setdefault("max_new_tokens", None)
+        if given.get("max_length") is not None and given.setdefault("max_new_tokens", None) is not None:
+            raise InputError(
+                f"max_new_tokens={given['max_new_tokens']!r:.80} and max_length={given['max_length']!r:.80} both limit an "
+                "answer, and max_length counts the prompt too: leave one out"
+            )
         return dataclasses.replace(self, **given)
 
     @classmethod

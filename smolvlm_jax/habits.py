@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
 
-from .errors import ArgumentError, HabitError, InputError
+from .errors import ArgumentError, HabitError, InputError, SmolVLMError
 
 __all__ = [
     "ANY", "Neutral", "SaysWhatToType", "asks_for_something", "named_arguments", "no_attribute", "no_part",
-    "plain_value", "torch_name", "unasked",
+    "plain_value", "require_agreement", "torch_name", "unasked",
     "unbound", "unchanging", "unknown_argument",
 ]  # fmt: skip
 
@@ -63,6 +63,29 @@ def unasked(where: str, given: Mapping[str, Any], neutral: Mapping[str, Neutral]
             instead = neutral[name].instead
             raise InputError(f"{where} does not support {name}={value!r:.80}" + (f"; {instead}" if instead else ""))
     return left
+
+
+def require_agreement(
+    where: str, given: Mapping[str, Any], reading: Callable[[Any], Any] | None = None, error: type[SmolVLMError] = InputError
+) -> None:
+    """Refuse a call that gives an argument under two names, unless both mean the same.
+
+    Args:
+        where: the function, for messages.
+        given: the argument's values by name. None is not given.
+        reading: from a value to what it means; default: `plain_value`.
+        error: the exception to raise.
+
+    Raises:
+        SmolVLMError: an `error`: two values differ.
+    """
+    reading = reading or plain_value
+    (first, value), *others = [pair for pair in given.items() if pair[1] is not None] or [("", None)]
+    for name, other in others:
+        if reading(other) != reading(value):
+            raise error(
+                f"{where}: {first}={value!r:.80} and {name}={other!r:.80} are two names for one thing and differ: leave one out"
+            )
 
 
 # Names that other libraries have for arguments, and ours, of which the first that a function has is named.

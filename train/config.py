@@ -297,6 +297,11 @@ class TrainConfig:
         for number, (start, peak) in enumerate(self.restarts):
             check_range(f"restarts[{number}][0]", start, *STEP)
             check_range(f"restarts[{number}][1]", peak, *RATE)
+        if self.warmup_fraction is not None and self.warmup_steps != TrainConfig.warmup_steps:
+            raise ConfigError(
+                f"warmup_steps {self.warmup_steps} and warmup_fraction {self.warmup_fraction} are both of the warm-up: "
+                "leave one out"
+            )
         starts = [0, *(start for start, _ in self.restarts)]
         if starts != sorted(set(starts)):
             raise ConfigError(f"restarts must come in order, each after step 0: {self.restarts}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..generation_config import SamplingParams
+from ..habits import require_agreement
 from ..media_options import PictureOptions
 from .answerer import Answerer
 
@@ -51,8 +52,11 @@ def request_settings(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     A temperature means sampling unless `do_sample` says otherwise, and a temperature of 0 the most likely token.
 
     Raises:
-        InputError: a setting that changes answers is not known, or asks for beams.
+        InputError: a setting that changes answers is not known, asks for beams, or has two names with different values.
     """
+    for ours in set(_NAMES.values()):
+        asked = {name: value for name, value in kwargs.items() if _NAMES.get(name, name) == ours}
+        require_agreement("generation_kwargs", asked, lambda value: [value] if isinstance(value, str) else value)
     out: dict[str, Any] = {}
     for name, value in kwargs.items():
         ours = _NAMES.get(name, name)

@@ -27,6 +27,7 @@ GROUPS = {
     "images_kwargs": _of_processor(SmolVLMImageProcessor, "return_row_col_info"),
     "videos_kwargs": _of_processor(SmolVLMVideoProcessor, "return_metadata"),
 }
+_TWICE = "{!r} is given twice, on its own and in a dictionary"
 _NO_AUDIO = "SmolVLM has no audio"
 _NEUTRAL = {
     "audio": Neutral((), _NO_AUDIO),
@@ -48,6 +49,21 @@ class Arguments:
     return_metadata: bool
 
 
+def joined_arguments(own: Mapping[str, Any], further: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The keywords of a call that stand on their own, and those in its `processor_kwargs`.
+
+    Raises:
+        InputError: one stands in both.
+    """
+    joined = dict(further or {})
+    for name, value in own.items():
+        if value is not None and joined.get(name) is not None:
+            raise InputError(_TWICE.format(name))
+        if value is not None or name not in joined:
+            joined[name] = value
+    return joined
+
+
 def sort_arguments(kwargs: Mapping[str, Any]) -> Arguments:
     """Sort the keywords of a call of SmolVLMProcessor; each goes to every part that knows it.
 
@@ -58,7 +74,10 @@ def sort_arguments(kwargs: Mapping[str, Any]) -> Arguments:
         InputError: no part knows a keyword (the reference drops it silently), or it is given twice.
     """
     options = {group: dict(kwargs.get(group) or {}) for group in GROUPS}
-    metadata = options["videos_kwargs"].pop("return_metadata", None) or kwargs.get("return_metadata")
+    metadata = options["videos_kwargs"].pop("return_metadata", None)
+    if metadata is not None and kwargs.get("return_metadata") is not None:
+        raise InputError(_TWICE.format("return_metadata"))
+    metadata = metadata or kwargs.get("return_metadata")
     for group, given in options.items():
         unknown = sorted(set(given) - GROUPS[group])
         if unknown:
@@ -67,7 +86,7 @@ def sort_arguments(kwargs: Mapping[str, Any]) -> Arguments:
         takers = [taker for group, taker in options.items() if name in GROUPS[group]]
         for taker in takers:
             if name in taker:
-                raise InputError(f"{name!r} is given twice, on its own and in a dictionary")
+                raise InputError(_TWICE.format(name))
             taker[name] = value
     text, images, videos = options.values()
     return Arguments(text, images, videos, return_metadata=bool(metadata))

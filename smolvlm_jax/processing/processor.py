@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError, PromptError
 from . import chat, template
-from .arguments import ALL, Arguments, sort_arguments
+from .arguments import ALL, Arguments, joined_arguments, sort_arguments
 from .batch import BatchFeature, as_tensors
 from .fetch import is_source
 from .generations import Marks, marks_for, take_spans, token_mask
@@ -17,7 +17,7 @@ from .layout import check_order, flatten_videos, nest_images
 from .processor_files import ProcessorFiles
 from .processor_texts import ProcessorTexts
 from .prompts import MEDIA_TOKENS, MediaTokens, expand, media_tokens
-from .protect import Escaped, encode_prompt, guard_for
+from .protect import Escaped, encode_prompt, guard_for, mode_of
 from .steering import steering_words
 from .text_options import TextOptions, list_of_texts
 from .tokenizer import SmolVLMTokenizer
@@ -278,12 +278,12 @@ class SmolVLMProcessor(ProcessorFiles, ProcessorTexts):
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise InputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in ALL}
-        call = {"return_tensors": return_tensors, **(processor_kwargs or {}), **own}
+        call = joined_arguments({**own, "return_tensors": return_tensors}, processor_kwargs)
         texts, escaped, conversations, marks = self._prompts(
             conversation,
             chat_template,
             {"tools": tools, "documents": documents, **kwargs},
-            mode=special_tokens_in_text or ("escape" if sanitize_control_tokens else "error"),
+            mode=mode_of(special_tokens_in_text, sanitize_control_tokens),
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             pages=_page_options(call),

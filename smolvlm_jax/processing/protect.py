@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import InputError, PromptError
+from ..habits import require_agreement
 from .chat import Message
 from .prompts import GRID_PATTERN
 from .tokenizer import SmolVLMTokenizer
@@ -23,6 +24,13 @@ _ADVICE = (
     "pictures are named beside the text (--image FILE); special_tokens_in_text='escape' has it read as plain characters, "
     "'allow' lets it steer the model"
 )
+
+
+def mode_of(special_tokens_in_text: str | None, sanitize_control_tokens: bool) -> str:
+    """The mode that a call asks for under our name or transformers'. Raises InputError where they differ."""
+    asked = {"special_tokens_in_text": special_tokens_in_text, "sanitize_control_tokens": sanitize_control_tokens or None}
+    require_agreement("apply_chat_template", asked, lambda value: value if isinstance(value, str) else "escape")
+    return special_tokens_in_text or ("escape" if sanitize_control_tokens else "error")
 
 
 class Guarded(NamedTuple):

@@ -16,6 +16,8 @@ from ..plain import from_dict
 
 __all__ = ["load_recipe", "recipe_names", "recipe_purpose"]
 
+# Two keys for one thing.
+_WARMUPS = ("warmup_steps", "warmup_fraction")
 _HERE = Path(__file__).parent
 
 
@@ -83,6 +85,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
                 raise ConfigError(f"{other!r} and {word!r} set the same: leave one out")
         given += [(leaf, word) for leaf in leaves]
         _set(data, key.split("."), value, word)
+    for name, other in (_WARMUPS, _WARMUPS[::-1]):
+        if name in words and other not in words and data[name] is not None:  # a word takes the place of the recipe's warm-up
+            data.pop(other, None)
     try:
         return from_dict(data)
     except ConfigError as error:
