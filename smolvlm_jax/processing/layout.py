@@ -1,6 +1,8 @@
 """How pictures and videos may be nested in a call, and the one nesting that the rest of the package works with."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -10,29 +12,63 @@ from .fetch import is_source
 from .limits import describe_source
 from .pixels import is_array
 
+# How a URL or path begins, and how the name of a file ends.
+_NAMED = re.compile(r"^(\w+://|data:|file:|[A-Za-z]:\\|[/~]|\.{1,2}/)|\.\w{1,5}$")
+_SENTENCE_ENDS = (".", "?", "!", ":", "…", "。", "？", "！")
+_LONGEST_WORD = 64
+
 
 def _is_picture(value: object) -> bool:
     return is_source(value) or isinstance(value, Image.Image) or is_array(value)
 
 
 def check_order(images: Any, text: Any, token: str) -> None:
-    """Raise InputError where a prompt stands in the place of pictures, or pictures in that of prompts.
+    """Raise InputError where a prompt stands in the place of pictures, or pictures in that of prompts. By the rules of
+    `_is_prose` a prompt alone is told from the name of a file that is not there.
 
     Args:
         images: the first argument of a processor.
         text: the second.
         token: of a picture in a text.
     """
-    if images is None or text is None:
+    prose = next((value for value in _strings(images) if _is_prose(value, token)), None)
+    if images is None or (text is None and prose is None):
         return
+    if text is None:
+        raise InputError(
+            f"images, the first argument, is {describe_source(prose)}, which is no file: pictures go there, and a prompt "
+            "goes by name: processor(text=…)"
+        )
     texts, pictures = (value if isinstance(value, (list, tuple)) else [value] for value in (text, images))
     strings = [value for value in texts if isinstance(value, str)]
-    prompts = any(isinstance(value, str) and token in value for value in pictures)
+    prompts = prose is not None or any(isinstance(value, str) and token in value for value in pictures)
     if len(strings) < len(texts) or (prompts and not any(token in value for value in strings)):
         raise InputError(
             "text needs a string or a list of strings, and images pictures; images come first, processor(images, text), or go "
             "by name: processor(text=…, images=…)"
         )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings in nested lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        yield from (text for entry in value for text in _strings(entry))
+
+
+def _is_prose(text: str, token: str) -> bool:
+    """Whether a string reads like a prompt: words or a sentence, and neither a URL, a path, the name of a file nor a file.
+
+    Base64 text may hold white space too, but not between words.
+    """
+    text = text.strip()
+    if token not in text:
+        if _NAMED.search(text) or (not text.endswith(_SENTENCE_ENDS) and " " not in text):
+            return False
+        if max(map(len, text.split())) >= _LONGEST_WORD:
+            return False
+    return "\0" in text or not os.path.exists(text)
 
 
 def nest_images(images: Any) -> list[list]:

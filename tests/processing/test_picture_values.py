@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from smolvlm_jax.errors import InputError, MediaError
-from smolvlm_jax.processing import SmolVLMImageProcessor
+from smolvlm_jax.processing import MediaLimits, SmolVLMImageProcessor
 from smolvlm_jax.processing import notices as said
 from smolvlm_jax.processing.fetch import image_size, load_image
 
@@ -158,6 +158,30 @@ def test_plain_pictures_give_no_notice(notices):
 def test_a_prompt_in_the_place_of_pictures(processor, given):
     with pytest.raises(InputError, match=r"images come first, processor\(images, text\), or go by name: processor\(text="):
         processor(*given)
+
+
+PROSE = ("What?", "What is this", "Read it:\nall of it.", "<image>What", "It is 3.5 m long.", "这是什么？")
+
+
+@pytest.mark.parametrize("prompt", PROSE)
+def test_a_prompt_alone_goes_by_name(processor, tmp_path, monkeypatch, prompt):
+    for given in (prompt, [prompt], [[prompt], [PICTURE]]):
+        with pytest.raises(InputError, match=r"first argument, is '.*processor\(text=…\)") as caught:
+            processor(given)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(InputError, match="images come first"):
+            processor(given, "a.png")
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(tri_img(9, 9)).save(tmp_path / prompt, "PNG")  # the name of a file may read like that
+    assert "pixel_values" in processor(prompt)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "photos/my cat.jpeg", "./my photos/cat", "cat", "https://a.b/is this?", f"{'Az09' * 30} "]
+)
+def test_what_names_a_file_is_looked_for(processor, name):
+    with pytest.raises(MediaError):
+        processor(name, limits=MediaLimits(urls=False))
 
 
 @pytest.mark.parametrize(
