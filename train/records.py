@@ -25,7 +25,7 @@ from typing import Any
 
 from ..errors import InputError, import_extra
 from ..records.arrow import checked_pages, damage_of, is_empty
-from ..records.columns import renamed
+from ..records.columns import renamed, require_pdfs
 from ..records.conversations import Conversation, read_conversation
 from ..records.kinds import is_media
 from ..records.sources import LINES
@@ -98,6 +98,7 @@ class Records(ABC):
         if self.columns and isinstance(record, Mapping):
             try:
                 record = renamed(record, self.columns, parts=True)
+                require_pdfs(record, self.columns)
             except InputError as error:
                 record = error
         if self.origin is not None:

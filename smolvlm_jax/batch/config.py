@@ -110,7 +110,7 @@ class BatchConfig:
 
     def __post_init__(self):
         from ..documents import FORMS
-        from ..records.record import FIELDS  # late: the command line starts without numpy
+        from ..records.record import check_names  # late: the command line starts without numpy
 
         name_fields(self, "dtype")
         check_types(self)
@@ -129,6 +129,4 @@ class BatchConfig:
             raise InputError('sampling.logprobs is for requests to the engine; a job has logprobs="mean" or "tokens"')
         if self.document is not None and self.document not in FORMS:
             raise InputError(f"--document {self.document!r:.80} is none of {', '.join(FORMS)}")
-        for name, column in self.columns:
-            if name not in FIELDS or not column:
-                raise InputError(f"--column {name}={column} is not NAME=COLUMN with a name of {', '.join(FIELDS)}")
+        check_names(self.columns)

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..generation_config import SamplingParams
 from ..media_options import PictureOptions
 from ..records.columns import CHATS, MEDIA
-from ..records.record import Record, id_from, record_from
+from ..records.record import Record, check_names, id_from, record_from
 from .logprobs import LOGPROBS, logprob_columns
 from .sinks import COLUMNS
 from .workers import Preparer, Setup, longest_prompt
@@ -63,6 +63,7 @@ class SmolVLMPreprocessor:
         names = [field.name for field in fields(PictureOptions) if field.name in options]
         pictures = PictureOptions(**{name: options.pop(name) for name in names})
         self._columns = tuple((columns or {}).items())
+        check_names(self._columns)
         parse = _Parse(prompt, self._columns)
         source, base = adapted(model, adapter)
         directory = str(resolve(source, base=base))

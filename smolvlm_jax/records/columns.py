@@ -33,6 +33,7 @@ __all__ = [
     "meant",
     "names_pdfs",
     "renamed",
+    "require_pdfs",
 ]
 
 # Pictures and videos beside a conversation, in the order in which they enter it.
@@ -50,7 +51,7 @@ UNUSED = "unused"
 # How the error begins of a record with a column that must not be left out in silence.
 NOTHING_READS = "nothing reads the column"
 # All that training reads.
-LEARNED = (*CHATS, *ASKS, *ANSWERS, *MEDIA, "system", "body", UNUSED)
+LEARNED = (*CHATS, *ASKS, *ANSWERS, *MEDIA, *DOCUMENTS, "system", "body", UNUSED)
 
 # Columns of other trainers' layouts that say what the model should see or do, and that nothing here reads.
 _REFUSED = frozenset(
@@ -187,10 +188,28 @@ def _text_in(value: Any, depth: int = 3) -> str | None:
 
 
 def names_pdfs(value: Any) -> bool:
-    """Whether a value is the name of a PDF file, or a list of such."""
+    """Whether a value is the name of a PDF file, or a list of such, which may be JSON text as in a column of pictures."""
+    if isinstance(value, str) and value[:1] == "[" and ".pdf" in value.lower():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass  # the name of a file may begin like that
     if isinstance(value, (list, tuple)):
         return bool(value) and all(isinstance(one, str) and names_pdfs(one) for one in value)
     return isinstance(value, str) and PDF.fullmatch(value) is not None
+
+
+def require_pdfs(record: Mapping, columns: Iterable[tuple[str, str]]) -> None:
+    """Raise InputError where a column that is said to be one of DOCUMENTS holds anything else.
+
+    Args:
+        record: under our names.
+        columns: pairs (our name, the record's).
+    """
+    for name, column in columns:
+        value = record.get(name)
+        if name in DOCUMENTS and not is_empty(value) and not names_pdfs(value):
+            raise InputError(f"column {name}={column}: {value!r:.80} is not the name of a PDF file, nor a list of such")
 
 
 def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *, seen: bool = True) -> tuple[str, ...]:

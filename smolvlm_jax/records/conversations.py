@@ -19,7 +19,7 @@ from ..processing.pdf import PdfPage
 from ..processing.pdf_pages import PdfFile
 from ..processing.pixels import is_array
 from ..storage import StorePath, is_store
-from .columns import ANSWERS, ASKS, CHATS, DOCUMENTS, MEDIA, PDF, left_over, meant, names_pdfs, renamed
+from .columns import ANSWERS, ASKS, CHATS, DOCUMENTS, MEDIA, PDF, left_over, meant, names_pdfs, renamed, require_pdfs
 from .kinds import VIDEOS
 from .layouts import answer_of, asked_of, text_of
 from .places import count_words, place_media
@@ -74,7 +74,9 @@ def read_conversation(
     if not isinstance(record, Mapping):
         raise InputError(f"a record is a JSON object, this is a {type(record).__name__}")
     training = last == "assistant"
+    columns = tuple(columns)
     record = renamed(record, columns)
+    require_pdfs(record, columns)
     if training and not isinstance(record.get("body"), Mapping):
         asked: Mapping[str, Any] = {name: value for name, value in record.items() if name != "body"}
         known: tuple[str, ...] = (*_KNOWN, "body")

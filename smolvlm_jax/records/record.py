@@ -2,22 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InputError, describe
 from ..generation_config import SamplingParams
-from .columns import ASKS, CHATS, DOCUMENTS, MEDIA, UNUSED, names_pdfs, renamed
+from .columns import ASKS, CHATS, DOCUMENTS, MEDIA, UNUSED, names_pdfs, renamed, require_pdfs
 from .conversations import read_conversation
 from .request import BODY, OVERRIDES, SETTINGS, request_of
 from .values import Unreadable, id_of, plain_number
 
-__all__ = ["FIELDS", "IDS", "OVERRIDES", "Record", "id_from", "own_columns", "record_from", "request_seed", "with_overrides"]
+__all__ = [
+    "FIELDS", "IDS", "OVERRIDES", "Record", "check_names", "id_from", "own_columns", "record_from", "request_seed",
+    "with_overrides",
+]  # fmt: skip
 
 # The names of columns that records are made of, for renaming; UNUSED is for one that is not to be read.
 IDS = ("id", "custom_id")
-FIELDS = (*IDS, "body", *CHATS, *ASKS, *MEDIA, "system", *OVERRIDES, UNUSED)
+FIELDS = (*IDS, "body", *CHATS, *ASKS, *MEDIA, *DOCUMENTS, "system", *OVERRIDES, UNUSED)
+# Those that are read whatever they hold; DOCUMENTS only where they name PDFs.
+_ALWAYS = tuple(name for name in FIELDS if name not in DOCUMENTS)
+
+
+def check_names(columns: Iterable[tuple[str, str]]) -> None:
+    """Raise InputError unless pairs (our name of a column, its name in the input) have names of ours. Ray has a mapping."""
+    for name, column in columns:
+        if name not in FIELDS or not column:
+            raise InputError(f"--column {name}={column} is not NAME=COLUMN with a name of {', '.join(FIELDS)}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ def record_from(
         given = value
         value = renamed(value, columns)
         key = _id(value, default_id)
-        for name in FIELDS:
+        require_pdfs(value, columns)
+        for name in _ALWAYS:
             if isinstance(found := value.get(name), Unreadable):
                 raise InputError(f"{name} cannot be read: {found.why}")
         overrides = _overrides(value)
@@ -84,7 +97,7 @@ def own_columns(record: Mapping, columns: tuple[tuple[str, str], ...] = ()) -> t
         columns: Pairs (our name of a key, its name in the record).
     """
     body = next((column for name, column in columns if name == "body"), "body")
-    read = {*FIELDS, *SETTINGS, *(BODY if isinstance(record.get(body), Mapping) else ())} - {UNUSED}
+    read = {*_ALWAYS, *SETTINGS, *(BODY if isinstance(record.get(body), Mapping) else ())} - {UNUSED}
     read |= {column for _, column in columns} | {name for name in DOCUMENTS if names_pdfs(record.get(name))}
     return tuple(name for name in record if name not in read)
 

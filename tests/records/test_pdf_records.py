@@ -6,14 +6,17 @@ import pytest
 from pdf_files import lines, pdf
 
 from smolvlm_jax import resolve
+from smolvlm_jax.batch.config import BatchConfig
+from smolvlm_jax.batch.ray import SmolVLMPreprocessor
 from smolvlm_jax.errors import InputError, MediaError
 from smolvlm_jax.processing import SmolVLMProcessor
 from smolvlm_jax.processing.limits import MediaLimits
 from smolvlm_jax.processing.pdf import PdfPage
 from smolvlm_jax.processing.pdf_pages import PdfFile, with_pages
+from smolvlm_jax.records.columns import DOCUMENTS, LEARNED
 from smolvlm_jax.records.conversations import read_conversation
-from smolvlm_jax.records.record import own_columns
-from smolvlm_jax.train.config import DataConfig
+from smolvlm_jax.records.record import FIELDS, check_names, own_columns, record_from
+from smolvlm_jax.train.config import DataConfig, DataSource, EvaluationConfig
 from smolvlm_jax.train.records import open_records
 from smolvlm_jax.train.samples import Sample, make_sample
 
@@ -90,3 +93,44 @@ def test_training_learns_from_pages(folder):
     assert isinstance(sample, Sample) and len(sample.tiles) == 3 * one
     short = make_sample(processor, messages, DataConfig(length=64))
     assert not isinstance(short, Sample) and f"{3 * one} tiles" in short.detail
+
+
+@pytest.mark.parametrize("name", ["document", "documents", "image", "images"])
+def test_a_column_of_another_name_is_read_like_one_of_pictures(folder, name):
+    columns = ((name, "file"),)
+    for value in ("report.pdf", ["report.pdf"], '["report.pdf"]'):
+        record = {"prompt": "?", "file": value, "label": 1}
+        assert [number for _, number in pages(record, folder, columns=columns)] == [1, 2, 3]
+        assert read_conversation(record, columns=columns).unread == own_columns(record, columns) == ("label",)
+    assert record_from({"prompt": "?", "file": None}, 1, columns=columns).error is None
+
+
+def test_training_reads_a_column_of_another_name(folder):
+    lines = [{"prompt": "?", "answer": "3", "file": value} for value in ("report.pdf#2", "a long text")]
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = DataSource(str(folder / "train.jsonl"), columns=(("document", "file"),))
+    good, wrong = (element[0] for element in open_records(source))
+    assert [number for _, number in pages(good, folder, last="assistant")] == [2]
+    assert isinstance(wrong, InputError) and "column document=file: 'a long text' is not the name of a PDF" in str(wrong)
+
+
+@pytest.mark.parametrize("value", ["a long text", 5, ["report.pdf", 5]])
+def test_a_column_that_is_said_to_name_pdfs_and_does_not_is_an_error(value):
+    record = record_from({"prompt": "?", "file": value, "id": "a"}, 1, columns=(("document", "file"),))
+    assert record.id == "a" and "column document=file: " in record.error and "is not the name of a PDF file" in record.error
+
+
+def test_every_door_takes_the_same_names_of_columns():
+    for name in FIELDS:
+        check_names(((name, "file"),))
+        BatchConfig(input="in", output="out", model="tiny", columns=((name, "file"),))
+    for name in LEARNED:
+        DataSource("train.jsonl", columns=((name, "file"),))
+        EvaluationConfig("test.jsonl", columns=((name, "file"),))
+    assert {*DOCUMENTS} <= {*FIELDS} & {*LEARNED}
+    for door in (
+        lambda: BatchConfig(input="in", output="out", model="tiny", columns=(("imgae", "file"),)),
+        lambda: SmolVLMPreprocessor("tiny", columns={"imgae": "file"}),
+    ):
+        with pytest.raises(InputError, match=r"imgae=file is not NAME=COLUMN with a name of .*document"):
+            door()

@@ -113,7 +113,7 @@ def require_columns(path: str, names: Sequence[str], columns: Sequence[tuple[str
     for name, column in columns:
         if column not in names:
             raise InputError(f"{path!r} has no column {column!r} for {name!r}; it has {', '.join(names)}")
-    if not {*FIELDS, *DOCUMENTS, *(column for _, column in columns)} & set(names):
+    if not {*FIELDS, *(column for _, column in columns)} & set(names):
         raise InputError(
             f"{path!r} has none of the columns {', '.join((*CHATS, *ASKS, *MEDIA, *DOCUMENTS))}; it has "
             f"{', '.join(names)}: say which is which with --column image=NAME"
