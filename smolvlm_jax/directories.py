@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import CheckpointError, InputError, SmolVLMError, StorageError
+from .errors import CheckpointError, InputError, SmolVLMError, StorageError, sizes_apart
 from .io import lock, sync_directory
 from .storage import AnyPath, StorePath
 from .terminal import say
@@ -258,6 +258,5 @@ def check_free_space(directory: Path, needed: int) -> None:
         raise CheckpointError(f"cannot write {directory}: {folder} is no place for files")
     free = usage.free
     if free < needed:
-        raise StorageError(
-            f"the disk is full: {directory} needs {needed / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free"
-        )
+        wanted, left, _ = sizes_apart(needed, free)
+        raise StorageError(f"the disk is full: {directory} needs {wanted}, and {folder} has {left} free")

@@ -145,6 +145,36 @@ def first_few(items: Iterable[str], limit: int = 10) -> list[str]:
     return found if more <= 0 else [*found[:limit], f"… and {more:,} more"]
 
 
+def size_text(count: int) -> str:
+    """A number of bytes in words.
+
+    Args:
+        count: the number.
+
+    Returns:
+        Such as "1.25 GB" or "3.0 MB".
+    """
+    for unit, scale, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if abs(count) >= scale:
+            return f"{count / scale:,.{digits}f} {unit}"
+    return f"{count} byte{'s' * (count != 1)}"
+
+
+def sizes_apart(needed: int, there: int) -> tuple[str, str, str]:
+    """For a message that something is too large: both sizes with as many digits as show the difference, and that.
+
+    Args:
+        needed: bytes, more than `there`.
+        there: bytes.
+
+    Returns:
+        Both in GB, and by how much the first is larger.
+    """
+    over = needed - there
+    digits = next((digits for digits in range(2, 9) if 10 ** (9 - digits) <= over), 9)
+    return f"{needed / 1e9:,.{digits}f} GB", f"{there / 1e9:,.{digits}f} GB", size_text(over)
+
+
 @contextmanager
 def device_errors(lower: str) -> Iterator[None]:
     """Within the block, what jax says of a device that fails, is full or is not there becomes a JobError of one line.

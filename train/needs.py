@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from ..errors import size_text
 from ..progress import clock_text
 from .partition import Partition
 from .progress import Display
@@ -50,18 +51,18 @@ def compile_step(step: Step, state: TrainState, batch: Any, base: dict, partitio
     }
     room, where = _room(mesh)
     total = sum(kinds.values())
-    parts = ", ".join(f"{name} {_size(count)}" for name, count in kinds.items())
-    display.remark(f"memory: a step needs at most about {_size(total)} of {where}: {parts}")
+    parts = ", ".join(f"{name} {size_text(count)}" for name, count in kinds.items())
+    display.remark(f"memory: a step needs at most about {size_text(total)} of {where}: {parts}")
     # Of activations the compiler has been seen to keep half, since it computes many values where they are read.
     if room is not None and total - kinds["activations"] // 2 > room:
         display.remark(
-            f"warning: that may be more than the {_size(room)} there are: lower data.batch_size (with accumulation) or "
+            f"warning: that may be more than the {size_text(room)} there are: lower data.batch_size (with accumulation) or "
             "data.length, or take remat=full"
         )
     found = step.compile(traced)
     if found is not None:
         took = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
-        display.remark(f"compiled in {clock_text(time.perf_counter() - started)}: a step takes {_size(took)} of {where}")
+        display.remark(f"compiled in {clock_text(time.perf_counter() - started)}: a step takes {size_text(took)} of {where}")
 
 
 def peak_bytes(program: Any, stop: int | None = None) -> int:
@@ -128,14 +129,10 @@ def _room(mesh: Mesh) -> tuple[int | None, str]:
     limit = (device.memory_stats() or {}).get("bytes_limit")
     which = "each device" if mesh.size > 1 else "the device"
     if limit:
-        return limit, f"{which}'s {_size(limit)}"
+        return limit, f"{which}'s {size_text(limit)}"
     if device.platform != "cpu":
         return None, f"{which}'s memory"
     count = len(mesh.local_devices)
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     shared = f", which {count} devices share" if count > 1 else ""
-    return limit // count, f"this machine's {_size(limit)}{shared}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    return limit // count, f"this machine's {size_text(limit)}{shared}"

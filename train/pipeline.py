@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError, import_extra
+from ..errors import CheckpointError, ConfigError, import_extra, sizes_apart
 from ..processing.options import check_options
 from ..terminal import say
 from .config import DataConfig
@@ -145,8 +145,9 @@ class TrainingData:
         )
         needed = accumulation * sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in self.shape.arrays().values())
         if needed > (there := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            take, has, _ = sizes_apart(needed, there)
             raise ConfigError(
-                f"the arrays of a step take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB: lower "
+                f"the arrays of a step take {take}, and this machine has {has}: lower "
                 "accumulation, data.batch_size, data.length or data.tiles_per_row"
             )
         self._dataset, self.sources = dataset(config, seed)

@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Collective", "Cost", "Memory", "Plan", "Rate"]
+from ..errors import sizes_apart
+
+__all__ = ["Collective", "Cost", "Memory", "Plan", "Rate", "excess"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,3 +157,18 @@ class Plan:
         for program, cost in zip(found["programs"], self.programs, strict=True):
             program["cycles"] = cost.cycles
         return found
+
+
+def excess(needed: int | None, usable: int | None) -> str:
+    """By how much something does not fit a chip, in words.
+
+    Args:
+        needed: bytes; None, or no more than `usable`, where the compiler has not said how many.
+        usable: that the chip has for programs; None where that is unknown.
+    """
+    if usable is None:
+        return "it needs more than a chip has for programs"
+    if needed is None or needed <= usable:
+        return f"it needs more than the {usable / 1e9:.2f} GB that a chip has for programs"
+    needs, has, over = sizes_apart(needed, usable)
+    return f"it needs {needs} of a chip that has {has} for programs: {over} too much"

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import laid_out
 from ..sharding import activate
-from .figures import Cost, Memory
+from .figures import Cost, Memory, excess
 from .flops import flops
 from .measure import KernelLoops, Measurer, TooLarge, held_bytes
 from .models import abstract_weights
@@ -205,27 +205,21 @@ class EngineOnChips:
             raise InputError(self._too_large(shapes, kept))
         try:
             costs = self.costs(shapes, self.keys(shapes))
-            memory = self.memory(shapes, costs)
-            needed = memory.total
         except TooLarge as error:
-            needed = error.needed or (self.usable or 0)
-            memory = None
-        if self.usable is not None and (memory is None or needed > self.usable):
-            raise InputError(self._too_large(shapes, needed))
-        assert memory is not None
+            raise InputError(self._too_large(shapes, error.needed, error.usable)) from error
+        memory = self.memory(shapes, costs)
+        if self.usable is not None and memory.total > self.usable:
+            raise InputError(self._too_large(shapes, memory.total))
         return shapes, costs, memory
 
-    def _too_large(self, shapes: EngineShapes, needed: int) -> str:
-        assert self.usable is not None
+    def _too_large(self, shapes: EngineShapes, needed: int | None, usable: int | None = None) -> str:
+        """What does not fit, and what to lower. usable: what the compiler says, of a chip that is not in the table."""
         slots = ", ".join(f"{n:,} × {length:,}" for n, length in zip(shapes.slots, shapes.ring_lengths, strict=True))
         fewest = all(n == self.lanes for n in shapes.slots)
         lower = "lower --ring-lengths" if fewest else "lower --slots, or let --max-slots search"
-        if self.weight_bytes > self.usable:
+        if self.usable is not None and self.weight_bytes > self.usable:
             lower = "divide the weights with --mesh over fsdp or tensor and more chips"
-        return (
-            f"{self.config.full_name} with {slots} columns does not fit: {needed / 1e9:.2f} GB of a chip that has "
-            f"{self.usable / 1e9:.2f} GB for programs: {(needed - self.usable) / 1e9:.2f} GB too much; {lower}"
-        )
+        return f"{self.config.full_name} with {slots} columns does not fit: {excess(needed, self.usable or usable)}; {lower}"
 
     def _try(self, slots: int) -> tuple[EngineShapes, list[Cost], Memory]:
         shapes = self.shapes((slots,))

@@ -25,6 +25,8 @@ __all__ = ["KernelLoops", "Measurer", "TooLarge", "held_bytes"]
 
 # Cost's names of the compiler's figures.
 _SIZES = {"argument": "argument", "output": "output", "alias": "alias", "temporary": "temp", "code": "generated_code"}
+# A size in what a compiler says.
+_AMOUNT = r"([\d.]+)([KMGT]?)"
 
 
 class TooLarge(InputError):
@@ -36,10 +38,13 @@ class TooLarge(InputError):
     """
 
     def __init__(self, name: str, text: str):
-        found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", text)
+        found = re.search(rf"[Uu]sed {_AMOUNT} of {_AMOUNT}", text)
         self.needed: int | None
         self.usable: int | None
         self.needed, self.usable = (_amount(*found.group(1, 2)), _amount(*found.group(3, 4))) if found else (None, None)
+        over = re.search(rf"[Ee]xceeded .{{0,60}} by {_AMOUNT}", text)
+        if over and self.usable:  # the two sizes are rounded, and may look the same
+            self.needed = self.usable + _amount(*over.groups())
         super().__init__(f"{name} does not fit: {' '.join(text.split())[:200]}")
 
 

@@ -15,7 +15,7 @@ from ..train.partition import Partition
 from ..train.recipes import load_recipe
 from ..train.state import TrainState, abstract_state
 from ..train.step import batch_placement, jit_step
-from .figures import Cost, Memory
+from .figures import Cost, Memory, excess
 from .flops import flops
 from .measure import Measurer, TooLarge, held_bytes
 from .models import describe, given_mesh, in_8_bits
@@ -106,8 +106,7 @@ def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer) -> tuple[C
         try:
             cost = measurer.cost(name, step.lower(*inputs), flops=work, input_bytes=held["batch"])
         except TooLarge as error:
-            needed, most = error.needed or 0, error.usable or usable or 0
-            raise InputError(_too_large(recipe, needed, most)) from error
+            raise InputError(_too_large(recipe, error.needed, error.usable or usable)) from error
     kinds = {
         **held,
         "temporaries": cost.temporary_bytes,
@@ -120,13 +119,10 @@ def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer) -> tuple[C
     return cost, memory
 
 
-def _too_large(recipe: TrainConfig, needed: int, usable: int) -> str:
+def _too_large(recipe: TrainConfig, needed: int | None, usable: int | None) -> str:
     lower = ["data.batch_size (with accumulation)", "data.length"]
     if recipe.remat != "full":
         lower.insert(0, "memory with remat=full")
     if not recipe.scan_layers:
         lower.append("memory with scan_layers=true")
-    return (
-        f"does not fit: the step needs {needed / 1e9:.2f} GB of each chip, of {usable / 1e9:.2f} GB that it has for programs: "
-        f"{(needed - usable) / 1e9:.2f} GB too much; lower {', '.join(lower)}, or give mesh.fsdp more chips"
-    )
+    return f"the step does not fit: {excess(needed, usable)}; lower {', '.join(lower)}, or give mesh.fsdp more chips"

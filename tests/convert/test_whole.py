@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up(original, tmp_path, to, monkeypatch):
 
 def test_free_space_is_asked_of_the_nearest_parent(tmp_path):
     check_free_space(tmp_path / "a" / "b" / "c", 1)
-    with pytest.raises(CheckpointError, match=r"needs 1000000000.00 GB"):
+    with pytest.raises(CheckpointError, match=r"needs 1,000,000,000\.00 GB"):
         check_free_space(tmp_path / "a" / "b" / "c", 10**18)
 
 

@@ -3,12 +3,15 @@
 import jax
 import pytest
 
-from smolvlm_jax import ColIdefics3, init_params, load, save_hf
+from smolvlm_jax import ColIdefics3, init_params, load, make_mesh, save_hf
 from smolvlm_jax.cli import main
 from smolvlm_jax.errors import InputError, SmolVLMError
-from smolvlm_jax.plan import PlanConfig
+from smolvlm_jax.plan import CHIPS, PlanConfig, Workload
+from smolvlm_jax.plan.figures import excess
+from smolvlm_jax.plan.inference import EngineOnChips
+from smolvlm_jax.plan.measure import Measurer, TooLarge
 from smolvlm_jax.plan.models import describe
-from smolvlm_jax.plan.training import recipe_of, training_mesh
+from smolvlm_jax.plan.training import measure_step, recipe_of, training_mesh
 from smolvlm_jax.train import runner
 from smolvlm_jax.train.recipes import load_recipe
 
@@ -104,3 +107,44 @@ def test_a_model_that_makes_no_text_has_no_plan(tmp_path):
     save_hf(tmp_path / "m", model, init_params(model), companions="tiny")
     with pytest.raises(InputError, match="a retrieval model makes vectors and no text"):
         describe(tmp_path / "m", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "Ran out of memory in memory space hbm. Used 31.25G of 31.25G hbm. Exceeded hbm capacity by 1.2M.",
+            "it needs 33.556 GB of a chip that has 33.554 GB for programs: 1.3 MB too much",
+        ),
+        ("Used 40.00G of 31.25G hbm.", "it needs 42.95 GB of a chip that has 33.55 GB for programs: 9.40 GB too much"),
+        ("Used 31.25G of 31.25G hbm.", "it needs more than the 33.55 GB that a chip has for programs"),
+        ("RESOURCE_EXHAUSTED", "it needs more than the 33.55 GB that a chip has for programs"),
+    ],
+)
+def test_what_does_not_fit_says_by_how_much(text, words):
+    """What the compiler says may be rounded, or nothing."""
+    refused = TooLarge("a step", text)
+    assert excess(refused.needed, refused.usable or CHIPS["v6e"].usable) == words
+    assert excess(None, None) == "it needs more than a chip has for programs"
+
+
+@pytest.mark.parametrize("on_a_known_chip", [True, False])
+def test_a_program_that_the_compiler_refuses_is_told(on_a_known_chip, monkeypatch):
+    """Of the engine and of a step, on a chip of the table or another."""
+
+    def refuse(self, name, *args, **kwargs):
+        raise TooLarge(name, "Used 31.25G of 31.25G hbm. Exceeded hbm capacity by 1.2M.")
+
+    monkeypatch.setattr(Measurer, "cost", refuse)
+    measurer = Measurer(CHIPS["v6e"] if on_a_known_chip else None)
+    mesh, words = (
+        make_mesh(1, devices=jax.devices()[:1]),
+        "33.556 GB of a chip that has 33.554 GB for programs: 1.3 MB too much",
+    )
+    recipe = load_recipe(RECIPE, ["data.batch_size=1", "data.length=64"])
+    with pytest.raises(InputError, match=rf"^the step does not fit: it needs {words}; lower memory with remat"):
+        measure_step(recipe, mesh, measurer)
+    config = PlanConfig(model="tiny", slots=(8,), workload=Workload(tiles=1, prompt=40, new=20))
+    engine = EngineOnChips(describe("tiny", dtype="float32"), mesh, measurer, config, lambda *program: None)
+    with pytest.raises(InputError, match=rf"^tiny with 8 × 256 columns does not fit: it needs {words}; lower --slots"):
+        engine.measure()
