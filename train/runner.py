@@ -12,16 +12,14 @@ from jax.sharding import Mesh
 
 from ..checkpoint import default_dtype, load, resolve
 from ..compilation_cache import check_cache
-from ..config import SmolVLMConfig, SmolVLMTextConfig
 from ..convert.digest import files_digest
 from ..convert.hosts import join_job
-from ..convert.opened import open_checkpoint
+from ..convert.opened import Checkpoint, open_checkpoint
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError
 from ..field_types import check_kind
 from ..locate import adapted, stack
 from ..model import SmolVLMForConditionalGeneration
 from ..parameters import flatten_params, init_params, quantize_params, unflatten_params
-from ..processing import SmolVLMTokenizer
 from ..processing.options import limits_of
 from ..quantization import SCALE, dequantized, is_quantized
 from ..retrieval_model import require_text
@@ -29,6 +27,7 @@ from ..staging import check_new
 from ..storage import AnyPath, StorePath, place
 from ..terminal import say
 from .adapter import export_adapter
+from .checks import check_model, check_vocabulary, question_room
 from .claim import made_directory, nothing_left, only_run
 from .config import TrainConfig
 from .continued import earlier, note_export, remarks, write_settings
@@ -77,16 +76,6 @@ def open_model(config: TrainConfig, mesh: Mesh) -> tuple[SmolVLMForConditionalGe
     dtype = jnp.dtype(config.dtype) if config.dtype else default_dtype()
     model = loaded.clone(dtype=dtype, remat=config.remat, scan_layers=config.scan_layers)
     return model, _random_params(model, config.seed, mesh) if config.weights == "random" else params
-
-
-def check_vocabulary(tokenizer: SmolVLMTokenizer, config: SmolVLMTextConfig) -> None:
-    """Raise ConfigError if the tokenizer has tokens that the model has no embedding for: they would be read as its last one."""
-    beyond = sorted((id, token) for token, id in tokenizer.added_tokens.items() if id >= config.vocab_size)
-    if beyond:
-        raise ConfigError(
-            f"the tokenizer has {len(beyond)} tokens beyond the model's {config.vocab_size} embeddings, the first of them "
-            f"{beyond[0][1]!r} ({beyond[0][0]}); give the checkpoint more embeddings before training it"
-        )
 
 
 def divide(
@@ -166,6 +155,9 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         model, base = adapted(config.model, config.adapter)
         parts = stack(model, base=base)
         files = resolve(model, base=base)
+        started = open_checkpoint(model, base=base)  # how its files are now
+        started.close()
+        check_model(config, started.model_config)
         output = place(config.output)
         mirror = None
         if isinstance(output, StorePath):
@@ -183,7 +175,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         if main:
             context.enter_context(only_run(directory) if mirror is None else nullcontext())
             context.enter_context(nothing_left(directory))
-        return _train(config, mesh, directory, files, display, mirror, named=len(parts) == 1)
+        return _train(config, mesh, directory, files, started, display, mirror, named=len(parts) == 1)
 
 
 def _train(
@@ -191,6 +183,7 @@ def _train(
     mesh: Mesh,
     directory: Path,
     files: Path,
+    started: Checkpoint,
     display: Display,
     mirror: Mirror | None,
     *,
@@ -207,9 +200,6 @@ def _train(
     display.doing("opening the data")
     kept = None if config.evaluation is None else held_out_records(config.evaluation)
     tasks = [] if config.evaluation is None else held_out(config.evaluation, kept, limits_of(config.data.pictures))
-    source, under = adapted(config.model, config.adapter)
-    started = open_checkpoint(source, base=under)  # how its files are now
-    started.close()
     data = TrainingData(
         config.data,
         os.fspath(files),
@@ -219,8 +209,10 @@ def _train(
         count=jax.process_count(),
         model=files_digest((file.name, file) for file in started.files),
     )
+    text = started.model_config.text_config
+    check_vocabulary(data.processor.tokenizer, text)
     if main:
-        told = check_tasks(tasks, data.processor, config.data, _room(config, files))
+        told = check_tasks(tasks, data.processor, config.data, question_room(config, text))
         if told and len(told) == len(tasks):
             raise ConfigError(f"none of the {len(told):,} questions of evaluation.path can be asked; the first, {told[0]}")
         if told:
@@ -232,7 +224,6 @@ def _train(
         display.remark(warning)
     display.doing(f"loading {config.model}")
     model, params = open_model(config, mesh)
-    check_vocabulary(data.processor.tokenizer, model.config.text_config)
     partition = Partition.of(model, config, quantized=is_quantized(params))
     params, base = divide(params, model, partition, mesh)
     for line in described(partition, mesh, [len(records) for records in data.sources]):
@@ -314,15 +305,6 @@ def _export_adapter(config: TrainConfig, trained: dict, destination: AnyPath, na
         export_adapter(config.model, trained, destination, config.lora)
     except InputError as error:
         say(f"the adapters are in the exported model alone: {error}")
-
-
-def _room(config: TrainConfig, directory: Path) -> int:
-    """Tokens of a held-out question that leaves room for its answer. Raises ConfigError if no question does."""
-    new = config.evaluation.max_new_tokens if config.evaluation else 0
-    positions = SmolVLMConfig.from_pretrained(directory).text_config.max_position_embeddings
-    if new >= positions:
-        raise ConfigError(f"evaluation.max_new_tokens is {new}, and the model has {positions} positions: no question fits")
-    return positions - new
 
 
 def _check_export(destination: AnyPath, *, begun: bool) -> None:

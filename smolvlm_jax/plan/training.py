@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from ..errors import ConfigError, InputError
 from ..sharding import activate
+from ..train.checks import check_length
 from ..train.config import MeshConfig, TrainConfig
 from ..train.devices import check_rows, open_mesh
 from ..train.packing import BatchShape
@@ -84,9 +85,11 @@ def measure_step(recipe: TrainConfig, mesh: Mesh, measurer: Measurer) -> tuple[C
     """Compile the step of a recipe.
 
     Raises:
+        ConfigError: a row is longer than the model's positions.
         InputError: it does not fit; the message says by how much, and what to lower.
     """
     model = training_model(recipe)
+    check_length(recipe.data, model.config.text_config)
     quantized = in_8_bits(recipe.model)
     partition = Partition.of(model, recipe, quantized=quantized)
     # Outside the mesh: the optimiser's zeros would be put on its devices, which may not exist.

@@ -5,7 +5,7 @@ import pytest
 
 from smolvlm_jax import ColIdefics3, init_params, load, make_mesh, save_hf
 from smolvlm_jax.cli import main
-from smolvlm_jax.errors import InputError, SmolVLMError
+from smolvlm_jax.errors import ConfigError, InputError, SmolVLMError
 from smolvlm_jax.plan import CHIPS, PlanConfig, Workload
 from smolvlm_jax.plan.figures import excess
 from smolvlm_jax.plan.inference import EngineOnChips
@@ -148,3 +148,10 @@ def test_a_program_that_the_compiler_refuses_is_told(on_a_known_chip, monkeypatc
     engine = EngineOnChips(describe("tiny", dtype="float32"), mesh, measurer, config, lambda *program: None)
     with pytest.raises(InputError, match=rf"^tiny with 8 × 256 columns does not fit: it needs {words}; lower --slots"):
         engine.measure()
+
+
+def test_a_row_longer_than_the_models_positions_has_no_plan():
+    """As it is refused by a run."""
+    recipe = load_recipe(RECIPE, ["data.length=8193"])
+    with pytest.raises(ConfigError, match=r"data\.length is 8,193, and the model has [0-9,]+ positions"):
+        measure_step(recipe, make_mesh(devices=jax.devices()[:1]), None)

@@ -204,7 +204,7 @@ def test_labels_of_added_tokens_are_learned(tmp_path):
 def test_tokens_without_embeddings_are_refused(tmp_path):
     from smolvlm_jax import SmolVLMTextConfig
     from smolvlm_jax.errors import ConfigError
-    from smolvlm_jax.train.runner import check_vocabulary
+    from smolvlm_jax.train.checks import check_vocabulary
 
     with_tokens(tmp_path / "m", random.Random(0), "added_tokens_decoder")
     tokenizer = SmolVLMTokenizer.from_pretrained(tmp_path / "m")

@@ -13,18 +13,18 @@ import pytest
 import tiny_files
 from train_helpers import ROOT
 
-from smolvlm_jax import resolve
+from smolvlm_jax import SmolVLMConfig, resolve
 from smolvlm_jax.cli import main
 from smolvlm_jax.errors import ConfigError
 from smolvlm_jax.parameters import abstract_params, flatten_params
 from smolvlm_jax.plan import PlanConfig, plan
 from smolvlm_jax.plan.training import training_model
 from smolvlm_jax.sizes import published_config
+from smolvlm_jax.train.checks import check_model
 from smolvlm_jax.train.config import DataConfig, TrainConfig
 from smolvlm_jax.train.partition import Partition
 from smolvlm_jax.train.plain import from_dict, to_dict
 from smolvlm_jax.train.recipes import load_recipe, recipe_names
-from smolvlm_jax.train.runner import _room
 from smolvlm_jax.train.state import create_state
 
 PUBLISHED = ("lora-256m", "full-500m-fsdp", "2.2b-lora-v5e8", "video-256m")
@@ -204,7 +204,7 @@ def test_a_key_that_occurs_twice_in_a_recipe(tmp_path):
 def test_an_answer_that_leaves_no_question_room():
     config = load_recipe("tiny-numbers", ["evaluation={path: a.jsonl, max_new_tokens: 1024}"])
     with pytest.raises(ConfigError, match="the model has 1024 positions: no question fits"):
-        _room(config, resolve("tiny"))
+        check_model(config, SmolVLMConfig.from_pretrained("tiny"))
 
 
 def test_no_such_recipe(capsys):

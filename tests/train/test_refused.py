@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -10,11 +12,12 @@ import pytest
 import yaml
 from train_helpers import recipe, small_checkpoint, write_records
 
+from smolvlm_jax import resolve
 from smolvlm_jax.cli import main
-from smolvlm_jax.errors import ConfigError, InputError
+from smolvlm_jax.errors import ConfigError, InputError, SmolVLMError
 from smolvlm_jax.records.conversations import read_conversation
 from smolvlm_jax.sharding import make_mesh
-from smolvlm_jax.train import DataConfig, DataSource, MeshConfig, TrainConfig
+from smolvlm_jax.train import DataConfig, DataSource, MeshConfig, TrainConfig, runner
 from smolvlm_jax.train.continued import changes
 from smolvlm_jax.train.devices import check_rows
 from smolvlm_jax.train.needs import peak_bytes
@@ -157,3 +160,46 @@ def test_what_is_refused_leaves_nothing_and_locks_nothing(tmp_path, monkeypatch,
     err = capsys.readouterr().err
     assert f"smolvlm-jax: {tmp_path}/runs/deep/run/model is that of step 3 until this run ends\n" in err
     assert "smolvlm-jax: steps was 3, is 4 from step 4 on\n" in err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.length=0", r"data\.length must be a number from 1"),
+        ("data.length=-5", r"data\.length must be a number from 1"),
+        ("data.length=1025", r"data\.length is 1,025, and the model has 1,024 positions.*write data\.length=1024 or less"),
+        ("data.length=5", r"none of the 4 records makes a sample: 4 too long for a row \(data\.length 5, data\.tiles"),
+        ("lora={rank: 0}", r"lora\.rank must be a number from 1"),
+        ("lora={rank: 4, targets: nothing}", "matches no projection; names are"),
+        ("attention=nothing", "attention 'nothing' is none of auto"),
+        ("evaluation={path: train.jsonl, max_new_tokens: 1024}", "the model has 1024 positions: no question fits"),
+        ("loggers=[tensorboard]", "the TensorBoard logger needs"),
+        ("data.batch_size=7", r"data\.batch_size is 7, no multiple"),
+    ],
+)
+def test_settings_are_checked_before_weights_are_read_and_anything_is_written(word, said, tmp_path, monkeypatch):
+    """Also where the weights cannot be read at all."""
+    monkeypatch.chdir(tmp_path)
+    write_records(tmp_path, 4)
+    path = recipe(tmp_path, "tiny", mesh={"devices": 2})
+    monkeypatch.setattr(runner, "load", lambda *_, **__: 1 / 0)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(SmolVLMError, match=said):
+        runner.run(load_recipe(str(path), [word]), progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ZeroDivisionError):
+        runner.run(load_recipe(str(path)), progress=False)
+
+
+def test_a_tokenizer_beyond_the_embeddings_is_refused_before_weights_are_read(tmp_path, monkeypatch):
+    write_records(tmp_path, 4)
+    monkeypatch.setattr(runner, "load", lambda *_, **__: 1 / 0)
+    shutil.copytree(resolve("tiny"), tmp_path / "model")
+    path = tmp_path / "model/tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    last = tokenizer["added_tokens"][-1]
+    tokenizer["added_tokens"] += [{**last, "content": f"<new {n}>", "id": last["id"] + n} for n in range(1, 450)]
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match="tokens beyond the model's 448 embeddings, the first of them '<new "):
+        runner.run(load_recipe(str(recipe(tmp_path, tmp_path / "model"))), progress=False)
+    assert not (tmp_path / "run").exists()
