@@ -26,13 +26,16 @@ from .storage import AnyPath, Entry, StorePath, download, remove, upload, upload
 from .terminal import say
 
 __all__ = ["INCOMPLETE", "MARKERS", "check_new", "check_room", "folder_of_copies", "local_copy", "local_files", "new_directory"]
-__all__ += ["reading", "temporary_folder", "writing"]
+__all__ += ["reading", "remove_temporary_folders", "temporary_folder", "writing"]
 
 INCOMPLETE = ".incomplete"
 MARKERS = ("config.json", "adapter_config.json")
 _OURS = (*MARKERS, "manifest.json")
 _NAME = "smolvlm-jax-stage"
 _TOGETHER = 8
+_REMOVING_SECONDS = 2.0
+
+_temporary: dict[Path, int] = {}  # folders, and the number of the process that made each
 
 
 @contextmanager
@@ -47,10 +50,27 @@ def temporary_folder() -> Iterator[Path]:
     try:
         with suppress(OSError):  # a file system without locks
             lock(handle)
+        _temporary[folder] = os.getpid()
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_own(folder)
+        _temporary.pop(folder, None)
         os.close(handle)
+
+
+def remove_temporary_folders() -> None:
+    """Remove those of this process, before `os._exit`, which ends no block."""
+    for folder, number in list(_temporary.items()):
+        if number == os.getpid():
+            _remove_own(folder)
+
+
+def _remove_own(folder: Path) -> None:
+    """Remove a folder into which threads of this process may write for a moment yet."""
+    until = time.monotonic() + _REMOVING_SECONDS
+    while folder.exists() and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02 * folder.exists())
 
 
 def _remove_dead(folder: Path) -> None:

@@ -23,6 +23,7 @@ from ..parameters import flatten_params, init_params, quantize_params, unflatten
 from ..processing.options import limits_of
 from ..quantization import SCALE, dequantized, is_quantized
 from ..retrieval_model import require_text
+from ..signals import raised
 from ..staging import check_new
 from ..storage import AnyPath, StorePath, place
 from ..terminal import say
@@ -134,6 +135,7 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         InputError: there is no such data, or OUTPUT cannot be a directory.
         ChangedError: the data, or the checkpoint that training starts from, is no longer what it was when the run began.
         Preempted: after SIGTERM or SIGINT, once a checkpoint is written (see `loop`).
+        SystemExit, KeyboardInterrupt: after the same while it is not training yet, or no more.
     """
     check_kind("config", config, TrainConfig, "run(TrainConfig(…)), or run(load_recipe(name, overrides))")
     if not config.model:
@@ -151,6 +153,8 @@ def run(config: TrainConfig, *, progress: bool | None = None) -> TrainResult:
         mesh = open_mesh(config.mesh)
         check_rows(config, mesh)
         check_cache()
+        if jax.process_count() == 1:  # of several, jax answers signals
+            context.enter_context(raised())
         display.doing(f"opening {config.model}")
         model, base = adapted(config.model, config.adapter)
         parts = stack(model, base=base)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from ..signals import Signals, answered
+from ..staging import remove_temporary_folders
 from .worker import release_semaphores
 
 __all__ = ["Preempted", "told_to_stop"]
@@ -55,6 +56,7 @@ def told_to_stop(answer: Callable[[str], None], newest: Callable[[], int | None]
                 )
                 answer(f"ended at once; {kept}")
                 release_semaphores()
+                remove_temporary_folders()
                 os._exit(128 + number)
             came.append(number)
             answer("stopping: the step under way is finished and saved first; Ctrl-C again ends the run at once")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..signals import Signals, answered
+from ..staging import remove_temporary_folders
 from .job import BatchJob
 
 __all__ = ["GRACE_SECONDS", "stop_on_signals"]
@@ -51,6 +52,7 @@ def stop_on_signals(
                     return  # the job has returned
         job.park()
         notify(f"stopped: {job.kept()}; run the same command again to go on")
+        remove_temporary_folders()
         os._exit(128 + first)
 
     with answered(watch):

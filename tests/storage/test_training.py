@@ -96,6 +96,29 @@ def test_a_run_that_is_killed_and_continued(bucket, front, tmp_path, monkeypatch
     shutil.rmtree(copy)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_run_that_is_ended_at_once_leaves_no_local_directory(bucket, tmp_path, number, training):
+    """While it opens model and data, and by a second signal while it trains."""
+    write_records(tmp_path, 24)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    named = recipe(tmp_path, small_checkpoint(tmp_path), output=f"{bucket}/run", steps=2000)
+    running = start(named, TMPDIR=str(temporary))
+    local = "smolvlm-jax-stage*/run" + "/config.json" * training  # written when signals are collected
+    try:
+        while not list(temporary.glob(local)) and running.poll() is None:
+            time.sleep(0.01)
+        for _ in range(1 + training):
+            running.send_signal(number)
+            time.sleep(0.7)  # what comes sooner is the same stop
+    finally:
+        said = running.communicate(timeout=60)
+    assert running.returncode == 128 + number, said
+    assert not list(temporary.iterdir()) and steps(bucket / "run") == set()
+
+
 def write_step(directory, step):
     folder = directory / "checkpoints" / str(step)
     (folder / "state").mkdir(parents=True)
