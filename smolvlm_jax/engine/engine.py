@@ -325,7 +325,7 @@ class Engine:
 
     def _compile_for(self, pack: Pack, waiting: Sequence[RequestState]) -> None:
         """Compile what these prompts will need first, all at a time; everything else is compiled when its turn comes."""
-        rings = {p.ring: None for p in pack.placed if p.ring}
+        rings = dict.fromkeys(p.ring for p in pack.placed if p.ring)
         asked = self.programs.alternatives(p.state.request.params.logprobs for p in pack.placed)
         sizes = set(encoder_batches(len(self._tiles.new), self.programs.encoder_batches()))
         keys: list[tuple] = [("encode", size) for size in sorted(sizes)]

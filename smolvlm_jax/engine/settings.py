@@ -19,6 +19,8 @@ __all__ = ["ANY_SLOTS", "FREE_MEMORY_SHARE", "RINGS", "EngineConfig", "EngineSha
 # Powers of four, and what a split picture wants: up to 17 tiles, 1,200 to 1,500 tokens, and an answer.
 RINGS = (256, 1024, 2048, 4096)
 _MOST_SLOTS = 256  # by default
+# On NVIDIA's GPUs the compiler pads products of other numbers of rows, five kernels more a layer.
+_GPU_ROWS = 8
 # A ring of so many slots has, on a CPU, a decode program of its own for the first ones, one in so many.
 _MANY_SLOTS, _FEW = 16, 8
 ANY_SLOTS = 2**16  # at most: the host keeps a list of them
@@ -88,7 +90,8 @@ class EngineConfig:
         """
         text = model.config.text_config
         # The mesh's own platform: its devices may be ones to compile for only.
-        cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        cpu = platform == "cpu"
         lanes = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         most = text.max_position_embeddings
         lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*RINGS, most) if n < most] + [most])))
@@ -106,7 +109,9 @@ class EngineConfig:
             column = CacheFormat(jnp.dtype(jnp.int8 if quantized else model.dtype)).column_bytes(text)
             share = (self.cache_bytes or _cache_bytes(mesh)) // len(lengths)
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
-            slots = tuple(max(min(share // (column * n), cap) // lanes * lanes, lanes) for n in lengths)
+            whole = _GPU_ROWS * lanes if platform == "gpu" else lanes
+            most = [max(min(share // (column * n), cap), lanes) for n in lengths]
+            slots = tuple(n - n % (whole if n >= whole else lanes) for n in most)
         if len(slots) != len(lengths) or any(not lanes <= n <= ANY_SLOTS or n % lanes for n in slots):
             each = f"a multiple of {lanes} up to {ANY_SLOTS}" if lanes > 1 else f"a number from 1 to {ANY_SLOTS}"
             example = ",".join([str(4 * lanes)] * len(lengths))

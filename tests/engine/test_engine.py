@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -404,6 +405,23 @@ def test_on_a_mesh(tiny, engine, shape):
     assert got == want
     keys = parallel._rings[0].state.cache.layers[0].keys
     assert keys.sharding.shard_shape(keys.shape)[0] == 2
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (2, 2)])
+def test_slots_of_a_gpu_are_multiples_of_eight_where_there_are_so_many(tiny, data, fsdp):
+    lanes, most = data * fsdp, {}
+    for platform in ("gpu", "tpu"):
+        found = []
+        for limit in range(10**7, 4 * 10**8, 10**7):
+            device = SimpleNamespace(platform=platform, memory_stats=lambda limit=limit: {"bytes_limit": limit})
+            devices = np.full((lanes,), device)
+            mesh = SimpleNamespace(shape={"data": data, "fsdp": fsdp, "tensor": 1}, devices=devices)
+            found.append(EngineConfig(ring_lengths=(256, 512)).resolve(tiny[0], mesh).slots)
+        most[platform] = found
+    for gpu, tpu in zip(most["gpu"], most["tpu"], strict=True):
+        for mine, fits in zip(gpu, tpu, strict=True):
+            assert mine == (fits if fits < 8 * lanes else fits - fits % (8 * lanes))
+    assert {n % (8 * lanes) for slots in most["tpu"] for n in slots} > {0}
 
 
 def test_settings_that_contradict_the_model_are_refused(tiny):
