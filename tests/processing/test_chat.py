@@ -8,7 +8,7 @@ from smolvlm_jax.errors import InputError, PromptError
 from smolvlm_jax.processing import SmolVLMProcessor, SmolVLMTokenizer
 from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE
 
-from .conftest import tri_img
+from .conftest import DOCLING, tri_img
 
 IMAGE = Image.fromarray(tri_img(30, 40))
 TOKENIZE = {"tokenize": True, "return_dict": True, "return_tensors": "np", "add_generation_prompt": True}
@@ -196,16 +196,7 @@ def test_what_no_template_reads_is_refused(processor):
 
 
 def test_docling_template(processor):
-    template = (
-        "{%- for message in messages -%}{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' -}}"
-        "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
-        "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}"
-        "{%- elif part['type'] == 'image' -%}{{- '<image>' -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
-        "{{- '<|end_of_text|>\n' -}}{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- '<|start_of_role|>assistant' -}}"
-        "{%- if controls -%}{{- ' ' + controls | tojson() -}}{%- endif -%}{{- '<|end_of_role|>' -}}{%- endif -%}"
-    )
-    arguments = {"chat_template": template, "add_generation_prompt": True, "controls": {"length": "short"}}
+    arguments = {"chat_template": DOCLING, "add_generation_prompt": True, "controls": {"length": "short"}}
     found = processor.apply_chat_template([user({"type": "image"}, "Convert this page to docling.")], **arguments)
     assert found == (
         "<|start_of_role|>user<|end_of_role|><image>Convert this page to docling.<|end_of_text|>\n"

@@ -10,15 +10,8 @@ from smolvlm_jax.processing import rendering, sandbox
 from smolvlm_jax.processing.steering import steering_words
 from smolvlm_jax.processing.template import DEFAULT_CHAT_TEMPLATE, render
 
-DOCLING = (
-    "{%- for message in messages -%}{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' -}}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
-    "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{- part['text'] -}}"
-    "{%- elif part['type'] == 'image' -%}{{- '<image>' -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{{- '<|end_of_text|>\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|start_of_role|>assistant' -}}"
-    "{%- if controls -%}{{- ' ' + controls | tojson() -}}{%- endif -%}{{- '<|end_of_role|>' -}}{%- endif -%}"
-)
+from .conftest import DOCLING
+
 CHAT = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "é <b> 数"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
