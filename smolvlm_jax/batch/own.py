@@ -18,7 +18,7 @@ from ..records.record import Record, own_columns
 from ..records.sources import Source
 from ..records.values import Unreadable
 
-__all__ = ["Own", "check_columns", "look", "plain", "require_records"]
+__all__ = ["Own", "check_columns", "look", "plain", "require_records", "unnamed"]
 
 _RECORDS, _BYTES, _RECORD_BYTES = 1000, 2**24, 2**20
 _UNIT = 16
@@ -77,22 +77,55 @@ def plain(name: str, value: Any) -> Any:
     )
 
 
-def look(source: Source) -> list[Record]:
-    """The first records of the input, at most a thousand, and of large ones fewer; those above a mebibyte are left out."""
-    return list(_first(source))
+def look(source: Source) -> tuple[list[Record], bool]:
+    """The first records of the input, at most a thousand, and of large ones fewer; those above a mebibyte are left out.
+
+    Returns:
+        (the records, whether they are all that there are).
+    """
+    found = list(_first(source))
+    records = [record for record in found if record is not None]
+    return records, len(records) == len(found)
 
 
-def _first(source: Source) -> Iterator[Record]:
+def _first(source: Source) -> Iterator[Record | None]:
+    """Records, and None for one that is left out and for the rest of the input."""
     count = size = 0
     with closing(source.units(_UNIT)) as units:  # type: ignore[type-var]
         for unit in units:
             for row in unit.rows():
                 bytes_of = payload_size(row.payload)
                 count, size = count + 1, size + bytes_of
-                if bytes_of <= _RECORD_BYTES:
-                    yield source.parse(row.payload)
+                yield source.parse(row.payload) if bytes_of <= _RECORD_BYTES else None
                 if count >= _RECORDS or size > _BYTES:
+                    yield None
                     return
+
+
+def unnamed(source: Source, records: list[Record], *, whole: bool) -> list[str]:
+    """Of the pictures and videos beside files of records, those that no record names, as far as these records tell: all where
+    none of them has a picture, and single ones where they are the whole input and can be read.
+
+    Args:
+        source: The input.
+        records: The first of it.
+        whole: Whether they are all that there are.
+    """
+    if not any(_sees(record) for record in records):
+        return list(source.beside)
+    if not whole or any(record.messages is None for record in records):
+        return []
+    named = {name for record in records for message in record.messages or () for name in _file_names(message.get("content"))}
+    return [name for name in source.beside if name not in named]
+
+
+def _file_names(value: Any) -> Iterator[str]:
+    """The last parts of all texts in a value, of which some are paths."""
+    if isinstance(value, str):
+        yield value.rpartition("/")[2]
+    elif isinstance(value, (list, tuple, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _file_names(part)
 
 
 def require_records(source: Source, name: str) -> None:

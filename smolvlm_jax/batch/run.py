@@ -3,6 +3,7 @@
 import functools
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..progress import Progress
 from ..records.sources import LINES, Source, counted, open_source, takes_in
 from ..records.sources.files import FileSource
 from ..records.sources.parquet import ParquetSource
+from ..records.sources.plain import ending_of
 from ..storage import AnyPath, is_store, place
 from ..terminal import say
 from .arrow_columns import arrow_types
@@ -31,7 +33,7 @@ from .gallery import Reader, write_gallery
 from .hosts import shard_of
 from .job import BatchJob, Shard
 from .manifest import Manifest
-from .own import Own, check_columns, look, require_records
+from .own import Own, check_columns, look, require_records, unnamed
 from .parts import part_name
 from .pool import WorkerPool, default_workers
 from .signals import stop_on_signals
@@ -90,7 +92,7 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
     if takes_in(os.fspath(config.input), str(folder / f"{part_name(0)}{sink.ending}"), deep=source.media is not None):
         raise InputError(f"OUTPUT ({folder}) is where INPUT is read from, so answers would be input: choose another directory")
     own = Own(config.keep, sink.columns, config.columns)
-    records = look(source)
+    records, whole = look(source)
     if not records:  # or the first ones are too large to look at
         require_records(source, os.fspath(config.input))
     if source.media is not None:
@@ -104,6 +106,10 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
         sink = open_sink(config.format, config.logprobs, arrow_types(source, records, own))
     if source.unread:
         notify(f"of {config.input}, these files are of kinds that are not read: {counted(source.unread)}")
+    if left := Counter(map(ending_of, unnamed(source, records, whole=whole))):
+        source.unread.update(left)
+        instead = "; --source media reads the pictures instead of the records" if left.total() == len(source.beside) else ""
+        notify(f"of {config.input}, no record ({source.name}) names these files, which are not read: {counted(left)}{instead}")
     longest = longest_prompt(directory, config.ring_lengths)
     sampling = replace(config.sampling, logprobs=0 if config.logprobs else None)
     setup = Setup(str(directory), source.parse, sampling, config.pictures, longest, config.record_memory, own)

@@ -55,12 +55,14 @@ class Source(ABC):
         name: Its name in SOURCES.
         parse: Makes a record of a row's payload.
         unread: How many files of a directory are of kinds that are not read, by their endings.
+        beside: Names of the pictures and videos beside files of records in a directory: read only where records name them.
         media: What the records show, as in `PictureOptions.require_use`; None where only the records say it.
     """
 
     name: ClassVar[str]
     parse: Parser
     unread: Counter[str]
+    beside: Collection[str] = ()
     media: Collection[str] | None = None
 
     @abstractmethod

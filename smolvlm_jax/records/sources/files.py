@@ -72,7 +72,7 @@ class FileSource(Source):
     beside_pictures: ClassVar[bool] = False
 
     def __init__(self, path: str, prompt: str | None = None, columns: tuple[tuple[str, str], ...] = ()):
-        found, self.unread = _data_files(path, self._wanted)
+        found, self.unread, self.beside = _data_files(path, self._wanted)
         if not found:
             endings = " or ".join(self.endings)
             raise InputError(f"nothing in {path!r}: no file that ends with {endings}{', compressed or not' * self.compressed}")
@@ -144,17 +144,22 @@ def _rows(rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         yield from rows()
 
 
-def _data_files(path: str, wanted: Callable[[str], bool]) -> tuple[list[tuple[str, str]], Counter[str]]:
-    """(name, path) of the files at a file, directory or glob, sorted by name, those of a directory by their ending; and how
-    many files of a directory are neither read nor pictures or videos, which records may name."""
+def _data_files(path: str, wanted: Callable[[str], bool]) -> tuple[list[tuple[str, str]], Counter[str], list[str]]:
+    """(name, path) of the files at a file, directory or glob, sorted by name, those of a directory by their ending; how many
+    files of a directory are neither read nor pictures or videos, which records may name; and the names of these."""
     unread: Counter[str] = Counter()
+    beside: list[str] = []
     files, whole = files_in(path)
     if not whole:
-        return files, unread
+        return files, unread, beside
     found = []
     for name, place in files:
         if wanted(name):
             found.append((name, place))
-        elif not name.startswith((".", "_")) and ending_of(name) not in (*PICTURES, *VIDEOS):
+        elif name.startswith((".", "_")):
+            continue
+        elif ending_of(name) in (*PICTURES, *VIDEOS):
+            beside.append(name)
+        else:
             unread[ending_of(name) or "no ending"] += 1
-    return found, unread
+    return found, unread, beside
