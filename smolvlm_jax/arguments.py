@@ -115,16 +115,48 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
+class _Store(argparse._StoreAction):
+    """An option with one value. argparse keeps the last of several."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.option_strings and isinstance(parser, Parser):
+            parser.take(self.option_strings[-1], values)
+        super().__call__(parser, namespace, values, option_string)
+
+
+class _Switch(argparse.BooleanOptionalAction):
+    """An option that can be negated: --upscale, --no-upscale."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if isinstance(parser, Parser):
+            parser.take(self.option_strings[0], option_string)
+        super().__call__(parser, namespace, values, option_string)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are told in one line, which names what is most like a word that is unknown."""
+    """A parser whose mistakes are told in one line, which names what is most like a word that is unknown. An option that is not
+    collected may not be given twice with different values."""
 
     _words: Sequence[str] = ()
     habits: Mapping[str, str] = _HABITS  # what to type in place of other programs' options
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._taken: dict[str, Any] = {}
+        for name in (None, "store"):
+            self.register("action", name, _Store)
+        self.register("action", argparse.BooleanOptionalAction, _Switch)
+
     def parse_known_args(self, args=None, namespace=None):
         """As argparse's; the words are kept for messages."""
-        self._words = list(sys.argv[1:] if args is None else args)
+        self._words, self._taken = list(sys.argv[1:] if args is None else args), {}
         return super().parse_known_args(args, namespace)
+
+    def take(self, flag: str, value: Any) -> None:
+        """End with exit code 2 if the option has another value already."""
+        before = self._taken.setdefault(flag, value)
+        if before != value:
+            self.error(f"{flag} is given twice, {_typed(before)} and {_typed(value)}: {_one_of(flag, before, value)}")
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and what is wrong."""
@@ -150,6 +182,20 @@ class Parser(argparse.ArgumentParser):
             instead = next((end(word) for flag, end in _OF_VALUES.items() if flag in where), nearest(word, names))
             message = f"{where}{word} is none of {', '.join(names)}{instead}"
         self.exit(2, f"{self.prog}: {message} (help: {self.prog} --help)\n")
+
+
+def _typed(value: Any) -> str:
+    """A value as it may have been typed."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or "none"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _one_of(flag: str, before: Any, value: Any) -> str:
+    """What to do about two values: lists can be written as one."""
+    if isinstance(before, tuple) and before and value:
+        return f"a list is written as one, {flag} {_typed((*before, *value))}"
+    return "leave one out"
 
 
 class _Formatter(argparse.HelpFormatter):

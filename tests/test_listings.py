@@ -1,15 +1,18 @@
 """`models`, `recipes`, `doctor`, `completion`, and what the command line says of words it does not know."""
 
+import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from smolvlm_jax import doctor
-from smolvlm_jax.cli import main
+from smolvlm_jax import doctor, generate_cli
+from smolvlm_jax.cli import _parser, main
 from smolvlm_jax.doctor import examine
 from smolvlm_jax.dtypes import full_name
 from smolvlm_jax.listings import list_models
@@ -64,6 +67,56 @@ def test_mistakes_name_what_was_meant(arguments, words, tmp_path, monkeypatch, c
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err, err
     assert not list(tmp_path.iterdir())
+
+
+def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Those below a parser, and itself."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _commands(command)
+
+
+def _two_words(action: argparse.Action) -> list[list[str]]:
+    """What is typed for two different values of an option, if it may have two."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [[flag] for flag in action.option_strings]
+    found = []
+    for word in map(str, (*(action.choices or ()), "a", "b", 1, 2, '{"a": 1}', '{"a": 2}')):
+        with contextlib.suppress(ValueError, argparse.ArgumentTypeError):
+            value = action.type(word) if callable(action.type) else word
+            if (not action.choices or value in action.choices) and value not in [known for known, _ in found]:
+                found.append((value, [action.option_strings[0], word]))
+    return [words for _, words in found[:2]]
+
+
+def test_no_command_drops_one_of_two_values(capsys):
+    """An option may be given twice if it collects, or if both say the same; any other is refused by its name."""
+    seen = 0
+    for command in _commands(_parser()):
+        for action in command._actions:
+            switch = isinstance(action, argparse.BooleanOptionalAction)
+            if not action.option_strings or not (switch or (action.nargs is None and action.default is not argparse.SUPPRESS)):
+                continue
+            if isinstance(action, argparse._AppendAction | generate_cli._Append) or len(words := _two_words(action)) < 2:
+                continue
+            with pytest.raises(SystemExit) as stop:
+                command.parse_args([*words[0], *words[1]])
+            err = capsys.readouterr().err
+            assert stop.value.code == 2 and err.count("\n") == 1, err
+            assert f"{action.option_strings[0]} is given twice" in err, err
+            seen += 1
+    assert seen > 50
+
+
+def test_values_that_are_given_twice():
+    assert _parser().parse_args(["batch", "in", "out", "--dtype", "bf16", "--dtype", "bfloat16"]).dtype == "bfloat16"
+    words = ["generate", "What?", "--image", "a", "--image", "b", "--top-k", "1", "--top-k", "1"]
+    assert [part["path"] for part in _parser().parse_args(words).media] == ["a", "b"]
+    words = ["batch", "in", "out", "--stop", "a", "--stop", "b", "--column", "unused=a", "--column", "unused=b"]
+    options = _parser().parse_args(words)
+    assert (options.stop, options.column) == (["a", "b"], ["unused=a", "unused=b"])
 
 
 def test_a_file_system_that_takes_no_files_is_not_called_full(capsys):

@@ -137,6 +137,12 @@ FAST: dict[str, tuple[list[str], int, str]] = {
     "files that may not be read": (batch("pictures", "--no-files"), 2, "--no-files (files) forbids to read"),
     "columns of pictures": (batch("pictures", "--keep", "label"), 2, "'pictures' holds files, which have no columns"),
     "frames of pictures": (batch("pictures", "--num-frames", "4"), 2, "there is no video in 'pictures'"),
+    "two columns for one": (
+        batch("a.jsonl", "--column", "image=a", "--column", "image=b"),
+        2,
+        "image=a and image=b (columns): leave one out",
+    ),
+    "two columns to keep": (batch("a.jsonl", "--keep", "a", "--keep", "b"), 2, "a list is written as one, --keep a,b"),
     "no list of numbers": (batch("pictures", "--slots", "x"), 2, "not a list of whole numbers"),
     "an output in the input": (["batch", "pictures", *batch("pictures")[1:2], *batch("x")[3:]], 2, "pictures"),
     "a mistyped option in place of a recipe": (["train", "--lst"], 2, "no option --lst; did you mean --list?"),

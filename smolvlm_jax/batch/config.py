@@ -110,6 +110,7 @@ class BatchConfig:
 
     def __post_init__(self):
         from ..documents import FORMS
+        from ..records.columns import UNUSED
         from ..records.record import check_names  # late: the command line starts without numpy
 
         name_fields(self, "dtype")
@@ -130,3 +131,7 @@ class BatchConfig:
         if self.document is not None and self.document not in FORMS:
             raise InputError(f"--document {self.document!r:.80} is none of {', '.join(FORMS)}")
         check_names(self.columns)
+        named: dict[str, str] = {}
+        for name, column in self.columns:
+            if name != UNUSED and named.setdefault(name, column) != column:
+                raise InputError(f"--column {name}={named[name]} and {name}={column} (columns): leave one out")
