@@ -36,6 +36,8 @@ _COURSE = (
     "frozen_dtype",
     "data.batch_size",
 )
+# What a run that is finished still does as it is told, or where its files are.
+_STILL = ("output", "export", "check", "model", "adapter", "mesh", "distributed", "topology", "loggers", "data.train")
 
 
 def earlier(config: TrainConfig, directory: Path, shown: AnyPath) -> Mapping[str, Any] | None:
@@ -86,7 +88,7 @@ def remarks(before: Mapping[str, Any], config: TrainConfig, first: int, model: A
         model: where the export goes.
     """
     if first == config.steps:
-        yield f"the run is finished at step {first:,}, its last: steps=N with a larger N goes on"
+        yield _finished(before, config, first, model)
         return
     if words := changes(before, config):
         yield f"{words} from step {first + 1:,} on"
@@ -94,6 +96,31 @@ def remarks(before: Mapping[str, Any], config: TrainConfig, first: int, model: A
         # Older versions did not write it down.
         step = before.get(EXPORTED, first if first == before.get("steps") else None)
         yield f"{model} is that of {'an earlier step' if step is None else f'step {step:,}'} until this run ends"
+
+
+def _finished(before: Mapping[str, Any], config: TrainConfig, step: int, model: AnyPath) -> str:
+    """What is not done for a run that has no step left, and how to go on."""
+    unused = list(_unlike(before, json.loads(json.dumps(to_dict(config)))))
+    line = f"the run is finished at step {step:,}, its last: steps=N with a larger N goes on, another output begins anew"
+    if unused:
+        line += f"; without a step to come these changes do nothing: {', '.join(unused)}"
+    if config.evaluation is not None:
+        line += f"; nothing is evaluated{' again' if before.get('evaluation') else ''}"
+        line += f", docs/evaluate.md says how to evaluate {model}" if config.export or model.exists() else ""
+    return line
+
+
+def _unlike(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys that were others before, with dots between levels, but those of _STILL and those that older versions did not
+    write down."""
+    for key, new in now.items():
+        name, old = f"{prefix}{key}", before.get(key, new)
+        if name in _STILL or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _unlike(old, new, f"{name}.")
+        else:
+            yield name
 
 
 def write_settings(directory: Path, before: Mapping[str, Any] | None, config: TrainConfig) -> None:

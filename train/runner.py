@@ -248,13 +248,14 @@ def _train(
         evaluate = Evaluator(
             model, partition, base=base, processor=data.processor, tasks=tasks, loss=loss, directory=directory, mesh=mesh
         )
-        display.remark(evaluate.description)
     weights = [params]  # emptied by the call, so that the loop can free the parameters that its state replaces
     del params
 
     def begin(first: int | None) -> None:
         if main and (before is None or first != config.steps):  # the steps of a finished run were not made with these
             write_settings(directory, before, config)
+        if evaluate is not None and first != config.steps:
+            display.remark(evaluate.description)
         if first is not None and before is not None:
             for line in remarks(before, config, first, output / "model"):
                 display.remark(line)

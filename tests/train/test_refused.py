@@ -150,11 +150,20 @@ def test_what_is_refused_leaves_nothing_and_locks_nothing(tmp_path, monkeypatch,
     kept = Path("runs/deep/run/run.json").read_text()
     assert main(["train", path, "steps=3", "learning_rate=1e-4", "export=true"]) == 0
     err = capsys.readouterr().err
-    assert (
-        "smolvlm-jax: the run is finished at step 3, its last: steps=N with a larger N goes on\n" in err and " was " not in err
-    )
+    finished = "the run is finished at step 3, its last: steps=N with a larger N goes on, another output begins anew"
+    assert f"{finished}; without a step to come these changes do nothing: learning_rate\n" in err and " was " not in err
     settings = json.loads(Path("runs/deep/run/run.json").read_text())
     assert settings == {**json.loads(kept), "exported_step": 3}
+    again = ["steps=3", "learning_rate=5e-4", "mesh.data=1"]  # the last: where it runs, not what it does
+    assert main(["train", path, *again, "export=false"]) == 0 and f"{finished}\n" in capsys.readouterr().err
+    write_records(tmp_path, 4, name="held")
+    assert main(["train", path, *again, "schedule=linear", "keep=7", "evaluation.path=held.jsonl"]) == 0
+    err = capsys.readouterr().err
+    assert "held out: " not in err and not Path("runs/deep/run/evaluation.json").exists()
+    assert (
+        f"{finished}; without a step to come these changes do nothing: schedule, keep, evaluation; nothing is evaluated, "
+        f"docs/evaluate.md says how to evaluate {tmp_path}/runs/deep/run/model\n"
+    ) in err
     path = "runs/deep/run/run.json"  # a recipe too
     assert main(["train", path, "steps=4", "learning_rate=5e-4", "export=true"]) == 0
     err = capsys.readouterr().err
