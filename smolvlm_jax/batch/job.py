@@ -11,6 +11,7 @@ results and writes all rows. A record that could not be prepared is a request wi
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -101,6 +102,7 @@ class BatchJob:
         self._quiet = quiet
         self._added: list[str] = []  # files that came to the input while the job ran
         self._unread: set[str] = set()  # columns of records that nothing reads
+        self.notes: Counter[str] = Counter()  # of the records that this run prepared, for remarks
         self._own: dict[tuple[int, int], dict[str, Any]] = {}  # the user's own columns of the records that are under way
         self.tally = Tally(self._statistics)
         self._progress = progress or Progress(show=False)
@@ -227,6 +229,7 @@ class BatchJob:
         """Prepared records, and in their place records that could not be prepared."""
         for (unit, position), request in self._pool.map(self._tasks(), self._stopping):
             self._source.check(self._payloads.pop((unit, position)))
+            self.notes.update(request.notes)
             new = sorted(set(request.unread) - self._unread)
             if new and len(self._unread) < _SHOWN_COLUMNS:
                 self._unread.update(new)

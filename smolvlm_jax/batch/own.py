@@ -12,11 +12,11 @@ from typing import Any
 
 from ..arguments import nearest
 from ..errors import InputError, first_few
-from ..processing.parts import SOURCES
 from ..records.columns import NOTHING_READS, UNUSED
 from ..records.record import Record, own_columns
 from ..records.sources import Source
 from ..records.values import Unreadable
+from .remarks import sees
 
 __all__ = ["Own", "check_columns", "look", "plain", "require_records", "unnamed"]
 
@@ -111,7 +111,7 @@ def unnamed(source: Source, records: list[Record], *, whole: bool) -> list[str]:
         records: The first of it.
         whole: Whether they are all that there are.
     """
-    if not any(_sees(record) for record in records):
+    if not any(sees(record) for record in records):
         return list(source.beside)
     if not whole or any(record.messages is None for record in records):
         return []
@@ -164,7 +164,7 @@ def check_columns(records: list[Record], own: Own) -> None:
             raise _clash(name)
         if name not in found and name != "id":
             raise InputError(f"--keep {name}: no such column{nearest(name, found)}; {there}")
-    if any(_sees(record) for record in records):
+    if any(sees(record) for record in records):
         return
     faults = [record.error or "" for record in records]
     if all(fault.startswith(NOTHING_READS) for fault in faults):
@@ -180,17 +180,6 @@ def check_columns(records: list[Record], own: Own) -> None:
                 f"no record has a picture or video, and the column {name!r:.80} looks like one: --column image={name:.80} "
                 f"reads it, --column {UNUSED}={name:.80} leaves it out; {there}"
             )
-
-
-def _sees(record: Record) -> bool:
-    """Whether a record that can be answered has a picture or video."""
-    contents = [message.get("content") for message in record.messages or ()]
-    return any(
-        isinstance(item, Mapping) and item.get("type") in SOURCES
-        for part in contents
-        if isinstance(part, list)
-        for item in part
-    )
 
 
 def _clash(name: str) -> InputError:

@@ -36,6 +36,7 @@ from .manifest import Manifest
 from .own import Own, check_columns, look, require_records, unnamed
 from .parts import part_name
 from .pool import WorkerPool, default_workers
+from .remarks import remarks
 from .signals import stop_on_signals
 from .sinks import SINKS, ParquetSink, Sink, open_sink
 from .workers import Setup, longest_prompt
@@ -112,9 +113,12 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
         notify(f"of {config.input}, no record ({source.name}) names these files, which are not read: {counted(left)}{instead}")
     longest = longest_prompt(directory, config.ring_lengths)
     sampling = replace(config.sampling, logprobs=0 if config.logprobs else None)
-    setup = Setup(str(directory), source.parse, sampling, config.pictures, longest, config.record_memory, own)
+    defaults = GenerationConfig.from_pretrained(directory)
+    setup = Setup(
+        str(directory), source.parse, sampling, config.pictures, longest, config.record_memory, own, defaults.sampling
+    )
     check_options(setup.processor())
-    if idle := [name for name in sampling.without_effect(GenerationConfig.from_pretrained(directory)) if name != "seed"]:
+    if idle := [name for name in sampling.without_effect(defaults) if name != "seed"]:
         notify(f"{', '.join(idle)}: without effect on records that do not set do_sample; --do-sample sets it for all")
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     if config.document is not None:
@@ -138,6 +142,8 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
         job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet, manifest, progress)
         with stop_on_signals(job, notify=notify) as signals, device_errors("--slots or --ring-lengths"):
             summary = job.run()
+    for remark in remarks(job.notes, config.prompt):
+        notify(remark)
     if not summary["complete"] and signals:
         notify(f"stopped: {job.kept()}; run the same command again to go on")
         return {**summary, "signal": signals[0]}

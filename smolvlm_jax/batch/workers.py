@@ -10,7 +10,7 @@ from ..child import parent
 from ..config import SmolVLMConfig
 from ..engine.requests import Request, prepare
 from ..errors import InputError, JobError, SmolVLMError, describe
-from ..generation_config import SamplingParams
+from ..generation_config import Sampling, SamplingParams
 from ..media_options import PictureOptions
 from ..processing import SmolVLMProcessor
 from ..processing.options import call_options, open_processor
@@ -18,6 +18,7 @@ from ..processing.pdf_pages import with_pages
 from ..records.record import Record, with_overrides
 from ..records.sources.base import Parser
 from .own import Own
+from .remarks import notes_of
 
 __all__ = ["LOST", "NO_MEMORY", "OUT_OF_MEMORY", "Preparer", "Setup", "limit_memory", "longest_prompt", "serve"]
 
@@ -40,6 +41,7 @@ class Setup:
         longest: Tokens of a prompt, at most; None: the engine decides.
         memory: Bytes that a worker may take for a record; None: any number.
         own: Which columns of a record its row has too.
+        defaults: The checkpoint's sampling, which tells what settings of a record have an effect.
     """
 
     directory: str
@@ -49,6 +51,7 @@ class Setup:
     longest: int | None = None
     memory: int | None = None
     own: Own = field(default_factory=Own)
+    defaults: Sampling | None = None
 
     def processor(self) -> SmolVLMProcessor:
         """The checkpoint's processor with the job's picture options. Raises InputError and CheckpointError."""
@@ -66,7 +69,7 @@ class Preparer:
 
     def __init__(self, setup: Setup):
         self._parse, self._sampling, self._processor = setup.parse, setup.sampling, setup.processor()
-        self._own = setup.own
+        self._own, self._defaults = setup.own, setup.defaults
         self._options = {"longest": setup.longest, **call_options(setup.pictures)}
         # One worker per core: threads inside a worker would only compete with the other workers.
         self._processor.image_processor.num_threads = self._processor.video_processor.num_threads = 1
@@ -92,7 +95,8 @@ class Preparer:
             params = with_overrides(self._sampling, record)
             messages = with_pages(record.messages, self._processor.image_processor.limits)
             prepared = prepare(self._processor, messages, **self._options)
-            return Request(record.id, prepared=prepared, params=params, unread=record.unread)
+            notes = tuple(notes_of(record, self._own.columns, params, self._defaults))
+            return Request(record.id, prepared=prepared, params=params, unread=record.unread, notes=notes)
         except MemoryError:
             return Request(record.id, error=NO_MEMORY)
         except JobError as error:

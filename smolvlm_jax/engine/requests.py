@@ -72,6 +72,7 @@ class Request:
         error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that
             the results of a job have a row for every record.
         unread: names of columns of the record that nothing was made of, for the remarks of the job.
+        notes: what the job counts of the record, for its remarks.
         own: columns of the record that its row has too, as JSON.
         continuation: for `Engine.loglikelihood`, the text after the prompt, as in `continuation_ids`, or token ids.
     """
@@ -82,6 +83,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     error: str | None = None
     unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     own: dict[str, Any] = field(default_factory=dict)
     continuation: str | Sequence[int] | None = None
 

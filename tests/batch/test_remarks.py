@@ -29,3 +29,50 @@ def test_pictures_beside_records_are_read_or_counted(command, tmp_path, count):
         code, summary, err = command(folder, tmp_path / "media", "--source", "media", "--prompt", "?")
         assert code == 0 and summary["records"] == 3 and summary["unread_files"] == {".jsonl": 1}
         assert "not read: 1 .jsonl" in err
+
+
+SETTINGS = [
+    ({"temperature": 0.7}, ["temperature"]),
+    ({"top_k": 5, "top_p": 0.5, "seed": 3}, ["seed", "top_k", "top_p"]),
+    ({"temperature": 0.7, "do_sample": True}, []),
+    ({"temperature": 0.7, "do_sample": False}, []),
+    ({"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.1}, []),
+    ({"body": {"prompt": "?", "temperature": 0.7, "top_p": 0.5}}, []),
+]
+
+
+@pytest.mark.parametrize(("settings", "idle"), SETTINGS)
+def test_settings_of_records_without_effect_are_named_once(command, tmp_path, settings, idle):
+    asked = {} if "body" in settings else {"prompt": "?"}
+    source = write(tmp_path / "in.jsonl", [*[{**asked, **settings}] * 3, {"prompt": "?"}])
+    code, _, err = command(source, tmp_path / "a")
+    said = [line for line in err.splitlines() if "without effect" in line]
+    assert code == 0 and len(said) == bool(idle) and all(f"{name} of 3 records" in said[0] for name in idle)
+    assert "without effect" not in command(source, tmp_path / "b", "--do-sample")[2]
+    assert command(source, tmp_path / "c", "--quiet")[2] == ""
+
+
+@pytest.mark.parametrize("nothing", [{"image": None}, {"images": []}, {}])
+def test_records_without_a_picture_are_counted_where_others_have_one_in_a_column(command, tmp_path, nothing):
+    (name,) = corpus.pictures(tmp_path, 1)
+    source = write(tmp_path / "in.jsonl", [{"prompt": "?", "image": name}, *[{"prompt": "?", **nothing}] * 2])
+    code, summary, err = command(source, tmp_path / "a")
+    assert code == 0 and summary["errors"] == 0 and err.count("2 records have no picture or video, and 1 have one") == 1
+    for number, records in enumerate(([{"prompt": "?", **nothing}], [{"prompt": "?", "image": name}])):
+        source = write(tmp_path / "other.jsonl", records)
+        assert "no picture or video" not in command(source, tmp_path / f"other{number}")[2]
+
+
+def test_a_prompt_that_no_record_needs_is_named_and_an_empty_one_is_none(command, tmp_path):
+    own, without = {"prompt": "What?"}, {"id": 7, "system": "Be brief."}
+    source = write(tmp_path / "own.jsonl", [own, {"messages": [{"role": "user", "content": "?"}]}])
+    assert command(source, tmp_path / "a", "--prompt", "Why?")[2].count("--prompt was not used: each of the 2 records") == 1
+    assert command(source, tmp_path / "b")[2] == ""
+    both = write(tmp_path / "both.jsonl", [own, without])
+    assert "not used" not in command(both, tmp_path / "c", "--prompt", "Why?")[2]
+    code, summary, _ = command(both, tmp_path / "d", "--prompt", "")
+    assert code == 1 and summary["errors"] == 1 and "no --prompt" in summary["first_errors"][0]["error"]
+    (tmp_path / "pictures").mkdir()
+    corpus.pictures(tmp_path / "pictures", 1)
+    code, _, err = command(tmp_path / "pictures", tmp_path / "e", "--prompt", "")
+    assert code == 2 and "needs a question" in err

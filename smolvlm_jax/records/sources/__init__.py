@@ -45,7 +45,7 @@ def open_source(
     Args:
         path: A file, directory or glob.
         name: One of SOURCES, by default the first that claims the path.
-        prompt: For records without a prompt of their own.
+        prompt: For records without a prompt of their own; an empty one is none.
         columns: Pairs (our name of a key, its name in the input).
 
     Raises:
@@ -61,7 +61,7 @@ def open_source(
     guessed = name is None and kind is MediaSource
     if guessed and names is None and place(path).is_file() and not is_media(path):
         raise InputError(f"{path!r} is of a kind that is not read. These are: {_kinds()}")
-    source = kind(path, prompt, columns)
+    source = kind(path, prompt or None, columns)
     if guessed and isinstance(source, MediaSource) and not source.plausible:
         raise InputError(f"all that {path!r} matches is of kinds that are not read. These are: {_kinds()}")
     return source
