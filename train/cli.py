@@ -21,7 +21,9 @@ def run_train(args: argparse.Namespace) -> int:
 
         from .plain import to_dict
 
-        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="", flush=True)
+        shown = to_dict(config)
+        del shown["warmup_fraction" if config.warmup_fraction is None else "warmup_steps"]  # the one that does not count
+        print(yaml.safe_dump(shown, sort_keys=False), end="", flush=True)
         return 0
     from .malloc import keep_freed_memory
 

@@ -47,7 +47,7 @@ from .pipeline import TrainingData
 from .processes import on_host
 from .progress import Display
 from .samples import Prepare
-from .state import TrainState
+from .state import TrainState, shortened_warmup
 from .stopping import Preempted
 
 __all__ = ["TrainResult", "divide", "open_model", "run"]
@@ -231,6 +231,8 @@ def _train(
     partition = Partition.of(model, config, quantized=is_quantized(params))
     params, base = divide(params, model, partition, mesh)
     for line in described(partition, mesh, [len(records) for records in data.sources]):
+        display.remark(line)
+    if line := shortened_warmup(config):
         display.remark(line)
     evaluate = None
     if kept is not None and config.evaluation is not None:

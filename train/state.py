@@ -12,7 +12,15 @@ from ..sharding import replicated
 from .config import TrainConfig
 from .partition import Partition, part_of, with_shardings
 
-__all__ = ["TrainState", "abstract_state", "create_state", "learning_rate", "make_optimizer", "state_shardings"]
+__all__ = [
+    "TrainState",
+    "abstract_state",
+    "create_state",
+    "learning_rate",
+    "make_optimizer",
+    "shortened_warmup",
+    "state_shardings",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -38,14 +46,34 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
     A run that ends before a restart does not reach it.
     """
-    cycles = [(0, config.learning_rate), *((start, peak) for start, peak in config.restarts if start < config.steps)]
-    ends = [start for start, _ in cycles[1:]] + [config.steps]
-    schedules = []
-    for (start, peak), end in zip(cycles, ends, strict=True):
-        warmup = min(config.warmup, max(end - start - 1, 1))
-        rise, after = optax.linear_schedule(0.0, peak, warmup), _after_warmup(config, peak, max(end - start - warmup, 1))
+    schedules, cycles = [], _cycles(config)
+    for _, peak, steps in cycles:
+        warmup = _warmup(config, steps)
+        rise, after = optax.linear_schedule(0.0, peak, warmup), _after_warmup(config, peak, max(steps - warmup, 1))
         schedules.append(optax.join_schedules([rise, after], [warmup]) if config.warmup > 0 else after)
-    return optax.join_schedules(schedules, ends[:-1])
+    return optax.join_schedules(schedules, [start for start, _, _ in cycles[1:]])
+
+
+def shortened_warmup(config: TrainConfig) -> str:
+    """In words, that the steps have no room for the warm-up; "" where they have."""
+    for start, _, steps in _cycles(config):
+        if config.warmup > (warmup := _warmup(config, steps)):
+            where = f" from the restart at step {start:,} on" if start else ""
+            share = " (warmup_fraction=0.03 makes it a share of the steps)" if config.warmup_fraction is None else ""
+            return f"the warm-up takes {warmup:,} of the {steps:,} steps{where}, not {config.warmup:,}: they are too few{share}"
+    return ""
+
+
+def _cycles(config: TrainConfig) -> list[tuple[int, float, int]]:
+    """(first step, peak, number of steps) of each cycle of the schedule that the run reaches."""
+    starts = [(0, config.learning_rate), *((start, peak) for start, peak in config.restarts if start < config.steps)]
+    ends = [start for start, _ in starts[1:]] + [config.steps]
+    return [(start, peak, end - start) for (start, peak), end in zip(starts, ends, strict=True)]
+
+
+def _warmup(config: TrainConfig, steps: int) -> int:
+    """Steps of the warm-up of a cycle of so many; the peak is reached in it."""
+    return min(config.warmup, max(steps - 1, 1))
 
 
 def _after_warmup(config: TrainConfig, peak: float, steps: int) -> optax.Schedule:

@@ -24,7 +24,7 @@ from smolvlm_jax.train.prefetch import prefetch
 from smolvlm_jax.train.recipes import load_recipe
 from smolvlm_jax.train.records import open_records
 from smolvlm_jax.train.samples import Skipped, make_sample
-from smolvlm_jax.train.state import create_state, learning_rate, state_shardings
+from smolvlm_jax.train.state import create_state, learning_rate, shortened_warmup, state_shardings
 from smolvlm_jax.train.step import make_step
 
 
@@ -270,6 +270,21 @@ def test_learning_rate_cycles():
     assert rate[10:60] == sorted(rate[10:60], reverse=True) and rate[70:] == sorted(rate[70:], reverse=True)
     short = learning_rate(TrainConfig(steps=40, learning_rate=1.0, warmup_steps=10, restarts=((60, 0.5),)))
     assert float(short(39)) < 0.01
+
+
+@pytest.mark.parametrize("steps", (1, 2, 10, 11, 12, 60))
+@pytest.mark.parametrize("warmup", (0, 10, 11))
+@pytest.mark.parametrize("restarts", ((), ((49, 1.0),)))
+def test_a_warm_up_that_is_shortened_is_said(steps, warmup, restarts):
+    """Namely where the peak is reached sooner than asked for, with the step where it is."""
+    config = TrainConfig(steps=steps, learning_rate=1.0, warmup_steps=warmup, restarts=restarts)
+    rate, said = learning_rate(config), shortened_warmup(config)
+    starts = [start for start in (0, *(start for start, _ in restarts)) if start < steps]
+    reached = [next(step for step in range(warmup + 1) if float(rate(start + step)) > 0.9999) for start in starts]
+    assert bool(said) == any(step < warmup for step in reached)
+    if said:
+        assert f"takes {min(reached)} of the {(steps - starts[-1])} steps" in said and f"not {warmup}:" in said
+        assert ("from the restart at step 49 on" in said) == (len(starts) > 1)
 
 
 def test_answers_name_both_numbers_before_they_judge():

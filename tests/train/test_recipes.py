@@ -222,8 +222,15 @@ def test_words_without_a_recipe(capsys):
 def test_a_recipe_can_be_printed(capsys):
     import yaml
 
-    assert main(["train", "full-500m-fsdp", "steps=3", "--print"]) == 0
-    assert from_dict(yaml.safe_load(capsys.readouterr().out)) == load_recipe("full-500m-fsdp", ["steps=3"])
+    for word, warmup in (
+        ("steps=3", "warmup_fraction"),
+        ("warmup_steps=7", "warmup_steps"),
+        ("warmup_steps=100", "warmup_steps"),
+    ):
+        assert main(["train", "full-500m-fsdp", word, "--print"]) == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert from_dict(printed) == load_recipe("full-500m-fsdp", [word])
+        assert [key for key in printed if key.startswith("warmup")] == [warmup]  # the one that counts
 
 
 def test_switches_stand_before_and_after_the_words(capsys):

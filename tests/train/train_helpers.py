@@ -126,7 +126,7 @@ def losses(directory: Path) -> dict[int, float]:
 TOLD = re.compile(
     r"smolvlm-jax: (model .* parameters; trained are |[\d,]+ records? from |held out: |resuming from step |step [\d,]+ of "
     r"|memory: a step needs at most about |compiled in |\S+ was \S+, is \S+.* from step "
-    r"|padding, which is computed|skipped so far, of |the run is finished at step |\S+/model is that of "
+    r"|padding, which is computed|skipped so far, of |the run is finished at step |the warm-up takes |\S+/model is that of "
     r"|(opening|loading|looking|reading|compiling|computing|writing|sending|waiting) |stopping: the step under way"
     r"|stopped at step )"
 )
