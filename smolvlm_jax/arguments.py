@@ -155,7 +155,7 @@ class Parser(argparse.ArgumentParser):
     def take(self, flag: str, value: Any) -> None:
         """End with exit code 2 if the option has another value already."""
         before = self._taken.setdefault(flag, value)
-        if before != value:
+        if _typed(before) != _typed(value):  # nan is not equal to itself
             self.error(f"{flag} is given twice, {_typed(before)} and {_typed(value)}: {_one_of(flag, before, value)}")
 
     def error(self, message: str) -> NoReturn:

@@ -69,7 +69,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _kinds(media: list[dict[str, str]]) -> set[str]:
     """What is asked about."""
-    found = {"picture" if part["type"] == "image" else "video" for part in media}
+    found = {"video" for part in media if part["type"] == "video"}
+    found |= {"picture", "picture that is not of a PDF"} if any(part["type"] == "image" for part in media) else set()
     return found | ({"PDF"} if any(part["path"].lower().endswith(PDFS) for part in media) else set())
 
 

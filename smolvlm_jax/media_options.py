@@ -21,12 +21,18 @@ _ABOUT = {
     **dict.fromkeys(
         ("num_frames", "fps", "skip_secs", "do_sample_frames", "video_sampling", "use_video_size", "backend"), ("video",)
     ),
-    **dict.fromkeys(
-        ("max_tiles", "do_upscale", "tiling", "do_image_splitting", "background", "full_16bit", "pages"), ("picture",)
-    ),
+    **dict.fromkeys(("max_tiles", "do_upscale", "tiling", "do_image_splitting", "background", "full_16bit"), ("picture",)),
     **dict.fromkeys(("do_convert_rgb", "do_resize", "size", "max_image_size", "resample"), ("picture", "video")),
     "exif_transpose": ("array of pixels",),
+    "pages": ("picture that is not of a PDF",),
     "pdf_dpi": ("PDF",),
+}
+# What has the effect, by what there is.
+_INSTEAD = {
+    (
+        "pages",
+        "PDF",
+    ): """; each page of a PDF is a record: ask about some in a file of records, {"document": "FILE.pdf#2"} a line"""
 }
 
 
@@ -101,7 +107,7 @@ class PictureOptions:
         """Refuse an option that has no effect.
 
         Args:
-            media: what there is to read: "picture", "video", "PDF", "array of pixels".
+            media: what there is to read: "picture", "picture that is not of a PDF", "video", "PDF", "array of pixels".
             where: it is, for the message.
 
         Raises:
@@ -110,8 +116,10 @@ class PictureOptions:
         for name in self.given():
             about = _ABOUT.get(name)
             if about and not set(about) & set(media):
+                instead = next((words for (option, kind), words in _INSTEAD.items() if option == name and kind in media), "")
                 raise InputError(
                     f"{flag_of(name)} ({name}) has no effect: there is no {' and no '.join(about)} in {where}; leave it out"
+                    f"{instead}"
                 )
 
     def given(self) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def test_no_command_drops_one_of_two_values(capsys):
 
 def test_values_that_are_given_twice():
     assert _parser().parse_args(["batch", "in", "out", "--dtype", "bf16", "--dtype", "bfloat16"]).dtype == "bfloat16"
+    assert str(_parser().parse_args(["generate", "What?", "--min-p", "nan"]).min_p) == "nan"
     words = ["generate", "What?", "--image", "a", "--image", "b", "--top-k", "1", "--top-k", "1"]
     assert [part["path"] for part in _parser().parse_args(words).media] == ["a", "b"]
     words = ["batch", "in", "out", "--stop", "a", "--stop", "b", "--column", "unused=a", "--column", "unused=b"]

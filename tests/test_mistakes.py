@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pdf_files import lines, pdf
 from PIL import Image
 
 from smolvlm_jax import (
@@ -143,6 +144,19 @@ FAST: dict[str, tuple[list[str], int, str]] = {
         "image=a and image=b (columns): leave one out",
     ),
     "two columns to keep": (batch("a.jsonl", "--keep", "a", "--keep", "b"), 2, "a list is written as one, --keep a,b"),
+    "some pages of a PDF": (batch("scan.pdf", "--pages", "2"), 2, 'a file of records, {"document": "FILE.pdf#2"} a line'),
+    "the first page of PDFs": (batch("scan*.pdf", "--pages", "first"), 2, "--pages (pages) has no effect"),
+    "a limit of pages": (batch("scan.pdf", "--max-pages", "2"), 2, '{"document": "FILE.pdf#2"} a line'),
+    "tiles without splitting": (
+        batch("pictures", "--no-image-splitting", "--max-tiles", "5"),
+        2,
+        "--max-tiles (max_tiles) has no",
+    ),
+    "tiles of a question without splitting": (
+        generate("--image", "number.png", "--no-image-splitting", "--max-tiles", "5"),
+        2,
+        "--max-tiles (max_tiles) has no effect where a picture is one tile",
+    ),
     "no list of numbers": (batch("pictures", "--slots", "x"), 2, "not a list of whole numbers"),
     "an output in the input": (["batch", "pictures", *batch("pictures")[1:2], *batch("x")[3:]], 2, "pictures"),
     "a mistyped option in place of a recipe": (["train", "--lst"], 2, "no option --lst; did you mean --list?"),
@@ -202,6 +216,7 @@ def place(tmp_path_factory):
     for name in ("number.png", "pictures/a.png"):
         shutil.copy(ROOT / "examples/number.png", place / name)
     (place / "broken.yaml").write_text("steps: [")
+    (place / "scan.pdf").write_bytes(pdf([lines("page")] * 3))
     for name, text in {"empty.jsonl": "", "blank.jsonl": "\n\n", "header.csv": "prompt,image\n", "list.json": "[]"}.items():
         (place / name).write_text(text)
     tarfile.open(place / "none.tar", "w").close()

@@ -32,11 +32,13 @@ _FIRST = "INPUT is the first argument, without an option: smolvlm-jax batch INPU
 _SECOND = "OUTPUT is the second argument, without an option: smolvlm-jax batch INPUT OUTPUT"
 _AGAIN = "run the same command again: it goes on where it stopped"
 _FEWER = "an input with fewer records takes its place, such as the first lines of a file"
+_SOME_PAGES = 'pages of a PDF are chosen in a file of records, {"document": "FILE.pdf#2"} a line; those of a TIFF by --pages'
 _HABITS = {
     **dict.fromkeys(("--input", "--input-file", "--data", "--dataset", "--image", "--images", "--image-dir"), _FIRST),
     **dict.fromkeys(("--output", "--output-file", "--output-dir", "--out", "--save-dir"), _SECOND),
     **dict.fromkeys(("--resume", "--resume-from-checkpoint", "--continue", "--skip-existing"), _AGAIN),
     **dict.fromkeys(("--limit", "--max-samples", "--num-samples", "--max-records"), _FEWER),
+    **dict.fromkeys(("--max-pages", "--page", "--first-page", "--last-page", "--page-range"), _SOME_PAGES),
     **dict.fromkeys(("--overwrite", "--overwrite-output-dir"), "--force"),
     **dict.fromkeys(("--batch-size", "--max-batch-size", "--max-num-seqs", "--per-device-eval-batch-size"), "--slots"),
     **dict.fromkeys(("--max-model-len", "--max-seq-length", "--context-length"), "--ring-lengths"),

@@ -118,7 +118,7 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
         str(directory), source.parse, sampling, config.pictures, longest, config.record_memory, own, defaults.sampling
     )
     check_options(setup.processor())
-    if idle := [name for name in sampling.without_effect(defaults) if name != "seed"]:
+    if idle := sampling.without_effect(defaults):
         notify(f"{', '.join(idle)}: without effect on records that do not set do_sample; --do-sample sets it for all")
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     if config.document is not None:
@@ -227,6 +227,7 @@ def _facts(config: BatchConfig, parts: list[Path], directory: Path, source: Sour
         "output_format": config.format,
         "keep": "all" if config.keep is None else list(config.keep),
         **({"logprobs": config.logprobs} if config.logprobs else {}),
+        **({"kv_cache": config.kv_cache_dtype} if config.kv_cache_dtype else {}),
     }
 
 

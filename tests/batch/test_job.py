@@ -213,6 +213,24 @@ def test_a_restart_may_have_other_hosts_but_no_other_question(command, lines, tm
     assert len(corpus.rows_of(tmp_path / "a" / "_replaced-1")) == 100
 
 
+def test_what_changes_answers_is_recorded_where_it_is_given(command, lines, tmp_path):
+    flags = (lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "0.1")
+    command(*flags)
+    assert "kv_cache" not in json.loads((tmp_path / "a/_manifest.json").read_text())  # as manifests were written before
+    assert command(*flags)[0] == 0
+    code, _, err = command(*flags, "--kv-cache", "int8")
+    assert code == 2 and "kv_cache was None, is 'int8'" in err
+    assert command(*flags, "--kv-cache", "int8", "--force")[0] == 0 == command(*flags, "--kv-cache", "int8")[0]
+    code, _, err = command(*flags)
+    assert code == 2 and "kv_cache was 'int8', is None" in err
+
+
+def test_a_seed_that_nothing_draws_by_gets_a_remark(command, lines, tmp_path):
+    flags = (lines, tmp_path / "a", "--shard-size", "10", "--max-error-rate", "0.1", "--seed", "7")
+    assert command(*flags)[2].count("seed: without effect on records that do not set do_sample") == 1
+    assert "without effect" not in command(*flags, "--do-sample", "--force")[2]
+
+
 def test_parquet_in_and_out(command, tmp_path):
     pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'smolvlm-jax[parquet]'")
     import pyarrow as pa
@@ -313,7 +331,7 @@ def test_sampling_reaches_the_requests_and_follows_the_id(command, lines, tmp_pa
 def test_mistakes_are_one_line_and_exit_code_2(flags, words, lines, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("a.png")
-    assert main(["batch", "--model", "tiny", *flags]) == 2
+    assert main(["batch", *([] if "--model" in flags else ["--model", "tiny"]), *flags]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err, err
     assert not Path("out").exists() or not list(Path("out").glob("part-*"))

@@ -166,7 +166,7 @@ def _kinds_of(name: str) -> set[str]:
     """What a file shows, by its name in lower case."""
     if name.endswith(PDFS):
         return {"picture", "PDF"}
-    return {"video" if name.endswith(VIDEOS) else "picture"}
+    return {"video"} if name.endswith(VIDEOS) else {"picture", "picture that is not of a PDF"}
 
 
 def counted(endings: Counter[str]) -> str:
