@@ -212,7 +212,9 @@ def require_pdfs(record: Mapping, columns: Iterable[tuple[str, str]]) -> None:
             raise InputError(f"column {name}={column}: {value!r:.80} is not the name of a PDF file, nor a list of such")
 
 
-def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *, seen: bool = True) -> tuple[str, ...]:
+def left_over(
+    record: Mapping, known: tuple[str, ...], used: Collection[str], *, seen: bool = True, ours: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """The names of the columns that nothing reads.
 
     Args:
@@ -221,6 +223,7 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *,
         used: names of the files of the pictures and videos that are used, without folders, and texts of messages. A column
             that repeats one of these holds nothing else.
         seen: whether the conversation has pictures or videos. Beside them the name of a PDF may say where they are from.
+        ours: for known names that no column can be renamed to, those that mean the same.
 
     Raises:
         InputError: such a column holds a picture, a video or messages, or has nearly the name of one that is read.
@@ -233,14 +236,15 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *,
         if name in _REFUSED and not (isinstance(value, str) and value in used):
             what = "what a model would have to see"
         if what:
-            ours = _OF_REFUSED.get(name, "image")
+            likely = _OF_REFUSED.get(name, "image")
             raise InputError(
-                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it ({_renamed(ours, name)}) or leave it "
+                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it ({_renamed(likely, name)}) or leave it "
                 f"out ({_renamed(UNUSED, name)})"
             )
         name = f"{name:.80}"
         meant = next((other for other in _nearly(name, known) if record.get(other) is None), None)
         if meant:
+            meant = (ours or {}).get(meant, meant)
             raise InputError(
                 f"{NOTHING_READS} {name!r:.80}: if {meant} is meant, rename it ({_renamed(meant, name)}), or leave "
                 f"it out ({_renamed(UNUSED, name)})"
@@ -250,8 +254,10 @@ def left_over(record: Mapping, known: tuple[str, ...], used: Collection[str], *,
 
 
 def _renamed(ours: str, name: str) -> str:
-    """What renames a column, on the command line of a batch job and in a recipe."""
-    return f"--column {ours}={name:.80}; of a recipe's source columns: [[{ours}, {name:.80}]]"
+    """What renames a column, on the command line of a batch job and in a recipe, where it has such a name."""
+    batch = [f"--column {ours}={name:.80}"] if ours not in ANSWERS else []
+    recipe = [f"of a recipe's source columns: [[{ours}, {name:.80}]]"] if ours in LEARNED else []
+    return "; ".join([*batch, *recipe])
 
 
 def _held(value: Any, used: Collection[str]) -> str | None:

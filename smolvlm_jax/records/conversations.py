@@ -23,7 +23,7 @@ from .columns import ANSWERS, ASKS, CHATS, DOCUMENTS, MEDIA, PDF, left_over, mea
 from .kinds import VIDEOS
 from .layouts import answer_of, asked_of, text_of
 from .places import count_words, place_media
-from .request import BODY, SETTINGS, request_of
+from .request import BODY, OPENAI, SETTINGS, request_of
 
 __all__ = ["Conversation", "conversation_of", "read_conversation"]
 
@@ -108,7 +108,7 @@ def read_conversation(
     if not training and messages[-1]["role"] == "assistant":
         raise InputError("the last message is the assistant's own, so there is nothing to answer")
     seen = any(_media(message) for message in messages)
-    return Conversation(messages, left_over(record, (*known, *documents), used | names, seen=seen))
+    return Conversation(messages, left_over(record, (*known, *documents), used | names, seen=seen, ours=OPENAI))
 
 
 def _with_columns(messages: list[dict[str, Any]], asked: Mapping, folder: str) -> tuple[list[dict[str, Any]], set[str]]:

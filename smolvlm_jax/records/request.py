@@ -10,14 +10,14 @@ from ..generation_config import SamplingParams
 from ..processing.parts import is_empty
 from .columns import ASKS, CHATS, MEDIA
 
-__all__ = ["BODY", "OVERRIDES", "SETTINGS", "request_of"]
+__all__ = ["BODY", "OPENAI", "OVERRIDES", "SETTINGS", "request_of"]
 
 # The sampling arguments that a record may set for itself. Which columns a row has is the job's.
 OVERRIDES = tuple(field.name for field in fields(SamplingParams) if field.name != "logprobs")
 # Names of sampling arguments in requests for an OpenAI endpoint, and our names for them.
-_OPENAI = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "max_output_tokens": "max_new_tokens"}
+OPENAI = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "max_output_tokens": "max_new_tokens"}
 # Every name under which a record may set such an argument.
-SETTINGS = (*OVERRIDES, *_OPENAI)
+SETTINGS = (*OVERRIDES, *OPENAI)
 # Keys of a body that no answer depends on, whatever they say. The model is the job's.
 _WITHOUT_EFFECT = frozenset(
     {"model", "user", "metadata", "store", "stream", "stream_options", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -56,7 +56,7 @@ def request_of(record: Mapping) -> Mapping[str, Any]:
     if isinstance(body, Mapping) and not _ENDPOINTS.search(str(record.get("url") or "/completions")):
         raise InputError(f"url is {record.get('url')!r:.80}; answered are requests for …/completions and …/responses")
     out = dict(request)
-    for theirs, ours in _OPENAI.items():
+    for theirs, ours in OPENAI.items():
         value = out.pop(theirs, None)
         if value is None:
             continue

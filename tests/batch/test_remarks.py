@@ -1,10 +1,15 @@
 """What a job says that its user would not see in the answers: each once, and only where it is so."""
 
 import json
+import re
 from collections import Counter
 
 import batch_corpus as corpus
 import pytest
+
+from smolvlm_jax.records.columns import ANSWERS, LEARNED, UNUSED
+from smolvlm_jax.records.record import FIELDS, check_names, record_from
+from smolvlm_jax.records.request import SETTINGS as SETTINGS_OF_RECORDS
 
 
 def write(path, records):
@@ -76,3 +81,19 @@ def test_a_prompt_that_no_record_needs_is_named_and_an_empty_one_is_none(command
     corpus.pictures(tmp_path / "pictures", 1)
     code, _, err = command(tmp_path / "pictures", tmp_path / "e", "--prompt", "")
     assert code == 2 and "needs a question" in err
+
+
+@pytest.mark.parametrize("name", sorted({*FIELDS, *SETTINGS_OF_RECORDS, *ANSWERS} - {UNUSED}))
+@pytest.mark.parametrize("spelt", [lambda name: name + "x", lambda name: name.title().replace("_", "")])
+def test_what_the_error_of_a_misspelt_column_advises_is_accepted(name, spelt):
+    wrong = spelt(name)
+    record = {**({"prompt": "?"} if name != "prompt" else {"question": "?"}), wrong: "5"}
+    error = record_from(record, 1).error or ""
+    for ours, column in re.findall(r"--column (\w+)=(\w+)", error):
+        assert column == wrong
+        check_names([(ours, column)])
+        assert "nothing reads" not in (record_from({**record, wrong: 5}, 1, columns=((ours, column),)).error or "")
+    for ours, column in re.findall(r"\[\[(\w+), (\w+)\]\]", error):
+        assert ours in LEARNED and column == wrong
+    if name in SETTINGS_OF_RECORDS and wrong == name + "x" and len(name) > 4:
+        assert "--column " in error.partition("leave it out")[0]
