@@ -16,7 +16,7 @@ import numpy as np
 from ..config import SmolVLMConfig
 from ..errors import ChangedError, CheckpointError, ConfigError, InputError, MissingFileError, SmolVLMError, first_few
 from ..io import COMPANIONS, Identity, companion_files
-from ..locate import is_hub_id, resolve_file, small_files
+from ..locate import is_hub_id, left_model, resolve_file, small_files
 from ..storage import StorePath, place
 from ..stored_models import stored_file
 from .adapters import Adapter, is_part, open_adapter
@@ -222,6 +222,8 @@ def _open_any(path: Path, config_file: Path | None, base: str | os.PathLike | No
     found = find_checkpoint(path)
     if found is not None:
         return _open_orbax(path, found, config_file)
+    if (model := left_model(path)) is not None:
+        return _open_any(model, config_file, None)
     if config_file is None:
         checked_path(path, "config.json")
     return _open_torch(path, path, open_tensors(path), config_file)

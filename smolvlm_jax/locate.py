@@ -34,7 +34,7 @@ __all__ = [
     "named_base",
     "portable_name",
 ]
-__all__ += ["resolve", "resolve_file", "small_files", "stack"]
+__all__ += ["left_model", "resolve", "resolve_file", "small_files", "stack"]
 
 ADAPTER = "adapter_config.json"
 
@@ -105,7 +105,7 @@ def find_directory(
     own = unasked(where, keywords, LOADING, {*known, *_PLACE})
     place = {name: own.pop(name) for name in _PLACE if name in own}
     path = resolve_file(source, small=True, **place)
-    path = path.parent if path.is_file() and path.suffix == ".safetensors" else path
+    path = path.parent if path.is_file() and path.suffix == ".safetensors" else left_model(path) or path
     if path.is_file():
         directory, found = small_files(path.parent, path) if path.name == "config.json" else (path, None)
         return (path if found is None else directory), own
@@ -146,6 +146,7 @@ def resolve(
                 f"{path} is a training run, which has no processor: {model} is its model once it has ended (export: true)"
             )
         path = model
+    path = left_model(path) or path
     directory, found = small_files(path)
     if found is not None and found.missing:
         raise CheckpointError(found.missing)
@@ -159,6 +160,14 @@ def resolve(
     overlaid = _temporary()
     copy_companions({**own, **companion_files(directory), **brought}, overlaid)
     return overlaid
+
+
+def left_model(path: Path) -> Path | None:
+    """The exported model of a training run whose checkpoints have been removed, which is all that is left of it; else None."""
+    model, steps = path / "model", path / "checkpoints"
+    if not (path / "run.json").is_file() or not (model / "config.json").is_file() or any(path.glob("*.safetensors")):
+        return None
+    return None if steps.is_dir() and any(steps.iterdir()) else model
 
 
 def small_files(path: Path, config: Path | None = None) -> tuple[Path, Translation | None]:

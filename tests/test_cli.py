@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -104,6 +105,35 @@ def test_a_training_run_that_has_ended_stands_for_its_model(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "model").mkdir()
     assert resolve(tmp_path) == tmp_path / "model"
+
+
+@pytest.mark.parametrize("emptied", (False, True))
+def test_a_training_run_without_its_checkpoints_stands_for_its_model(tmp_path, emptied):
+    """Its own weights, or a checkpoint that is left, come first."""
+    from smolvlm_jax import resolve
+    from smolvlm_jax.config import SmolVLMConfig
+    from smolvlm_jax.convert.opened import open_checkpoint
+    from smolvlm_jax.locate import left_model
+    from smolvlm_jax.processing import SmolVLMProcessor
+
+    run = tmp_path / "run"
+    model = Path(shutil.copytree(resolve("tiny"), run / "model"))
+    shutil.copy(model / "config.json", run)
+    (run / "run.json").write_text("{}")
+    if emptied:
+        (run / "checkpoints").mkdir()
+    assert resolve(run) == model and SmolVLMConfig.from_pretrained(run) == SmolVLMConfig.from_pretrained(model)
+    assert (
+        SmolVLMProcessor.from_pretrained(run).tokenizer.get_vocab()
+        == SmolVLMProcessor.from_pretrained(model).tokenizer.get_vocab()
+    )
+    with open_checkpoint(run) as found, open_checkpoint(model) as wanted:
+        assert found.files == wanted.files and list(found.leaves) == list(wanted.leaves)
+    (run / "model.safetensors").write_bytes(b"")
+    assert left_model(run) is None
+    (run / "model.safetensors").unlink()
+    (run / "checkpoints" / "4.damaged").mkdir(parents=True)
+    assert left_model(run) is None
 
 
 def test_the_help_of_every_option_shows_its_default():
