@@ -33,6 +33,7 @@ from .decoding import (
 )
 from .errors import InputError
 from .generation_config import GenerationConfig
+from .generation_notices import call_config, warn_of_room
 from .logprobs import TokenLogprobs
 from .model import SmolVLMForConditionalGeneration
 from .outputs import ModelOutput
@@ -288,9 +289,7 @@ def _start(
     quantized = check_kv_cache_dtype(kv_cache_dtype)
     check_model(model, params, mesh)
     require_text(model)
-    config = GenerationConfig.of(generation_config or model.generation_config or GenerationConfig()).replace(**overrides)
-    if config.logprobs:  # no more alternatives than there are
-        config = config.replace(logprobs=min(config.logprobs, model.config.text_config.vocab_size))
+    config = call_config(model, generation_config, overrides)
     prompts = prompt_arrays(
         model,
         config,
@@ -304,6 +303,7 @@ def _start(
         seed=seed,
         pad_tiles=mesh is not None,
     )
+    warn_of_room(model, config, overrides, prompts)
     config, inputs, settings = prompts.config, prompts.inputs, prompts.settings
     tiles = len(inputs.get("pixel_values", ())) if mesh is None else 0
     work = _Work(report, len(set(_encoder_sizes(model.config, tiles))))

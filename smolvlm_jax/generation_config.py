@@ -16,13 +16,13 @@ from .habits import SaysWhatToType, asks_for_something, named_arguments, no_attr
 from .io import read_json, to_json, write_json
 from .locate import find_directory
 
-__all__ = ["GenerationConfig", "Sampling", "SamplingParams"]
+__all__ = ["DRAWING", "GenerationConfig", "Sampling", "SamplingParams"]
 
 _log = logging.getLogger(__name__)
 
 
 # Settings of a draw, without effect in greedy decoding.
-_DRAWING = ("temperature", "top_k", "top_p", "min_p")
+DRAWING = ("temperature", "top_k", "top_p", "min_p")
 # What None stands for: off.
 _OFF = {
     "do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0,
@@ -287,7 +287,7 @@ class GenerationConfig(Sampling):
         if given.get("max_length") == 20:  # the default of transformers, which means 20 new tokens
             del given["max_length"]
         if not given.get("do_sample"):
-            for name in (name for name in _DRAWING if name in given and not SETTING_RULES[name][0](given[name])):
+            for name in (name for name in DRAWING if name in given and not SETTING_RULES[name][0](given[name])):
                 if not isinstance(given[name], Real) or isinstance(given[name], bool):
                     continue  # no number at all is a mistake
                 if given.pop(name) != 0:
@@ -404,7 +404,7 @@ class SamplingParams:
         """
         if self.sampling(defaults).do_sample:
             return []
-        return [name for name in _DRAWING if getattr(self, name) is not None] + (["seed"] if self.seed else [])
+        return [name for name in DRAWING if getattr(self, name) is not None] + (["seed"] if self.seed else [])
 
     def sampling(self, defaults: Sampling | None) -> Sampling:
         """The sampling settings with those that are left out.

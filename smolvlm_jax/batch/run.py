@@ -140,7 +140,10 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
     workers = default_workers() if config.workers is None else config.workers
     with WorkerPool(setup, workers, config.record_timeout) as pool:
         job = BatchJob(source, folder, sink, shard, pool, engine, config.quiet, manifest, progress)
-        with stop_on_signals(job, notify=notify) as signals, device_errors("--slots or --ring-lengths"):
+        quiet, failures = warnings.catch_warnings(), device_errors("--slots or --ring-lengths")
+        with stop_on_signals(job, notify=notify) as signals, failures, quiet:
+            # the job remarks on these itself, with the number of records
+            warnings.filterwarnings("ignore", ".* has no effect without do_sample=True")
             summary = job.run()
     for remark in remarks(job.notes, config.prompt):
         notify(remark)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError, describe
 from ..generation_config import GenerationConfig, SamplingParams
+from ..generation_notices import unread, warn
 from ..model import SmolVLMForConditionalGeneration
 from ..pictures import check_counts
 from .finish import Ending
@@ -30,6 +31,7 @@ class Reception:
         self._config, self._processor, self._shapes = model.config, processor, shapes
         defaults = model.generation_config or GenerationConfig()
         self._sampling, self._stop_tokens = defaults.sampling, frozenset(defaults.stop_tokens)
+        self._told: set[str] = set()
         if asked := defaults.of_a_call():
             said = ", ".join(f"{name}={value}" for name, value in asked.items())
             _log.warning(
@@ -84,6 +86,10 @@ class Reception:
             limit = min(request.params.max_new_tokens, self._shapes.ring_lengths[-1] - len(prepared.input_ids))
             request = replace(request, params=replace(request.params, max_new_tokens=limit))
         sampling = request.params.sampling(self._sampling)
+        idle = unread(sampling, request.params.without_effect(self._sampling))
+        for name in [name for name in idle if name not in self._told]:  # once, and not with every request
+            self._told.add(name)
+            warn(idle[name])
         ending = Ending(request.params, self._stop_tokens, decode)
         return RequestState(request, prepared, sampling, ending, request.error, continuation=continuation)
 

@@ -374,3 +374,12 @@ def test_a_full_disk_is_said_and_nothing_is_lost(command, lines, tmp_path, monke
 def test_doctags_are_kept_for_the_checkpoints_that_write_them(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "<doctag>"}]}')
     assert is_docling(tmp_path) and not is_docling(TINY)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("flags, said", [((), True), (("--quiet",), False)])
+def test_the_engine_does_not_say_again_what_the_job_remarks_on(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text("".join(json.dumps({"id": n, "prompt": "2", "temperature": 0.5}) + "\n" for n in range(3)))
+    assert main(["batch", "in.jsonl", "out", "--model", "tiny", "--max-new-tokens", "2", "--workers", "0", *flags]) == 0
+    assert capsys.readouterr().err.count("temperature") == said

@@ -2,12 +2,14 @@
 
 import inspect
 import logging
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
 from smolvlm_jax import GenerateOutput, GenerationConfig, generate, stream
+from smolvlm_jax.doors import LoadedModel
 from smolvlm_jax.errors import InputError
 from smolvlm_jax.generation_habits import OF_A_CALL, OTHERS
 from smolvlm_jax.habits import ANY
@@ -150,3 +152,56 @@ def test_what_contradicts_itself_is_refused(tiny_a):
             ours(tiny_a, **options)
     with pytest.raises(InputError, match="return_dict_in_generate"):
         stream(tiny_a.model, tiny_a.params, IDS, return_dict_in_generate=True)
+
+
+def warned(function, *args, **kwargs):
+    """The warnings of a call, each with the file that it names as its place."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        value = function(*args, **kwargs)
+    return value, [(str(one.message), one.filename) for one in found]
+
+
+def test_settings_that_change_nothing_are_warned_of(tiny_a):
+    """Where the caller gives them, and not where the checkpoint has them; the tokens are the same."""
+    plain, none = warned(ours, tiny_a)
+    assert not none
+    idle = dict(temperature=0.2, top_p=0.1, top_k=3, min_p=0.3)
+    loaded = LoadedModel(tiny_a.model, tiny_a.params)
+    of_a_config = lambda: generate(*loaded, IDS, generation_config=GenerationConfig(max_new_tokens=6, **idle))
+    for call in (
+        lambda: ours(tiny_a, **idle),
+        lambda: loaded.generate(IDS, max_new_tokens=6, do_sample=False, **idle),
+        lambda: list(stream(*loaded, IDS, max_new_tokens=6, **idle)),
+        of_a_config,
+    ):
+        _, said = warned(call)
+        want = {(f"{name}={value} has no effect without do_sample=True", __file__) for name, value in idle.items()}
+        assert set(said) == want and len(said) == len(want)
+    assert np.array_equal(warned(of_a_config)[0], plain)
+    assert not warned(ours, tiny_a, **idle, do_sample=True)[1]
+    assert not warned(ours, tiny_a, temperature=1.0, top_p=1.0, top_k=50, min_p=None)[1]
+    theirs = LoadedModel(tiny_a.model.clone(), tiny_a.params)
+    object.__setattr__(theirs.model, "generation_config", GenerationConfig(**idle))
+    assert not warned(theirs.generate, IDS, max_new_tokens=6)[1]
+    assert not warned(theirs.generate, IDS, generation_config=theirs.generation_config.replace(max_new_tokens=6))[1]
+    for name in ("output_scores", "output_logits"):
+        got, said = warned(ours, tiny_a, **{name: True})
+        assert said == [(f"{name}=True has no effect without return_dict_in_generate=True", __file__)]
+        assert np.array_equal(got, plain)
+
+
+@pytest.mark.parametrize("left", [1, 4])
+def test_a_limit_beyond_the_positions_is_warned_of(tiny_a, left):
+    positions = tiny_a.model.config.text_config.max_position_embeddings
+    ids = np.full((2, positions - left), 5)
+    mask = np.ones_like(ids)
+    mask[1, : positions // 2] = 0  # the longest prompt has the least room
+    options = dict(input_ids=ids, attention_mask=mask, eos_token_id=None)
+    words = f"the prompt leaves {left} of the model's {positions:,} positions, where answers end"
+    for limit in ({"max_new_tokens": left + 1}, {"max_length": positions + 1, "max_new_tokens": None}):
+        name, value = next(iter(limit.items()))
+        _, said = warned(ours, tiny_a, **options, **limit)
+        assert said == [(f"{name}={value}: {words}", __file__)]
+    for limit in ({"max_new_tokens": left}, {"max_length": positions, "max_new_tokens": None}):
+        assert not warned(ours, tiny_a, **options, **limit)[1]

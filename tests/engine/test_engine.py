@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -490,3 +491,18 @@ def test_a_user_without_a_home_keeps_no_programs(monkeypatch):
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_settings_that_change_nothing_are_warned_of_once(tiny, engine):
+    """Not with every request, nor those that ask for nothing, nor where the answer is drawn."""
+    ask = lambda **given: [Request(n, user(text="2"), params=SamplingParams(3, **given)) for n in range(3)]
+    fresh = Engine(engine.model, engine.params, engine.processor, SMALL)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        plain = list(fresh.generate(ask() + ask(top_p=1.0, temperature=1)))
+        drawn = list(fresh.generate(ask(do_sample=True, temperature=0.5)))
+        assert not found and len(drawn) == 3
+        idle = list(fresh.generate(ask(temperature=0.5) + ask(temperature=0.25, top_k=3)))
+    assert {result.token_ids for result in idle} == {result.token_ids for result in plain}
+    said = sorted(str(one.message) for one in found)
+    assert said == [f"{given} has no effect without do_sample=True" for given in ("temperature=0.5", "top_k=3")]
