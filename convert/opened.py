@@ -30,7 +30,7 @@ from .quantized import dequantized_leaves
 from .readers import TensorReader, checked_path
 from .rules import Names, check_shapes, match_parameters
 from .safetensors_file import SafetensorsReader
-from .tensors import open_tensors
+from .tensors import check_whole, open_tensors
 
 __all__ = ["Checkpoint", "open_checkpoint", "parameter_shapes"]
 
@@ -216,6 +216,7 @@ def _open_any(path: Path, config_file: Path | None, base: str | os.PathLike | No
     if path.is_file():
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path} is a file, and not a safetensors file: pass its directory")
+        check_whole(path)
         return _open_torch(path, path.parent, SafetensorsReader([path]), config_file)
     if not path.is_dir():
         raise MissingFileError(f"{path} does not exist")

@@ -11,7 +11,7 @@ from .readers import TensorReader, check_names, checked_path, plain_name
 from .safetensors_file import INDEX, MAX_JSON, SINGLE, SafetensorsReader
 from .torch_bin import BinReader
 
-__all__ = ["open_tensors"]
+__all__ = ["check_whole", "open_tensors"]
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
@@ -32,6 +32,16 @@ def open_tensors(directory: Path) -> TensorReader:
     if index.exists() or names:
         return _open(directory, BinReader, index, names)
     raise CheckpointError(f"{directory} has neither *.safetensors, nor pytorch_model*.bin, nor an orbax checkpoint")
+
+
+def check_whole(file: Path) -> None:
+    """Raise CheckpointError if a file is one of several that the weights are divided into, by its name."""
+    part = _SHARD.fullmatch(file.name)
+    if part and int(part[2]) > 1:
+        index = f", which {INDEX} lists" if (file.parent / INDEX).is_file() else ""
+        raise CheckpointError(
+            f"{file} is one of the {int(part[2])} shards of the weights{index}: pass the directory {file.parent}"
+        )
 
 
 def _names(directory: Path, pattern: str) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -192,6 +193,23 @@ def test_honest_pickles_are_read(tmp_path, dtype, shards):
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) and back[name].dtype == state[name].dtype for name in state)
+
+
+@pytest.mark.parametrize("indexed", (True, False))
+def test_one_shard_is_refused_with_the_directory(tmp_path, indexed):
+    source = helpers.make(tmp_path / "shards", shards=3)
+    if not indexed:
+        (source / "model.safetensors.index.json").unlink()
+    shards = sorted(source.glob("*.safetensors"))
+    listed = ", which model.safetensors.index.json lists" if indexed else ""
+    for shard in shards:
+        said = f"{shard} is one of the {len(shards)} shards of the weights{listed}: pass the directory {source}"
+        refused(shard, f"^{re.escape(said)}$")
+
+
+def test_a_whole_file_may_be_called_the_only_shard(copy):
+    file = (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    assert convert(file, copy.parent / "out", quiet=True).tensors
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
