@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .dtypes import full_name, what_instead
-from .errors import InputError
+from .errors import InputError, first_few
 from .media_options import PictureOptions, flag_of, kinds
 
 __all__ = [
@@ -80,6 +80,10 @@ _HABITS = {
     "--images": "--image",
     "--image-path": "--image",
     "--videos": "--video",
+    **dict.fromkeys(
+        ("--min-new-tokens", "--min-tokens", "--min-length"),
+        "the least length of answers is the checkpoint's, min_new_tokens in its generation_config.json",
+    ),
     "--num-beams": "nothing takes its place: answers are greedy or drawn, without beams",
     "--quantization": "weights in 8 bits are a checkpoint of their own: smolvlm-jax convert MODEL DEST --quantize int8",
     "--load-in-8bit": "weights in 8 bits are a checkpoint of their own: smolvlm-jax convert MODEL DEST --quantize int8",
@@ -105,7 +109,9 @@ def _meant(word: str, flags: Collection[str], habits: Mapping[str, str]) -> str:
     if instead:
         return f"; {instead}" if " " in instead and not instead.startswith("--") else f"; did you mean {instead}?"
     bare = {flag.lstrip("-"): flag for flag in flags if flag.startswith("--")}  # the dashes are like each other anyway
-    found = difflib.get_close_matches(word.lstrip("-"), list(bare), n=2, cutoff=_NEAR)
+    opposite = {"min": "max", "max": "min"}.get(word.lstrip("-")[:3])
+    like = [name for name in bare if opposite is None or not name.startswith(opposite)]
+    found = difflib.get_close_matches(word.lstrip("-"), like, n=2, cutoff=_NEAR)
     return f"; did you mean {' or '.join(bare[name] for name in found)}?" if found else ""
 
 
@@ -139,6 +145,7 @@ class Parser(argparse.ArgumentParser):
 
     _words: Sequence[str] = ()
     habits: Mapping[str, str] = _HABITS  # what to type in place of other programs' options
+    surplus = ""  # what to do about words too many, as the end of a message
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -158,6 +165,14 @@ class Parser(argparse.ArgumentParser):
         if _typed(before) != _typed(value):  # nan is not equal to itself
             self.error(f"{flag} is given twice, {_typed(before)} and {_typed(value)}: {_one_of(flag, before, value)}")
 
+    def refuse(self, left: Sequence[str]) -> NoReturn:
+        """End with exit code 2, since nothing reads these words."""
+        for word in left:
+            if word.startswith("-") and word != "-":
+                self.error(f"unrecognized arguments: {word}")
+        many = "one word" if len(left) == 1 else f"{len(left)} words"
+        self.error(f"{', '.join(first_few(left))}: {many} too many{self.surplus}")
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and what is wrong."""
         wanted = message.removeprefix("the following arguments are required: ")
@@ -172,8 +187,7 @@ class Parser(argparse.ArgumentParser):
         if unknown != message:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown.split()[0].partition("=")[0]
-            message = f"there is no option {word}{_meant(word, flags, self.habits)}" if word.startswith("-") else ""
-            message = message or f"{unknown}: one word too many"
+            message = f"there is no option {word}{_meant(word, flags, self.habits)}"
         invalid = re.match(r"(argument .*: )?invalid choice: '(.*?)' \(choose from (.*)\)$", message)
         if invalid:
             where, word, known = invalid.groups()
@@ -228,6 +242,7 @@ def add_command(
     description: str,
     examples: Sequence[str] = (),
     habits: Mapping[str, str] | None = None,
+    surplus: str = "",
 ) -> argparse.ArgumentParser:
     """Register a command.
 
@@ -239,11 +254,12 @@ def add_command(
         description: For the command's own help.
         examples: Command lines, shown at its end.
         habits: What to type in place of options that other programs have, beyond those of all commands.
+        surplus: What to do about words too many, as the end of a message.
     """
     shown = "\n  ".join(("examples:", *examples)) if examples else None
     command = commands.add_parser(name, help=help, description=description, epilog=shown, formatter_class=_Formatter)
     command.set_defaults(run=run, parser=command)
-    command.habits = {**_HABITS, **(habits or {})}
+    command.habits, command.surplus = {**_HABITS, **(habits or {})}, surplus
     return command
 
 
@@ -290,11 +306,13 @@ def add_sampling(parser: argparse.ArgumentParser, settings: type, *, without: Co
             group.add_argument("--" + field.name.replace("_", "-"), dest=field.name, default=None, **option)
 
 
-def add_pictures(parser: argparse.ArgumentParser) -> None:
+def add_pictures(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
     """An option for each field of PictureOptions; do_upscale is --upscale and --no-upscale. What is not given is None."""
     group = parser.add_argument_group("pictures and videos")
     types = kinds()
     for field in dataclasses.fields(PictureOptions):
+        if field.name in without:
+            continue
         flag = flag_of(field.name)
         option: dict[str, Any] = {"dest": field.name, "default": None, "help": field.metadata["help"]}
         if bool in types[field.name]:

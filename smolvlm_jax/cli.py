@@ -52,7 +52,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
             word = left[0].lstrip("-").partition("=")[0].replace("-", "_")
             message = f"there is no option {left[0]}: keys of a recipe are written without dashes, {word}=VALUE"
             options.parser.error(message)
-        options.parser.error(f"unrecognized arguments: {' '.join(left)}")
+        options.parser.refuse(left)
     return options
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -21,6 +23,12 @@ __all__ = ["add_parser"]
 
 _MEDIA = ("image", "video")
 _BUNDLED = "tiny"
+_PDF = re.compile(rf"({'|'.join(map(re.escape, PDFS))})(#\d+)?$", re.IGNORECASE)
+_FIRST = "PROMPT is the argument without an option: smolvlm-jax generate --image FILE PROMPT"
+_HABITS = {
+    **dict.fromkeys(("--prompt", "--question", "--text", "--user-prompt", "--instruction"), _FIRST),
+    "--pdf-dpi": "PDFs are read by smolvlm-jax batch",
+}
 
 
 class _Append(argparse.Action):
@@ -43,6 +51,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             'smolvlm-jax generate --image examples/number.png "What number is written here?"',
             'smolvlm-jax generate --model HuggingFaceTB/SmolVLM2-2.2B-Instruct --video clip.mp4 "What happens?"',
         ),
+        habits=_HABITS,
+        surplus="; PROMPT is one word, in quotes, and pictures are named by --image FILE",
     )
     command.add_argument("prompt", metavar="PROMPT", nargs="?", help="the question, or - to read it from standard input")
     asked = command.add_argument_group("question")
@@ -63,15 +73,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_model(command, "tiny, the bundled reader of digits")
     add_sampling(command, SamplingParams, without=("stop", "ignore_eos", "repetition_window"))
-    add_pictures(command)
+    add_pictures(command, without=("pdf_dpi",))
     add_machine(command, cache=True)
 
 
 def _kinds(media: list[dict[str, str]]) -> set[str]:
     """What is asked about."""
-    found = {"video" for part in media if part["type"] == "video"}
-    found |= {"picture", "picture that is not of a PDF"} if any(part["type"] == "image" for part in media) else set()
-    return found | ({"PDF"} if any(part["path"].lower().endswith(PDFS) for part in media) else set())
+    kinds = {"image": ("picture", "picture that is not of a PDF"), "video": ("video",)}
+    return {kind for part in media for kind in kinds[part["type"]]}
+
+
+def _refuse_pdfs(media: list[dict[str, str]]) -> None:
+    """Raise MediaError for a PDF, or a page of one."""
+    for path in (part["path"] for part in media):
+        if found := _PDF.search(path):
+            file = path[: found.end(1)]
+            raise MediaError(
+                f"{path!r} is a PDF, which generate does not read: smolvlm-jax batch {shlex.quote(file)} OUTPUT --model NAME "
+                "--prompt PROMPT answers each page"
+            )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -138,6 +158,7 @@ class _Conversation:
         self._source, self._base = adapted(**names)
         directory, pictures = resolve(self._source, base=self._base), PictureOptions(**given(options, PictureOptions))
         self._options = options
+        _refuse_pdfs(options.media)
         if not options.chat:  # which may have pictures later
             pictures.require_use(_kinds(options.media), "the question")
         self._processor = open_processor(directory, pictures)
@@ -155,6 +176,7 @@ class _Conversation:
         """Print the answer to a question as it is drawn, and keep both."""
         from .processing.bounds import check_length
 
+        _refuse_pdfs(media)
         turns = [*self.turns, {"role": "user", "content": [*media, {"type": "text", "text": question}]}]
         self._progress.tell("preparing the question")
         check_length(self._processor, turns, self._longest)

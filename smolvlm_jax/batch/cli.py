@@ -102,6 +102,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "smolvlm-jax batch records.jsonl answers --model runs/mine/model --format parquet",
         ),
         habits=_HABITS,
+        surplus="; INPUT is one word: name the folder, or put a pattern in quotes",
     )
     command.add_argument("input", metavar="INPUT", help=_INPUT)
     command.add_argument("output", metavar="OUTPUT", help="directory for the answers")
