@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from smolvlm_jax import doctor, generate_cli
 from smolvlm_jax.cli import _parser, main
@@ -18,9 +20,9 @@ from smolvlm_jax.dtypes import full_name
 from smolvlm_jax.listings import list_models
 from smolvlm_jax.locate import HUB_IDS
 from smolvlm_jax.sizes import PUBLISHED
-from smolvlm_jax.train.config import TrainConfig
+from smolvlm_jax.train.config import DataConfig, DataSource, EvaluationConfig, LoraConfig, TrainConfig
 from smolvlm_jax.train.listing import recipe_keys
-from smolvlm_jax.train.plain import from_dict
+from smolvlm_jax.train.plain import from_dict, to_dict
 from smolvlm_jax.train.recipes import load_recipe, recipe_names
 
 
@@ -171,10 +173,14 @@ def test_every_key_of_a_recipe_is_listed_with_a_meaning(capsys):
     tops = {key.partition(".")[0].partition("[")[0] for key in keys}
     assert tops == {field.name for field in dataclasses.fields(TrainConfig)}
     for key, (default, _) in keys.items():
-        if "." not in key and default not in ("…", "[]", ""):
-            import yaml
-
-            from_dict({"steps": 1, key: yaml.safe_load(default)} if key != "steps" else {"steps": 1})
+        if "." not in key and default != "…":
+            from_dict({"steps": 1, key: yaml.safe_load(default)})
+    data = DataConfig(train=(DataSource("a"),))
+    printed = to_dict(TrainConfig(steps=1, data=data, evaluation=EvaluationConfig("a"), lora=LoraConfig()))
+    printed["data"]["train[]"] = printed["data"]["train"][0]
+    for key, (default, _) in keys.items():  # as `--print` writes them
+        value = functools.reduce(lambda part, name: part[name], key.split("."), printed)
+        assert default in ("…", str(value)) or yaml.safe_load(default) == value, key
     for arguments in (["recipes", "--keys"], ["train", "--list"]):
         try:
             assert main(arguments) == 0

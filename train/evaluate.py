@@ -84,7 +84,7 @@ def held_out(config: EvaluationConfig, records: Records | None = None, limits: M
         InputError: names the first record that cannot be used. None is left out: that would change what is measured.
     """
     records = held_out_records(config) if records is None else records
-    out = []
+    out, then = [], "correct it, or take it out of the file: a run leaves none out, which would change what is measured"
     for index in range(min(config.samples, len(records))):
         element = records[index]
         place = element[-1]
@@ -92,9 +92,9 @@ def held_out(config: EvaluationConfig, records: Records | None = None, limits: M
             messages = with_pages(messages_of(element), limits or MediaLimits())
             answer = normalize_conversations(messages[-1:]).messages[0]
         except InputError as error:
-            raise InputError(f"evaluation data, {place}: {error}") from error
+            raise InputError(f"evaluation data, {place}: {error}; {then}") from error
         if len(messages) < 2:
-            raise InputError(f"evaluation data, {place}: nothing is asked before the answer")
+            raise InputError(f"evaluation data, {place}: nothing is asked before the answer; {then}")
         out.append((messages[:-1], "".join(item["text"] for item in items_of(answer, "text")).strip()))
     return out
 

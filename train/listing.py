@@ -29,6 +29,8 @@ def recipe_keys() -> list[tuple[str, str, str]]:
 
 
 def _keys(settings: Any, prefix: str):
+    from .plain import MAPPINGS
+
     hints, meanings = typing.get_type_hints(settings), _meanings(settings)
     for field in dataclasses.fields(settings):
         kinds = [kind for kind in (hints[field.name], *typing.get_args(hints[field.name])) if dataclasses.is_dataclass(kind)]
@@ -38,7 +40,8 @@ def _keys(settings: Any, prefix: str):
                 yield from _keys(kind, f"{prefix}{field.name}{'[]' if sources else ''}.")
             continue
         required = field.default is field.default_factory is dataclasses.MISSING
-        default = "…" if required else _shown(field.default if field.default is not dataclasses.MISSING else ())
+        value = field.default if field.default is not dataclasses.MISSING else ()
+        default = "…" if required else "{}" if field.name in MAPPINGS else _shown(value)
         yield f"{prefix}{field.name}", default, meanings[field.name]
 
 

@@ -13,7 +13,10 @@ from .bounds import shown
 from .config import DataSource, EvaluationConfig, TrainConfig
 from .foreign import FOREIGN
 
-__all__ = ["from_dict", "require_same", "to_dict"]
+__all__ = ["MAPPINGS", "from_dict", "require_same", "to_dict"]
+
+# Fields of pairs that are written as a mapping.
+MAPPINGS = ("learning_rates", "image_options")
 
 
 def require_same(what: str, before: Mapping[str, Any], now: Mapping[str, Any], *names: str) -> None:
@@ -32,8 +35,7 @@ def require_same(what: str, before: Mapping[str, Any], now: Mapping[str, Any], *
 
 def to_dict(config) -> dict[str, Any]:
     """A config as plain data, which `from_dict` reads."""
-    pairs = ("learning_rates", "image_options")
-    plain = lambda items: {name: dict(value) if name in pairs else value for name, value in items}
+    plain = lambda items: {name: dict(value) if name in MAPPINGS else value for name, value in items}
     return json.loads(json.dumps(dataclasses.asdict(config, dict_factory=plain)))  # lists in place of tuples, as in a file
 
 

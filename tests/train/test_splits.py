@@ -92,3 +92,14 @@ def test_questions_that_cannot_be_asked_are_answered_wrongly(asked):
     found = ask(model, params, processor, tasks, config, data)
     assert [answer.right for answer in found] == [True, False, False]
     assert found[0].error is None and "gone.png" in found[1].error and "room for" in found[2].error
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt": "?", ', '{"prompt": "?"}', '{"messages": [{"role": "assistant", "content": "1"}]}']
+)
+def test_a_held_out_record_that_asks_nothing_is_named_with_what_to_do(tmp_path, line):
+    good = json.dumps({"prompt": "?", "answer": "!"})
+    (tmp_path / "held.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(InputError, match=r"^evaluation data, held\.jsonl:2: .*; correct it, or take it out of the file: "):
+        held_out(EvaluationConfig(str(tmp_path / "held.jsonl")))
+    assert len(held_out(EvaluationConfig(str(tmp_path / "held.jsonl"), samples=1))) == 1
