@@ -199,7 +199,7 @@ class Engine:
             becomes its result's `error`. Leaving early drops what is under way.
 
         Raises:
-            InputError: another call has not ended.
+            InputError: another call has not ended, or `requests` is no iterable of requests.
             BaseException: what the iterable raises.
         """
         with self._feed(requests) as feed:
@@ -228,7 +228,7 @@ class Engine:
             Scores in the order of the requests. What is wrong with one request becomes its score's `error`.
 
         Raises:
-            InputError: another call has not ended.
+            InputError: another call has not ended, or `requests` is no iterable of requests.
             BaseException: what the iterable raises.
         """
         with self._feed(requests, continuations=True) as feed:

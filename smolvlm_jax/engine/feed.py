@@ -3,7 +3,7 @@
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from .settings import EngineShapes
 __all__ = ["Feed", "Reception"]
 
 _log = logging.getLogger(__name__)
+_REQUEST = "Request(id, messages=…)"
 
 
 class Reception:
@@ -48,6 +49,8 @@ class Reception:
         prepared = Prepared.of(np.zeros((0,), np.int32))
         continuation: tuple[int, ...] = ()
         try:
+            if not isinstance(request, Request):
+                raise InputError(f"a request is a {type(request).__name__}: pass {_REQUEST}")
             if request.error is None:
                 continuation = self._continuation(request, continuations)
                 prepared = self._arrays(request, self._shapes.ring_lengths[-1] - _after(continuation))
@@ -135,6 +138,10 @@ class Feed:
     """
 
     def __init__(self, requests: Iterable[Request], arrive: Callable[[Request], RequestState], ahead: int, ahead_bytes: int):
+        if isinstance(requests, str | bytes | Mapping) or not (
+            hasattr(requests, "__iter__") or hasattr(requests, "__getitem__")
+        ):
+            raise InputError(f"the requests are a {type(requests).__name__}: pass a list or an iterator of {_REQUEST}")
         self._room = Room(ahead_bytes)
         self._queue: queue.Queue[RequestState | None] = queue.Queue(ahead)
         self._leaving = threading.Event()

@@ -292,7 +292,7 @@ def test_what_is_wrong_with_a_request_is_its_result(tiny, engine):
         ("no messages", ""),
         ("no text", "item"),
         ("odd", ""),
-        (None, "dict"),
+        (None, "a request is a dict: pass Request(id, messages=…)"),
     ]:
         result = results[name]
         assert words in result.error and result.text is None and result.finish_reason == "error", result
@@ -335,7 +335,7 @@ def test_leaving_early_and_failing_inputs_leave_the_engine_usable(tiny, engine):
     results.close()
     assert {r.id: r.token_ids for r in engine.generate(requests)} == want
 
-    with pytest.raises(TypeError):
+    with pytest.raises(InputError, match="requests are a NoneType"):
         list(engine.generate(None))
 
     def failing():
@@ -506,3 +506,15 @@ def test_settings_that_change_nothing_are_warned_of_once(tiny, engine):
     assert {result.token_ids for result in idle} == {result.token_ids for result in plain}
     said = sorted(str(one.message) for one in found)
     assert said == [f"{given} has no effect without do_sample=True" for given in ("temperature=0.5", "top_k=3")]
+
+
+@pytest.mark.parametrize("call", ["generate", "loglikelihood"])
+def test_what_is_no_iterable_of_requests_is_refused_at_once(engine, call):
+    """And not with an error for each character of a text; the engine stays usable. Items that are no requests have errors."""
+    answer = getattr(engine, call)
+    for wrong in ("hello", b"hello", user(text="2")[0], Request(0, user(text="2")), 7, None):
+        with pytest.raises(InputError, match=rf"requests are a {type(wrong).__name__}: pass .* of Request\(id, messages=…\)"):
+            list(answer(wrong))
+    for wrong in (["hello"], [user(text="2")], [{"messages": user(text="2")}]):
+        (result,) = answer(wrong)
+        assert result.error.endswith(f"a request is a {type(wrong[0]).__name__}: pass Request(id, messages=…)")
