@@ -77,7 +77,7 @@ def test_force_beside_a_running_job(world, tmp_path):
     """The first job is halted in the middle, and goes on while the second one works in the directory that was its own."""
     source, truth = world
     out = tmp_path / "out"
-    first = corpus.start(source, out, *FLAGS, "--seed", "1", "--ignore-eos")
+    first = corpus.start(source, out, *FLAGS, "--quiet", "--seed", "1", "--ignore-eos")
     assert corpus.kill_after(first, out, 3, signal.SIGSTOP)
     old = (out / MANIFEST).read_bytes()
     second = corpus.start(source, out, *FLAGS, "--force")
