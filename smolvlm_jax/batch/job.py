@@ -22,6 +22,8 @@ from ..engine.counters import Counters
 from ..engine.requests import Request, Result
 from ..errors import InputError, first_few
 from ..progress import Progress
+from ..records.columns import ASKS
+from ..records.request import OVERRIDES
 from ..records.sources import Source, Unit
 from ..storage import AnyPath, StorePath
 from ..terminal import say
@@ -30,6 +32,7 @@ from .manifest import Manifest
 from .parts import Part, clean_up, part_name
 from .pool import WorkerPool
 from .progress import Tally
+from .remarks import like_settings
 from .sinks import Sink
 
 __all__ = ["BatchJob", "Shard"]
@@ -245,6 +248,9 @@ class BatchJob:
             say(f"these columns of the records are copied to their rows: {', '.join(kept)}")
         if left := [name for name in names if name not in own]:
             say(f"nothing reads these columns of the records, and rows do not keep them: {', '.join(left)}")
+        if settings := like_settings(names):
+            ours = ", ".join((*OVERRIDES, *ASKS))
+            say(f"not read as settings or questions: {', '.join(settings)}; those of a record are {ours}")
 
     def _tasks(self) -> Iterator[tuple[tuple[int, int], Any]]:
         """((unit, position), payload) of every row that has no answer yet."""

@@ -1,7 +1,7 @@
 """What a record does that its answer does not show: noted by the process that prepares it, said once at the end of the job."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..generation_config import Sampling, SamplingParams
@@ -10,11 +10,31 @@ from ..records.columns import ASKS, CHATS, DOCUMENTS, MEDIA, renamed
 from ..records.record import Record
 from ..records.request import request_of
 
-__all__ = ["notes_of", "remarks", "sees"]
+__all__ = ["like_settings", "notes_of", "remarks", "sees"]
 
 _ASKS_ITSELF, _IS_ASKED, _HAS_COLUMN, _TEXT_ALONE, _IDLE = "asks itself", "is asked", "has a column", "text alone", "idle: "
 # Values of settings that leave all tokens in.
 _NEUTRAL: dict[str, Any] = {"top_k": 0, "top_p": 1, "min_p": 0}
+# What other tools call what a record may set or ask, and what they read besides, without capitals and underscores.
+_OF_OTHERS = frozenset(
+    {
+        "sampling", "samplingparams", "generationconfig", "generationkwargs", "genkwargs", "parameters", "extrabody",
+        "guideddecoding", "maxlength", "maxlen", "minlength", "minnewtokens", "mintokens", "n", "bestof", "numbeams",
+        "beams", "numreturnsequences", "earlystopping", "lengthpenalty", "presencepenalty", "frequencypenalty",
+        "diversitypenalty", "norepeatngramsize", "typicalp", "logprobs", "toplogprobs", "promptlogprobs", "logitbias",
+        "badwords", "stopstrings", "stopsequences", "stopwords", "stoptokenids", "eostokenid", "skipspecialtokens",
+        "responseformat", "greedy", "temp", "penaltyalpha", "maxtiles", "maxpatches", "maxpixels", "minpixels",
+        "doimagesplitting", "dorescale", "doresize", "imagesplitting", "longestedge", "numframes", "maxframes",
+        "videofps", "pages", "pdfdpi", "prompts", "questions", "systemprompt", "systemmessage", "developer", "userprompt",
+        "userquestion", "mmprocessorkwargs", "multimodaldata", "addgenerationprompt", "continuefinalmessage",
+        "chattemplate",
+    }
+)  # fmt: skip
+
+
+def like_settings(names: Iterable[str]) -> list[str]:
+    """Those of some names of columns that other tools read as settings or questions."""
+    return [name for name in names if name.lower().replace("_", "").replace("-", "") in _OF_OTHERS]
 
 
 def notes_of(

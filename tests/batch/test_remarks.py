@@ -7,6 +7,7 @@ from collections import Counter
 import batch_corpus as corpus
 import pytest
 
+from smolvlm_jax.batch.remarks import like_settings
 from smolvlm_jax.records.columns import ANSWERS, LEARNED, UNUSED
 from smolvlm_jax.records.record import FIELDS, check_names, record_from
 from smolvlm_jax.records.request import SETTINGS as SETTINGS_OF_RECORDS
@@ -97,3 +98,22 @@ def test_what_the_error_of_a_misspelt_column_advises_is_accepted(name, spelt):
         assert ours in LEARNED and column == wrong
     if name in SETTINGS_OF_RECORDS and wrong == name + "x" and len(name) > 4:
         assert "--column " in error.partition("leave it out")[0]
+
+
+OF_OTHERS = [
+    "sampling_params", "generation_config", "min_new_tokens", "logprobs", "n", "num_beams", "max_length", "stop_strings",
+    "max_tiles", "do_image_splitting", "pages", "prompts", "questions", "system_prompt", "numBeams",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [(), ("--keep", "none")])
+def test_settings_of_other_tools_are_pointed_out_once(command, tmp_path, keep):
+    source = write(tmp_path / "in.jsonl", [{"prompt": "?", "label": 1, **dict.fromkeys(OF_OTHERS, 3)}] * 3)
+    code, summary, err = command(source, tmp_path / "out", *keep)
+    said = [line for line in err.splitlines() if "not read as settings" in line]
+    assert code == 0 and len(said) == 1 and "label" not in said[0]
+    assert set(OF_OTHERS) <= set(re.findall(r"\w+", said[0].partition(";")[0])) and "label" in summary["unread_columns"]
+
+
+def test_nothing_that_is_read_is_taken_for_a_setting_of_another_tool():
+    assert like_settings((*FIELDS, *SETTINGS_OF_RECORDS, *ANSWERS)) == []
