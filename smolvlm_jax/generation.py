@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import errors
 from jax.sharding import Mesh
 
 from .cache import CacheFormat, KVCache, check_kv_cache_dtype
@@ -33,7 +32,7 @@ from .decoding import (
 )
 from .errors import InputError
 from .generation_config import GenerationConfig
-from .generation_notices import call_config, warn_of_room
+from .generation_notices import OTHER_PARAMETERS, call_config, check_call, misfit, warn_of_room
 from .logprobs import TokenLogprobs
 from .model import SmolVLMForConditionalGeneration
 from .outputs import ModelOutput
@@ -325,10 +324,6 @@ def _start(
     return _Run(model, params, config, mesh, prompts.input_ids, decoded, first)
 
 
-# What flax says of parameters that are another model's.
-_OTHER_PARAMETERS = (errors.ScopeCollectionNotFound, errors.ScopeParamNotFoundError, errors.ScopeParamShapeError)
-
-
 def _takes_prompts(
     start: Callable[_Arguments, _Run],
 ) -> Callable[[Callable[[_Run], _Out]], Callable[_Arguments, _Out]]:
@@ -343,11 +338,11 @@ def _takes_prompts(
                     f"{name} needs a model and its parameters: model, params = load(source), or what from_pretrained gave; "
                     f"{name}(model, params, **inputs) with inputs = processor.encode_chat(messages)"
                 )
+            check_call(function.__name__, inspect.signature(start).parameters, args, kwargs)
             try:
                 return function(start(*args, **kwargs))
-            except _OTHER_PARAMETERS as error:
-                first = " ".join(str(error).split()).partition(" (http")[0]
-                raise InputError(f"params do not fit the model: pass those that load gave with it ({first:.200})") from error
+            except OTHER_PARAMETERS as error:
+                raise misfit(error) from error
 
         returns = inspect.signature(function).return_annotation
         call.__signature__ = inspect.signature(start).replace(return_annotation=returns)  # type: ignore[attr-defined]

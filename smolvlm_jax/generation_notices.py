@@ -1,17 +1,24 @@
-"""Warnings about settings that a caller gives and that do not change what is generated."""
+"""What is said of a call of `generate`: warnings about settings that change nothing, and errors for calls that do not fit."""
 
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from flax import errors
 
+from .errors import InputError
 from .generation_config import DRAWING, GenerationConfig, Sampling
+from .generation_habits import ELSEWHERE, OF_A_CALL, OTHERS
+from .habits import unknown_argument
 from .prompt_arrays import PromptArrays
 
-__all__ = ["call_config", "unread", "warn", "warn_of_room"]
+__all__ = ["OTHER_PARAMETERS", "call_config", "check_call", "misfit", "unread", "warn", "warn_of_room"]
 
+# What flax says of parameters that are another model's.
+OTHER_PARAMETERS = (errors.ScopeCollectionNotFound, errors.ScopeParamNotFoundError, errors.ScopeParamShapeError)
 # Values of the settings of a draw that ask for nothing: the defaults, and what switches them off.
 _NOTHING = (Sampling(), Sampling(**dict.fromkeys(DRAWING)))  # type: ignore[arg-type]
 
@@ -70,3 +77,32 @@ def warn_of_room(model: Any, config: GenerationConfig, overrides: Mapping[str, A
         asked = getattr(config, name)
         if overrides.get(name) is not None and asked > most:
             warn(f"{name}={asked!r:.40}: the prompt leaves {room:,} of the model's {positions:,} positions, where answers end")
+
+
+def check_call(where: str, parameters: Iterable[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a call of `generate` or `stream` with names that nothing knows, or within a transformation of jax.
+
+    Args:
+        where: the function, for messages.
+        parameters: its own, beside the settings.
+        args, kwargs: of the call.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    neutral = {**OTHERS, **OF_A_CALL, **ELSEWHERE}
+    known = {*GenerationConfig.__dataclass_fields__, *parameters} - {"overrides"}
+    for name in kwargs:
+        if name not in known and name not in neutral:
+            raise unknown_argument(where, name, known, neutral)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+        raise InputError(
+            f"{where} is compiled itself, and takes arrays: call it outside of jax.jit, jax.vmap and the like, where these are "
+            "tracers; model.apply can be called there"
+        )
+
+
+def misfit(error: Exception) -> InputError:
+    """The error for one of `OTHER_PARAMETERS`."""
+    first = " ".join(str(error).split()).partition(" (http")[0]
+    return InputError(f"params do not fit the model: pass those that load gave with it ({first:.200})")

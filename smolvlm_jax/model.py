@@ -46,8 +46,10 @@ NEUTRAL: dict[str, Neutral] = {
 
 
 @functools.cache
-def _text_keywords() -> frozenset[str]:
-    return frozenset(inspect.signature(SmolVLMTextModel.__call__).parameters) - {"self", "inputs_embeds"}
+def _keywords() -> frozenset[str]:
+    of_the_decoder = inspect.signature(SmolVLMTextModel.__call__).parameters
+    own = inspect.signature(SmolVLMModel.__call__).parameters  # never among **text, but what a misspelt name may mean
+    return frozenset({*of_the_decoder, *own}) - {"self", "text"}
 
 
 class ImageFeatures(NamedTuple):
@@ -270,7 +272,7 @@ class SmolVLMModel(_Configured):
         Raises:
             InputError: if arguments contradict each other, or nothing reads one of them.
         """
-        text = unasked(type(self).__name__, text, NEUTRAL, _text_keywords() | {"cache"})
+        text = unasked(type(self).__name__, text, NEUTRAL, _keywords() | {"cache"})
         if (cache := text.pop("cache", None)) is not None:
             if text.get("past_key_values") is not None:
                 raise InputError("cache is another name for past_key_values: pass one of them")

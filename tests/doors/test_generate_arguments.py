@@ -10,7 +10,7 @@ import pytest
 
 from smolvlm_jax import GenerateOutput, GenerationConfig, generate, stream
 from smolvlm_jax.doors import LoadedModel
-from smolvlm_jax.errors import InputError
+from smolvlm_jax.errors import ArgumentError, InputError
 from smolvlm_jax.generation_habits import OF_A_CALL, OTHERS
 from smolvlm_jax.habits import ANY
 
@@ -205,3 +205,30 @@ def test_a_limit_beyond_the_positions_is_warned_of(tiny_a, left):
         assert said == [(f"{name}={value}: {words}", __file__)]
     for limit in ({"max_new_tokens": left}, {"max_length": positions, "max_new_tokens": None}):
         assert not warned(ours, tiny_a, **options, **limit)[1]
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.eval_shape])
+@pytest.mark.parametrize("function", [generate, stream])
+def test_a_call_within_a_transformation_says_that_it_takes_arrays(tiny_a, transform, function):
+    call = lambda ids: function(tiny_a.model, tiny_a.params, ids)
+    run = jax.eval_shape if transform is jax.eval_shape else lambda inner, ids: transform(inner)(ids)
+    with pytest.raises(
+        InputError, match=f"{function.__name__} is compiled itself, and takes arrays: call it outside of jax.jit"
+    ):
+        run(call, IDS[None])
+    with pytest.raises(InputError, match="takes arrays"):  # the parameters alone
+        jax.jit(lambda params: function(tiny_a.model, params, IDS))(tiny_a.params)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest(tiny_a):
+    """Of all names that the call has, wherever they are declared: any letter may be missing."""
+    given = ["input_ids", "inputs_embeds", "attention_mask", "pixel_values", "pixel_attention_mask", "num_tiles"]
+    apply = lambda **wrong: tiny_a.model.apply({"params": tiny_a.params}, IDS, **wrong)
+    for call, names in (
+        (apply, given),
+        (lambda **wrong: ours(tiny_a, **wrong), [*given, "generation_config", "kv_cache_dtype"]),
+    ):
+        for name in names:
+            for wrong in (name[:-1], name[:-2] + name[-1], name[1:]):
+                with pytest.raises(ArgumentError, match=f"has no argument '{wrong}'; did you mean '{name}'"):
+                    call(**{wrong: 1})
