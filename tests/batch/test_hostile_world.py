@@ -27,17 +27,17 @@ FLAGS = (
     "4",
     "--ring-lengths",
     "64",
-    "--shard-size",
-    "16",
     "--max-error-rate",
     "0.2",
 )
+SIZE = ("--shard-size", "16")
 COMMAND = "import sys; from smolvlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def run(source: Path, out: Path, *flags: str, patch: str = "", **options) -> subprocess.CompletedProcess:
     """A job to its end. patch: code that its process runs first."""
-    command = [sys.executable, "-c", patch + "\n" + COMMAND, "batch", str(source), str(out), *FLAGS, *flags]
+    command = [sys.executable, "-c", patch + "\n" + COMMAND, "batch", str(source), str(out), *FLAGS]
+    command += flags if "--shard-size" in flags else (*SIZE, *flags)
     options = {"env": corpus.environment(), "capture_output": True, "text": True, "timeout": 120, **options}
     return subprocess.run(command, **options)
 
@@ -77,10 +77,10 @@ def test_force_beside_a_running_job(world, tmp_path):
     """The first job is halted in the middle, and goes on while the second one works in the directory that was its own."""
     source, truth = world
     out = tmp_path / "out"
-    first = corpus.start(source, out, *FLAGS, "--quiet", "--seed", "1", "--ignore-eos")
+    first = corpus.start(source, out, *FLAGS, *SIZE, "--quiet", "--seed", "1", "--ignore-eos")
     assert corpus.kill_after(first, out, 3, signal.SIGSTOP)
     old = (out / MANIFEST).read_bytes()
-    second = corpus.start(source, out, *FLAGS, "--force")
+    second = corpus.start(source, out, *FLAGS, *SIZE, "--force")
     deadline = time.monotonic() + 60
     while not (out / "_replaced-1" / MANIFEST).exists():
         assert time.monotonic() < deadline and second.poll() is None
@@ -212,7 +212,7 @@ def test_files_that_are_added_while_the_job_runs(world, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (folder / "records.jsonl").write_bytes(source.read_bytes())
-    first = corpus.start(folder, out, *FLAGS)
+    first = corpus.start(folder, out, *FLAGS, *SIZE)
     assert corpus.kill_after(first, out, 3, signal.SIGSTOP)
     (folder / "late.jsonl").write_text('{"prompt": "?"}\n')
     first.send_signal(signal.SIGCONT)
@@ -228,7 +228,7 @@ STREAMS = ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "2>&-", ">&-", "<&-", "2>/d
 def test_standard_streams_that_lead_nowhere(world, tmp_path, streams):
     source, truth = world
     out = tmp_path / "out"
-    command = shlex.join([sys.executable, "-m", "smolvlm_jax", "batch", str(source), str(out), *FLAGS])
+    command = shlex.join([sys.executable, "-m", "smolvlm_jax", "batch", str(source), str(out), *FLAGS, *SIZE])
     done = subprocess.run(["sh", "-c", f"{command} {streams}"], env=corpus.environment(), capture_output=True, timeout=120)
     assert done.returncode == 0 and rows(out) == truth
     assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
