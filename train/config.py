@@ -200,7 +200,7 @@ class TrainConfig:
     Attributes:
         steps: of the whole run.
         learning_rate: the peak; it rises linearly over the warm-up and then follows `schedule`.
-        warmup_steps: length of the warm-up; of a run, or a cycle of `restarts`, with no more steps than that, one less than these.
+        warmup_steps: length of the warm-up; of a run, or a cycle of `restarts`, of no more steps, one less than these.
         warmup_fraction: the same as a share of all steps, instead; warmup_steps does not count then.
         schedule: "cosine" or "linear" down to `final_fraction` of the peak, or "constant".
         final_fraction: see there.
