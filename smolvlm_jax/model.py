@@ -388,7 +388,7 @@ class SmolVLMForConditionalGeneration(_Configured):
             past_key_values: a cache, to which the new columns are appended; also called `cache`.
             use_cache: without a cache, return a new one.
             cache_length: columns of the new cache; implies `use_cache`. Default: the prompt's and 256 more.
-            labels: int (b, t), for the loss; -100 = ignored.
+            labels: int (b, t), for the loss; -100 = ignored. The loss is NaN if all are, as the reference's is.
             logits_to_keep: logits of which positions: 0 all, n the last n, or a 1-D array of positions.
             output_attentions: also return attention weights.
             output_hidden_states: also return hidden states.

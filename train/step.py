@@ -80,7 +80,7 @@ def make_step(model: SmolVLMForConditionalGeneration, partition: Partition, mesh
     """A jitted step on a mesh.
 
     The old state is donated. A step whose loss or gradient is not finite leaves parameters and moments as they were and is
-    counted.
+    counted. Loss and gradient of a batch in which nothing is learned are 0.
     """
     return Step(jit_step(model, partition, mesh), mesh)
 

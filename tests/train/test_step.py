@@ -159,6 +159,16 @@ def state_for(case, config, base_params=None):
 
 
 @pytest.mark.thorough
+def test_a_batch_in_which_nothing_is_learned_changes_nothing(case):
+    state, step = state_for(case, TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=0))
+    batch = make_batch(case.rows[:2], shape(2), 2)
+    before = jax.tree.map(np.asarray, state.params)
+    state, metrics = step(state, {**batch, "labels": np.full_like(batch["labels"], -100)})
+    assert [float(metrics[name]) for name in ("loss", "gradient_norm", "tokens", "skipped")] == [0, 0, 0, 0]
+    assert all(map(np.array_equal, jax.tree.leaves(state.params), jax.tree.leaves(before)))
+
+
+@pytest.mark.thorough
 def test_accumulated_equals_one_batch(case):
     """Two steps of two stacked batches, which hold unlike numbers of labels, as of both at once."""
     config = TrainConfig(steps=4, learning_rate=1e-3, warmup_steps=0)
