@@ -5,6 +5,8 @@ uint8, with a flag that says whether the values stand for 0..255 or for 0..1; wh
 resizes is a map of 256 values to 256 values.
 """
 
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, TypeGuard
@@ -16,6 +18,7 @@ from ..errors import InputError
 from .choices import one_of
 from .orientation import upright
 
+_log = logging.getLogger(__name__)
 _WHITE = (255, 255, 255)
 # Transparent pictures are laid over white this many rows at a time: in one step a whole picture would exist four times.
 _STRIP = 128
@@ -257,6 +260,8 @@ class PixelRule:
         """
         values: np.ndarray = _SCALED if scaled else np.arange(256, dtype=np.uint8)
         if self.do_rescale:
+            if scaled:
+                _announce_rescaling()
             values = (values.astype(np.float64) * self.rescale_factor).astype(np.float32)
         values = np.broadcast_to(values, (channels, 256))
         if self.do_normalize:
@@ -264,6 +269,14 @@ class PixelRule:
             std = _per_channel("image_std", self.image_std, channels)
             values = (values.astype(np.float32) - mean[:, None]) / std[:, None]
         return np.ascontiguousarray(values)
+
+
+@functools.cache
+def _announce_rescaling() -> None:
+    """Say once in a process what the reference warns of."""
+    _log.warning(
+        "a picture array with values from 0 to 1 is rescaled again; pass do_rescale=False, or uint8 (this is said once)"
+    )
 
 
 def _per_channel(name: str, value: float | Sequence[float], channels: int) -> np.ndarray:
