@@ -238,26 +238,26 @@ def left_over(
         if what:
             likely = _OF_REFUSED.get(name, "image")
             raise InputError(
-                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it ({_renamed(likely, name)}) or leave it "
-                f"out ({_renamed(UNUSED, name)})"
+                f"{NOTHING_READS} {name!r:.80}, which holds {what}: rename it{_renamed(likely, name)} or leave it "
+                f"out{_renamed(UNUSED, name)}"
             )
         name = f"{name:.80}"
         meant = next((other for other in _nearly(name, known) if record.get(other) is None), None)
         if meant:
             meant = (ours or {}).get(meant, meant)
             raise InputError(
-                f"{NOTHING_READS} {name!r:.80}: if {meant} is meant, rename it ({_renamed(meant, name)}), or leave "
-                f"it out ({_renamed(UNUSED, name)})"
+                f"{NOTHING_READS} {name!r:.80}: if {meant} is meant, rename it{_renamed(meant, name)}, or leave "
+                f"it out{_renamed(UNUSED, name)}"
             )
         names.append(name)
     return tuple(names)
 
 
 def _renamed(ours: str, name: str) -> str:
-    """What renames a column, on the command line of a batch job and in a recipe, where it has such a name."""
+    """In parentheses, what renames a column on the command line of a batch job and in a recipe, where they have such a name."""
     batch = [f"--column {ours}={name:.80}"] if ours not in ANSWERS else []
     recipe = [f"of a recipe's source columns: [[{ours}, {name:.80}]]"] if ours in LEARNED else []
-    return "; ".join([*batch, *recipe])
+    return f" ({'; '.join([*batch, *recipe])})" if batch or recipe else ""
 
 
 def _held(value: Any, used: Collection[str]) -> str | None:
