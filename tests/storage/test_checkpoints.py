@@ -154,7 +154,7 @@ def test_what_fails_in_the_middle_leaves_nothing(bucket, model, stages, monkeypa
 @pytest.mark.thorough
 def test_a_killed_conversion_is_visible_and_started_over(bucket, model, stages, front):
     there = bucket / "made"
-    front.delay = 0.05
+    front.delay = 0.3  # between the third object and the last lies time to be killed, also on a busy machine
     program = [sys.executable, "-m", "smolvlm_jax", "convert", str(model), str(there)]
     running = subprocess.Popen(program, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE)
     while len(names(there)) < 3:
