@@ -160,10 +160,11 @@ def test_what_has_no_checksums_is_said_to_have_none(original, orbax, tmp_path):
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("default:.*has no checksums")
-def test_every_command_that_reads_a_model_can_check_it(tiny_a, tmp_path, capsys):
+def test_every_command_that_reads_a_model_can_check_it(tmp_path, capsys):
     """Damage is named before anything is made of it; where there are no checksums a line says so."""
     files = resolve("tiny")
-    save(tmp_path / "bad", tiny_a.model, tiny_a.params, companions=files)
+    model, params = load("tiny")
+    save(tmp_path / "bad", model, params, companions=files)
     damage(tmp_path / "bad")
     (tmp_path / "a.jsonl").write_text('{"prompt": "Number?", "answer": "1", "max_new_tokens": 1}\n')
     train = ("train", "tiny-numbers", f"output={tmp_path / 'run'}", "weights=checkpoint", f"data.train={tmp_path / 'a.jsonl'}")
