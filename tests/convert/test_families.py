@@ -206,6 +206,7 @@ def policy(folder: Path, layers: int = 1, **changes) -> tuple[Path, Path]:
     return vlm, folder / "policy"
 
 
+@pytest.mark.thorough
 def test_the_backbone_of_smolvla_is_the_vlm_with_fewer_layers(tmp_path):
     transformers = pytest.importorskip("transformers", reason="the reference: pip install 'smolvlm-jax[test]'")
     vlm, smolvla = policy(tmp_path)

@@ -37,6 +37,7 @@ def by_peft(tiny, directory) -> np.ndarray:
         return model(input_ids=torch.tensor(tiny.ids), pixel_values=torch.tensor(tiny.pixels)).logits.numpy()
 
 
+@pytest.mark.thorough
 def test_peft_loads_the_adapters_of_a_run(tiny_a, tmp_path):
     """On every projection of the model."""
     adapters = drawn(tiny_a.model)

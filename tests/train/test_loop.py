@@ -107,6 +107,7 @@ def test_numbers_of_all_lengths_and_both_verdicts_are_equally_likely():
     assert 110 < verdicts.count("The first.") < 190
 
 
+@pytest.mark.thorough
 def test_pictures_are_a_function_of_the_step(tmp_path):
     """And of the seed: the file of a curriculum is the same each time it is made, and each step has pictures of its own."""
     first, again, other, seeded = (
