@@ -301,10 +301,17 @@ def held_out(readings: int = 1000, comparisons: int = 500) -> Iterator[tuple[Exa
         yield comparison(rng, True), 0
 
 
-def evaluate(source: str, readings: int = 1000, comparisons: int = 500, batch: int = 50, progress: bool = False) -> dict:
+def evaluate(
+    source: str,
+    readings: int = 1000,
+    comparisons: int = 500,
+    batch: int = 50,
+    progress: bool = False,
+    kv_cache_dtype: str | None = None,
+) -> dict:
     """Exact match on pictures of held-out digits, by generation.
 
-    A comparison counts when the picture named is the right one.
+    A comparison counts when the picture named is the right one. With `kv_cache_dtype="int8"` the caches are in 8 bits.
 
     Returns:
         {"readings": …, "digits": {1: …, …}, "comparisons": …, "split": share of pictures with more than one tile}.
@@ -324,7 +331,7 @@ def evaluate(source: str, readings: int = 1000, comparisons: int = 500, batch: i
     for start in tqdm(range(0, len(tasks), batch), disable=not progress, unit="batch"):
         part = tasks[start : start + batch]
         questions = [(example.messages, example.answer) for example, _ in part]
-        answers = ask(model, params, processor, questions, config, DataConfig())
+        answers = ask(model, params, processor, questions, config, DataConfig(), kv_cache_dtype=kv_cache_dtype)
         for (example, kind), answer in zip(part, answers, strict=True):
             hits[kind].append(answer.right if kind else answer.got.split(". ")[-1] == answer.wanted.split(". ")[-1])
             for item in example.messages[0]["content"]:
@@ -353,13 +360,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--model", default="tiny")
     command.add_argument("--readings", type=int, default=1000)
     command.add_argument("--comparisons", type=int, default=500)
+    command.add_argument("--kv-cache", choices=("int8",), help="keys and values in 8 bits")
     options = parser.parse_args(arguments)
     show = sys.stderr.isatty()
     try:
         if options.command == "make":
             print(f"wrote {make(options.folder, options.steps, options.seed, progress=show)}")
             return 0
-        result = evaluate(options.model, options.readings, options.comparisons, progress=show)
+        result = evaluate(options.model, options.readings, options.comparisons, progress=show, kv_cache_dtype=options.kv_cache)
     except SmolVLMError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"numbers of 1 to 4 digits read exactly: {result['readings']:.1%} of {options.readings}")

@@ -40,6 +40,13 @@ def test_held_out_accuracy():
     assert result["split"] >= 0.5, result
 
 
+@pytest.mark.slow
+def test_caches_in_8_bits_cost_no_accuracy():
+    plain, int8 = (numbers.evaluate("tiny", kv_cache_dtype=dtype) for dtype in (None, "int8"))
+    for what in ("readings", "comparisons"):
+        assert abs(int8[what] - plain[what]) <= 0.005, (plain, int8)
+
+
 def test_swapping_pictures_swaps_answers(tiny):
     rng = np.random.default_rng(3)
     pictures = {n: numbers.draw(n, True, rng) for n in ("12", "845")}

@@ -136,6 +136,7 @@ def ask(
     data: DataConfig,
     mesh: Mesh | None = None,
     *,
+    kv_cache_dtype: str | None = None,
     going_on: Callable[[int], bool] = lambda count: True,
 ) -> list[Answer] | None:
     """Answers to all tasks, greedy, `config.batch_size` at a time. What cannot be asked has its error in place of an answer.
@@ -148,6 +149,7 @@ def ask(
         config: of the evaluation.
         data: how conversations are read.
         mesh: where.
+        kv_cache_dtype: as in `generate`.
         going_on: called with the number of answers before each batch; False gives up.
 
     Returns:
@@ -186,7 +188,8 @@ def ask(
             if not batch:
                 continue
             inputs = encode(batch)
-        rows = generate(model, params, **inputs, max_new_tokens=config.max_new_tokens, mesh=mesh)
+        options = {"max_new_tokens": config.max_new_tokens, "kv_cache_dtype": kv_cache_dtype, "mesh": mesh}
+        rows = generate(model, params, **inputs, **options)
         texts = processor.batch_decode(rows[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for number, text in zip(batch, texts, strict=True):
             answers[number] = Answer(*tasks[number], text.strip())

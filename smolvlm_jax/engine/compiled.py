@@ -155,11 +155,11 @@ class Programs:
                     tell("compiling", min(done + 1, len(missing)), len(missing))
             self.compile_seconds += time.perf_counter() - begin
 
-    def decoder(self, length: int, last: int, *rest: Any, more: bool) -> tuple:
+    def decode_key(self, length: int, last: int, *rest: Any, more: bool) -> tuple:
         """The key of the decode program for a ring of which slot `last` is the last one that is taken.
 
-        That for few rows is taken where it suffices, unless it would have to be compiled although the other one is there, or
-        will be needed soon.
+        The program for the first slots alone is taken where it suffices, unless it would have to be compiled although the other
+        one is there, or will be needed soon.
 
         Args:
             length: of the ring.
@@ -171,7 +171,7 @@ class Programs:
         suffices = last < self.few(length)
         return few if suffices and (few in self._done or not (more or every in self._done)) else every
 
-    def _decoders(self, length: int) -> tuple[str, ...]:
+    def _decode_kinds(self, length: int) -> tuple[str, ...]:
         return ("decode", "decode_few") if self.few(length) else ("decode",)
 
     def parts(self, kind: str, *size: int) -> _Program:
@@ -276,7 +276,7 @@ class Programs:
             fits = [t for t, below in zip(inserted, lower, strict=False) if t <= self.config.prefill_tokens or below < length]
             keys += [
                 ("ring", length),
-                *((kind, length, greedy) for kind in self._decoders(length) for greedy in (True, False)),
+                *((kind, length, greedy) for kind in self._decode_kinds(length) for greedy in (True, False)),
                 *(("insert", t, length) for t in fits),
             ]
         return keys

@@ -332,7 +332,7 @@ class Engine:
         keys += [("prefill", pack.length, *asked), *([("pool",)] if pack.placed else [])]
         for ring in rings:
             keys += [
-                self._decoder(ring, waiting),
+                self._decode_key(ring, waiting),
                 ("insert", self.programs.columns[pack.length], ring.length),
                 ("ring", ring.length),
             ]
@@ -387,7 +387,7 @@ class Engine:
             # At least one: there may be slots enough already, and what did not fit into the last prefill waits for the next.
             missing = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
             steps, begin = ring.steps(chunk=self.config.chunk, wanted=missing), self._clock()
-            program = self.programs.get(*self._decoder(ring, waiting))
+            program = self.programs.get(*self._decode_key(ring, waiting))
             ring.state, report, logprobs = program(self.params, ring.state, np.asarray(steps, np.int32))
             self._start(_Event(False, report, logprobs, live, begin, f"generating {_number(len(live), 'answer')}"))
             dispatched = True
@@ -402,12 +402,12 @@ class Engine:
                     state.leave()
         return dispatched
 
-    def _decoder(self, ring: Ring, waiting: Sequence[RequestState]) -> tuple:
+    def _decode_key(self, ring: Ring, waiting: Sequence[RequestState]) -> tuple:
         """The key of the decode program that the ring's requests want."""
         live = ring.live()
         greedy = all(state.sampling.greedy for _, state in live)
         asked = self.programs.alternatives(state.request.params.logprobs for _, state in live)
-        return self.programs.decoder(ring.length, live[-1][0], greedy, *asked, more=bool(waiting))
+        return self.programs.decode_key(ring.length, live[-1][0], greedy, *asked, more=bool(waiting))
 
     def _start(self, event: _Event) -> None:
         """Note what has been dispatched, and have its tokens copied to the host."""
