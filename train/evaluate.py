@@ -188,8 +188,8 @@ def ask(
             if not batch:
                 continue
             inputs = encode(batch)
-        options = {"max_new_tokens": config.max_new_tokens, "kv_cache_dtype": kv_cache_dtype, "mesh": mesh}
-        rows = generate(model, params, **inputs, **options)
+        new = config.max_new_tokens
+        rows = generate(model, params, **inputs, max_new_tokens=new, kv_cache_dtype=kv_cache_dtype, mesh=mesh)
         texts = processor.batch_decode(rows[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for number, text in zip(batch, texts, strict=True):
             answers[number] = Answer(*tasks[number], text.strip())
