@@ -25,6 +25,8 @@ _GPU_ROWS = 8
 _MANY_SLOTS, _FEW = 16, 8
 ANY_SLOTS = 2**16  # at most: the host keeps a list of them
 _CPU_CACHE_BYTES = 2 * 10**9
+# Fields of `EngineConfig` that are numbers from 1 on.
+_FROM_ONE = ("cache_bytes", "prefill_tokens", "encoder_tiles", "chunk", "lookahead", "lookahead_bytes", "feature_places")
 FREE_MEMORY_SHARE = 0.6
 # Default of a field that `resolve` fills in: None in what a user gives, never in what `resolve` returns.
 _CHOSEN: Any = None
@@ -97,12 +99,19 @@ class EngineConfig:
         lengths = tuple(sorted(set(self.ring_lengths or [n for n in (*RINGS, most) if n < most] + [most])))
         if lengths[0] < 2 or lengths[-1] > most:
             raise InputError(f"ring_lengths must lie between 2 and the model's {most} positions, got {lengths!r:.80}")
+        if self.ring_lengths is not None and not self.ring_lengths:
+            raise InputError("ring_lengths is empty: name a length, or leave it out")
         if self.ring_lengths and tuple(self.ring_lengths) != lengths:
             raise InputError(
                 f"ring_lengths ascend, each of them once, as slots goes by: {lengths}, not {self.ring_lengths!r:.80}"
             )
         if self.slots is not None and self.cache_bytes is not None:
             raise InputError("slots and cache_bytes both say how large the caches are: leave one out")
+        for name in _FROM_ONE:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if self.run_ahead is not None and self.run_ahead < 0:
+            raise InputError(f"run_ahead must be at least 0, got {self.run_ahead}")
         quantized = check_kv_cache_dtype(self.kv_cache_dtype)
         slots = self.slots
         if slots is None:
@@ -110,8 +119,8 @@ class EngineConfig:
             share = (self.cache_bytes or _cache_bytes(mesh)) // len(lengths)
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
             whole = _GPU_ROWS * lanes if platform == "gpu" else lanes
-            most = [max(min(share // (column * n), cap), lanes) for n in lengths]
-            slots = tuple(n - n % (whole if n >= whole else lanes) for n in most)
+            fitting = [max(min(share // (column * n), cap), lanes) for n in lengths]
+            slots = tuple(n - n % (whole if n >= whole else lanes) for n in fitting)
         if len(slots) != len(lengths) or any(not lanes <= n <= ANY_SLOTS or n % lanes for n in slots):
             each = f"a multiple of {lanes} up to {ANY_SLOTS}" if lanes > 1 else f"a number from 1 to {ANY_SLOTS}"
             example = ",".join([str(4 * lanes)] * len(lengths))
@@ -122,9 +131,6 @@ class EngineConfig:
         tiles = self.encoder_tiles or encoder_batch(model.config.vision_config, cpu=cpu)
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")
-        for name, least in (("chunk", 1), ("lookahead", 1), ("lookahead_bytes", 1), ("prefill_tokens", 1), ("run_ahead", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
         chosen = {
             "ring_lengths": lengths,
             "slots": tuple(slots),

@@ -64,6 +64,9 @@ def test_settings_that_contradict_the_model_are_refused(tiny):
         EngineConfig(ring_lengths=(64,), slots=(0,)),
         EngineConfig(encoder_tiles=3),
         EngineConfig(chunk=-1),
+        EngineConfig(run_ahead=-1),
+        EngineConfig(ring_lengths=()),
+        *(EngineConfig(**{name: value}) for name in ("cache_bytes", "encoder_tiles", "feature_places") for value in (0, -4)),
     ]:
         with pytest.raises(InputError):
             Engine(*tiny, wrong)
