@@ -125,7 +125,7 @@ class _Reader:
         total.add(body, times or 1)
 
     def _trips(self, it: Instruction) -> int | None:
-        """How often a loop runs: as the compiler says, or by the one number that its condition compares with."""
+        """How often a loop runs, as the compiler says; None where it does not."""
         known = re.search(r'"known_trip_count":\{"n":"?(\d+)', it.attributes)
         return int(known.group(1)) if known else None
 

@@ -8,7 +8,7 @@ __all__ = ["Instruction", "Module", "array_bytes", "hbm_bytes", "parse"]
 
 _WIDTHS = {"pred": 1, "token": 0, "opaque": 0}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_ASSIGNED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_ASSIGNED = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAMED = re.compile(r"%([\w.\-]+)")
 _ELSEWHERE = re.compile(r"S\([1-9]")  # a memory space that is not the main one
@@ -25,7 +25,6 @@ class Instruction:
         opcode: such as "fusion".
         operands: names of the instructions it reads.
         attributes: what follows the operands, as text.
-        root: whether it is its computation's result.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
-    root: bool
 
     def computation(self, attribute: str) -> str | None:
         """The computation that an attribute such as "calls" or "body" names."""
@@ -93,8 +91,7 @@ def _instruction(line: str) -> Instruction | None:
     start = opcode.end() - 1
     stop = start + _closing(rest[start:])
     operands = tuple(_NAMED.findall(rest[start:stop]))
-    root, name = assigned.groups()
-    return Instruction(name, rest[:end], opcode.group(1), operands, rest[stop + 1 :], bool(root))
+    return Instruction(assigned.group(1), rest[:end], opcode.group(1), operands, rest[stop + 1 :])
 
 
 def _closing(text: str) -> int:

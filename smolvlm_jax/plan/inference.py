@@ -21,7 +21,7 @@ from .measure import KernelLoops, Measurer, TooLarge, held_bytes
 from .models import abstract_weights
 from .settings import PlanConfig, Workload
 
-__all__ = ["EngineOnChips", "chosen_ring"]
+__all__ = ["EngineOnChips", "prefill_bucket"]
 
 # Which of a program's arguments are there anyway: weights, features, a ring. The others come with the call.
 _KEPT = {"encode": 2, "prefill": 2, "insert": 1, "decode": 2}
@@ -30,9 +30,9 @@ _OF_SLOTS = ("insert", "decode")
 Notify = Callable[[str, int, int], None]
 
 
-def chosen_ring(config: PlanConfig, positions: int) -> tuple[int, ...]:
+def _chosen_rings(config: PlanConfig, positions: int) -> tuple[int, ...]:
     """The lengths of the rings: those of the config, or the shortest of the engine's own that holds a record."""
-    if config.ring_lengths:
+    if config.ring_lengths is not None:
         return config.ring_lengths
     columns = config.workload.prompt + config.workload.new
     found = next((length for length in (*RINGS, positions) if columns <= length <= positions), None)
@@ -67,7 +67,7 @@ class EngineOnChips:
         with activate(self.mesh):
             self.weight_bytes = held_bytes(self.weights)
         self.lanes = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        self.rings = chosen_ring(self.config, self.model.config.text_config.max_position_embeddings)
+        self.rings = _chosen_rings(self.config, self.model.config.text_config.max_position_embeddings)
         self._costs: dict[tuple, Cost] = {}
         self._programs: dict[tuple, Programs] = {}
         self._held: dict[EngineShapes, dict[str, int]] = {}
@@ -116,10 +116,10 @@ class EngineOnChips:
         return [key for key in keys if key[0] in self.config.kinds]
 
     def keys(self, shapes: EngineShapes) -> list[tuple]:
-        """The programs to compile: those of the workload, or with `all_programs` every one."""
+        """The programs to compile: those of the workload, or with `all_programs` every one, of the kinds that are asked for."""
         if not self.config.all_programs:
             return self.workload_keys(shapes)
-        return [key for key in self.programs(shapes).keys() if key[0] in _KEPT]  # noqa: SIM118 (a method of ours)
+        return [key for key in self.programs(shapes).keys() if key[0] in self.config.kinds]  # noqa: SIM118 (a method of ours)
 
     # ---- costs
 

@@ -94,8 +94,8 @@ class Measurer:
             lowered: the program, as `jit(…).lower(…)` gives it.
             flops: of it, on one chip.
             input_bytes: see `Cost`.
-            loops: of kernels whose work depends on what a cache holds. Default: as the kernels state it.
             steps: that a program whose loop decides its own length takes in a call; everything but memory is for one of them.
+            loops: of kernels whose work depends on what a cache holds. Default: as the kernels state it.
             in_8_bits: whether products may be of int8, at whose peak the program's floor is then.
 
         Raises:

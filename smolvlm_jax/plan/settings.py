@@ -69,7 +69,7 @@ class PlanConfig:
         all_programs: compile every program that the engine can need, not only those of the workload.
         kv_cache_dtype: as in `EngineConfig`.
         live: share of a ring's columns that rows see on average while they decode. Default: that of the workload's records.
-        kinds: of the workload's programs only these: "encode", "prefill", "insert", "decode". Then there is no rate.
+        kinds: of the programs only these: "encode", "prefill", "insert", "decode". Then there is no rate.
         layers: compile only so many layers of (encoder, decoder), for a quick look.
         dtype: of weights and computation. Default: bfloat16; of a recipe, its own.
         quantize: "int8" for weights in 8 bits, of mode "infer". Default: as `model` is stored.
@@ -109,6 +109,10 @@ class PlanConfig:
             raise InputError(f"--live must be above 0 and at most 1, got {self.live}")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise InputError(f"{unknown[0]!r:.40} is no kind of program; known are {', '.join(KINDS)}")
+        if not self.kinds or (self.kinds == ("encode",) and not (self.workload.tiles or self.all_programs)):
+            raise InputError(
+                f"kinds is {self.kinds!r}, and records have {self.workload.tiles} tiles: nothing is left to compile"
+            )
         if self.quantize not in (None, "int8"):
             raise InputError(f"--quantize {self.quantize!r:.40}: the choice is int8")
         if self.quantize and self.trains:

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError, MissingExtraError
 from .chips import CHIPS, SLICES, Chip, find_chip
 
-__all__ = ["Target", "parse_target"]
+__all__ = ["Target", "chip_here", "parse_target"]
 
 _GPUS_OF_A_HOST = 8
 
@@ -20,7 +20,7 @@ class Target:
     """Chips to compile for.
 
     Attributes:
-        chip: None for those of this process, of a kind that is not in the table.
+        chip: None for the devices of this process, whose chip `chip_here` finds.
         shape: of a TPU slice, such as (2, 4); of GPUs (n,). Empty for the devices of this process.
     """
 
@@ -66,7 +66,8 @@ class Target:
         except Exception as error:
             if not importlib.util.find_spec("libtpu"):
                 raise MissingExtraError("the TPU compiler", "plan") from error
-            raise InputError(f"the TPU compiler knows no slice {whole}: {str(error).splitlines()[0][:200]}") from error
+            first_line = str(error).partition("\n")[0]
+            raise InputError(f"the TPU compiler knows no slice {whole}: {first_line[:200]}") from error
         return found if self.count >= _size(self.chip.smallest) else found[: self.count]
 
     def _gpus(self, topologies: Any, chip: Chip) -> Sequence[Any]:
@@ -91,7 +92,7 @@ def parse_target(text: str) -> Target:
             or "here".
 
     Raises:
-        InputError: there is no such chip, or the shape is none.
+        InputError: there is no such chip, or what follows its name is no number or shape of chips.
     """
     if text.lower() == "here":
         return Target(None, ())
@@ -123,7 +124,8 @@ def chip_here() -> Chip | None:
     import jax
 
     kind = jax.devices()[0].device_kind.lower()
-    names = {"v5 lite": "v5e", "v5p": "v5p", "v6 lite": "v6e", "tpu7x": "tpu7x", "tpu v5": "v5p"}
+    # In this order: "tpu v5" is a v5p, and part of the others.
+    names = {"v5 lite": "v5e", "v5e": "v5e", "v6 lite": "v6e", "v6e": "v6e", "tpu7x": "tpu7x", "tpu v5": "v5p"}
     names |= {chip.name: chip.name for chip in CHIPS.values() if chip.platform == "cuda"}
     return next((CHIPS[name] for part, name in names.items() if part in kind), None)
 

@@ -6,7 +6,7 @@ from .chips import Chip
 from .figures import Cost, Rate
 from .settings import Workload
 
-__all__ = ["record_seconds", "rate_of"]
+__all__ = ["rate_of", "record_seconds", "slow_seconds"]
 
 # Of its peak and of its bandwidth, what a GPU is taken to reach at the lower bound: its compiler estimates none.
 GPU_PEAK_SHARE = 0.4

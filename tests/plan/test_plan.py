@@ -1,5 +1,6 @@
 """The command: what it prints for this machine, for chips that are not here, and for mistakes."""
 
+import argparse
 import importlib.util
 import json
 import re
@@ -12,14 +13,20 @@ import pytest
 
 from smolvlm_jax import resolve
 from smolvlm_jax.cli import main
+from smolvlm_jax.encoder_kernels import shape
 from smolvlm_jax.errors import InputError, MissingExtraError, MissingFileError
-from smolvlm_jax.plan import CHIPS, Cost, PlanConfig, Workload, plan, report
+from smolvlm_jax.plan import CHIPS, Cost, PlanConfig, Workload, plan, report, target
+from smolvlm_jax.plan.cli import add_parser
 from smolvlm_jax.plan.figures import Memory, Plan
+from smolvlm_jax.plan.inference import EngineOnChips
+from smolvlm_jax.plan.measure import Measurer
 from smolvlm_jax.plan.models import describe, given_mesh
 from smolvlm_jax.plan.report import chart, check_chart, to_text
+from smolvlm_jax.plan.settings import KINDS
 from smolvlm_jax.plan.target import parse_target
 from smolvlm_jax.plan.training import recipe_of
 from smolvlm_jax.plan.workload import rate_of, record_seconds
+from smolvlm_jax.sharding import make_mesh
 
 compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler: pip install 'smolvlm-jax[plan]' on x86-64 Linux"
@@ -37,6 +44,36 @@ def test_what_is_named_and_is_not_there():
         describe("3b", dtype="float32")
     recipe = recipe_of(PlanConfig(recipe="lora-256m", attention="einsum"))
     assert recipe.attention == "einsum" and recipe.dtype == "bfloat16"
+
+
+def test_the_page_names_every_option():
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_parser(commands)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    flags = {flag for flag in commands.choices["plan"]._option_string_actions if flag.startswith("--")}
+    assert flags - {"--help"} <= set(re.findall(r"--[a-z-]+", page))
+
+
+@pytest.mark.parametrize("kind", shape._CHIPS)
+def test_a_chip_at_hand_is_found_by_what_jax_calls_it(kind, monkeypatch):
+    """The same chip as the encoder's kernels are sized for."""
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    found = target.chip_here()
+    assert found is not None and found.name.removeprefix("tpu") == shape._CHIPS[kind]
+
+
+def test_kinds_are_those_of_the_programs_that_are_compiled():
+    """Also where every program of the engine is compiled; kinds that leave none are refused."""
+    mesh, model = make_mesh(devices=jax.devices()[:1]), describe("tiny", dtype="float32")
+    for every in (False, True):
+        for kinds in (("decode",), ("encode", "insert"), KINDS):
+            config = PlanConfig(model="tiny", workload=SMALL, slots=(8,), kinds=kinds, all_programs=every)
+            engine = EngineOnChips(model, mesh, Measurer(None), config, lambda *_: None)
+            found = [key[0] for key in engine.keys(engine.shapes(config.slots))]
+            assert set(found) == set(kinds) and (len(found) > len(kinds)) == every
+    for wrong in (dict(kinds=()), dict(kinds=("encode",), workload=Workload(tiles=0))):
+        with pytest.raises(InputError, match="nothing is left to compile"):
+            PlanConfig(**wrong)
 
 
 def test_names_of_chips():
