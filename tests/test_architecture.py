@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,28 @@ def test_inside_the_package_names_are_imported_from_where_they_are_defined(graph
     for importer in graph.find_modules_that_directly_import("smolvlm_jax"):
         for detail in graph.get_import_details(importer=importer, imported="smolvlm_jax"):
             assert detail["line_contents"].endswith(". import __version__"), importer
+
+
+def test_the_layers_are_described_as_they_are_checked():
+    """The list of CONTRIBUTING.md is that of pyproject.toml."""
+    described = re.search(r"\n## Layers\n.*?\n\n((?:    [^\n]+\n)+)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL)
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    assert described is not None and described.group(1).split("\n") == [*(f"    {layer}" for layer in layers), ""]
+
+
+def test_the_file_map_is_in_the_order_of_imports(graph):
+    """docs/architecture.md: each line uses only lines above it."""
+    block = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## Files")[1].split("\n## ")[0]
+    place = {name: number for number, name in enumerate(re.findall(r"^ {6}(\w+)(?:\.py|/)", block, re.MULTILINE))}
+    part = lambda module: place.get(module.split(".")[1]) if "." in module else None
+    wrong = set()
+    for importer in graph.modules:
+        for imported in graph.find_modules_directly_imported_by(importer):
+            user, used = part(importer), part(imported)
+            if user is not None and used is not None and used > user:
+                wrong.add(f"{importer} imports {imported}")
+    assert not wrong
 
 
 def test_what_prepares_data_imports_no_jax(installed):
