@@ -364,7 +364,7 @@ def add_machine(
     group = parser.add_argument_group("machine")
     group.add_argument("--dtype", choices=dtypes, type=full_name, help=f"dtype of the weights (default: {dtype})")
     if attention:
-        forms = "form of attention; einsum uses no kernels for TPUs"
+        forms = "form of attention; einsum uses no kernels for TPUs and GPUs"
         group.add_argument("--attention", default="auto", metavar="FORM", help=forms)
     if mesh is not None:
         group.add_argument("--mesh", metavar="AXIS=N,…", help=mesh)

@@ -243,7 +243,8 @@ Buffers = HeadBuffers | PairBuffers | ColumnBuffers
 
 
 def _each(function: Callable[..., jax.Array], buffers: Any, *others: Any) -> Any:
-    """`function` of the dimension of the columns and an array of each of the buffers, for all their arrays."""
+    """The buffers with `function(axis, x, *xs)` in place of each array x, whose columns are dimension `axis`; xs are the arrays
+    of the others in this place."""
     arrays, tree = jax.tree.flatten(buffers)
     rest = [jax.tree.leaves(other) for other in others]
     return jax.tree.unflatten(tree, [function(*each) for each in zip(buffers.columns, arrays, *rest, strict=True)])
@@ -275,7 +276,7 @@ class KVCache:
             batch: rows b.
             length: columns L.
             dtype: of keys and values.
-            stored: how they are stored instead.
+            stored: their format. Default: `HeadBuffers` of this dtype.
 
         Returns:
             The cache, in which no column is visible.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 __all__ = ["rare_collections"]
 
+# Thresholds as of `gc.set_threshold`: new objects before a collection, and collections before one of older objects.
 _RARE = (50_000, 20, 20)
 _lock = threading.Lock()
 _users = 0
@@ -16,7 +17,7 @@ _before: tuple[int, int, int] = gc.get_threshold()
 @contextlib.contextmanager
 def rare_collections() -> Iterator[None]:
     """Look for unreachable objects less often while the block runs: imports and tracing make hundreds of thousands of objects
-    that stay, and by default a start spends 0.5 s of the processor among them.
+    that stay, and by default a start spends 0.5 s of processor time on looking through them.
 
     The thresholds are those of the whole process. They are put back when the last of the blocks ends, which may lie inside each
     other and in several threads, unless somebody else has changed them meanwhile. A process that collects rarely by its own

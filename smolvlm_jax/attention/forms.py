@@ -1,8 +1,9 @@
-"""The forms of attention that need no kernel: einsums, one query against a whole cache, one head after the other.
+"""The forms of attention that need no kernel: einsums, whole or for a block of queries at a time, one query against a whole
+cache, one head after the other.
 
 XLA compiles all of them for every platform, but they are not equally fast there. Its compilers for accelerators fuse and
 partition two einsums well. Its CPU backend does not: in float32, where large score matrices leave the processor's caches, or
-where one query meets a whole KV cache, the other two forms are up to twice as fast (figures in docs/design.md).
+where one query meets a whole KV cache, the last two forms are up to twice as fast (figures in docs/design.md).
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from ..precision import matmul_precision
 from .blockwise import blockwise_attention
 
-__all__ = ["Mask", "SegmentMask"]
+__all__ = ["LARGE", "Mask", "SegmentMask", "by_einsum", "grouped", "masked_softmax"]
 
 # Scores of one head, queries × keys, from which on a CPU takes the heads one at a time.
 LARGE = 2**17
@@ -109,8 +110,7 @@ def one_query(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array
     b, n, _, h = q.shape
     kv = k.shape[1]
     mask = _visible(mask)
-    grouped = q.reshape(b, kv, n // kv, 1, h)
-    scores = (grouped * k[:, :, None]).sum(-1)  # (b, k, g, s)
+    scores = (grouped(q, kv) * k[:, :, None]).sum(-1)  # (b, k, g, s)
     weights = _softmax(scores, None if mask is None else mask[:, None], h)
     return (weights[..., None] * v[:, :, None]).sum(-2).reshape(b, n, 1, h)
 

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _LARGEST = 127
-# Of `joined_bytes`.
+# The unit of `joined_bytes`, as a part of the bound.
 UNIT = 1 / (2 * _LARGEST * _LARGEST)
 
 

@@ -16,7 +16,7 @@ from ..records.columns import NOTHING_READS, UNUSED
 from ..records.record import Record, own_columns
 from ..records.sources import Source
 from ..records.values import Unreadable
-from .remarks import sees
+from .remarks import has_media
 
 __all__ = ["Own", "check_columns", "look", "plain", "require_records", "unnamed"]
 
@@ -111,7 +111,7 @@ def unnamed(source: Source, records: list[Record], *, whole: bool) -> list[str]:
         records: The first of it.
         whole: Whether they are all that there are.
     """
-    if not any(sees(record) for record in records):
+    if not any(has_media(record) for record in records):
         return list(source.beside)
     if not whole or any(record.messages is None for record in records):
         return []
@@ -164,7 +164,7 @@ def check_columns(records: list[Record], own: Own) -> None:
             raise _clash(name)
         if name not in found and name != "id":
             raise InputError(f"--keep {name}: no such column{nearest(name, found)}; {there}")
-    if any(sees(record) for record in records):
+    if any(has_media(record) for record in records):
         return
     faults = [record.error or "" for record in records]
     if all(fault.startswith(NOTHING_READS) for fault in faults):

@@ -10,7 +10,7 @@ from ..records.columns import ASKS, CHATS, DOCUMENTS, MEDIA, renamed
 from ..records.record import Record
 from ..records.request import request_of
 
-__all__ = ["like_settings", "notes_of", "remarks", "sees"]
+__all__ = ["has_media", "like_settings", "notes_of", "remarks"]
 
 _ASKS_ITSELF, _IS_ASKED, _HAS_COLUMN, _TEXT_ALONE, _IDLE = "asks itself", "is asked", "has a column", "text alone", "idle: "
 # Values of settings that leave all tokens in.
@@ -49,11 +49,11 @@ def notes_of(
         defaults: The checkpoint's.
 
     Returns:
-        Words of this module's.
+        Notes, as `remarks` counts them.
     """
     request = request_of(renamed(record.given, columns))
     notes = [_ASKS_ITSELF if any(request.get(name) is not None for name in (*CHATS, *ASKS)) else _IS_ASKED]
-    if not sees(record):
+    if not has_media(record):
         notes.append(_TEXT_ALONE)
     elif any(not is_empty(request.get(name)) for name in (*MEDIA, *DOCUMENTS)):
         notes.append(_HAS_COLUMN)
@@ -63,7 +63,7 @@ def notes_of(
     return notes
 
 
-def sees(record: Record) -> bool:
+def has_media(record: Record) -> bool:
     """Whether a record that can be answered has a picture or video."""
     contents = [message.get("content") for message in record.messages or ()]
     return any(

@@ -119,7 +119,7 @@ def blocks_for(shape: LayerShape, chip: str) -> Blocks | None:
 
 
 def _need(shape: LayerShape, blocks: Blocks) -> int:
-    """Bytes of a core's memory that the larger of the two kernels takes, roughly and rather too much."""
+    """Bytes of a core's memory that the larger of the two kernels takes: an estimate, rather too large than too small."""
     p, d, columns = shape.block_patches, shape.width, shape.heads * shape.head_size
     tiles = 4 * 2 * p * d  # input and output, each twice: one is copied while the other is used
     scores = 3 * 4 * p * blocks.queries + 3 * 4 * p * _LANES * blocks.heads

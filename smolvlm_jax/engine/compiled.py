@@ -46,8 +46,8 @@ class Programs:
 
     Attributes:
         buckets: lengths of packed rows, ascending.
-        columns: for each of them, the columns of what a prefill returns, zeros behind the row: of few lengths, since there is
-            an insertion for each.
+        columns: for each of them, how many columns of keys and values a prefill returns, with zeros behind the row. These are
+            few numbers, since each has insertion programs of its own.
         segments: for each of them, how many prompts a row holds at most.
         compilations: how many programs were compiled.
         compile_seconds: that were spent waiting for them.
@@ -96,8 +96,12 @@ class Programs:
         return replace(rules, sampling=Sampling() if greedy else None, logprobs=logprobs)
 
     def alternatives(self, asked: Iterable[int | None]) -> tuple[()] | tuple[int]:
-        """What the key of a program has more if its requests ask for so many alternatives each: nothing if none asks for
-        log-probabilities, else the number that the program gives to all, of which there are few."""
+        """What log-probabilities add to the key of a program: nothing if none of its requests asks for them, else how many
+        alternatives to each token it returns, which is one of few numbers.
+
+        Args:
+            asked: how many alternatives each request asks for; None for no log-probabilities.
+        """
         most = max((count for count in asked if count is not None), default=None)
         if not most:
             return () if most is None else (0,)

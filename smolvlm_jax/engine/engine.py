@@ -64,7 +64,7 @@ class _Event:
         logprobs: of the tokens, if one of the requests asks for them.
         owners: of a prefill ((lane, segment), request); of a chunk (slot, request).
         since: when the first of its programs was dispatched.
-        doing: what is waited for until then, in words.
+        doing: what the device does until then, in words.
     """
 
     prefill: bool
@@ -236,7 +236,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _feed(self, requests: Iterable[Request], continuations: bool = False) -> Iterator[Feed]:
-        """The requests of a call, whose turn it is: one at a time. A call that does not end as it should leaves nothing."""
+        """The requests of a call, while no other call is under way. One that fails or is left early keeps no request."""
         if not self._busy.acquire(blocking=False):
             raise InputError("this engine is already answering: one generate() or loglikelihood() at a time")
         begin = self._clock()
@@ -324,12 +324,12 @@ class Engine:
         return True
 
     def _compile_for(self, pack: Pack, waiting: Sequence[RequestState]) -> None:
-        """Compile what these prompts will need first, all at a time; everything else is compiled when its turn comes."""
+        """Compile what these prompts need first, several programs at a time; the others are compiled when they are needed."""
         rings = dict.fromkeys(p.ring for p in pack.placed if p.ring)
         asked = self.programs.alternatives(p.state.request.params.logprobs for p in pack.placed)
         sizes = set(encoder_batches(len(self._tiles.new), self.programs.encoder_batches()))
         keys: list[tuple] = [("encode", size) for size in sorted(sizes)]
-        keys += [("prefill", pack.length, *asked), *([("pool",)] if pack.placed else [])]
+        keys += [("prefill", pack.length, *asked), ("pool",)]
         for ring in rings:
             keys += [
                 self._decode_key(ring, waiting),
@@ -384,7 +384,7 @@ class Engine:
             live = ring.live()
             if not live:
                 continue
-            # At least one: there may be slots enough already, and what did not fit into the last prefill waits for the next.
+            # At least one: there may be enough free slots already, for prompts that did not fit into this prefill.
             missing = max(1, wanted[ring] - ring.idle) if ring in wanted else 0
             steps, begin = ring.steps(chunk=self.config.chunk, wanted=missing), self._clock()
             program = self.programs.get(*self._decode_key(ring, waiting))

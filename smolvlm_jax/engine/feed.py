@@ -64,7 +64,7 @@ class Reception:
             return self._state(Request(key, error=describe(failure)), prepared)
 
     def _continuation(self, request: Request, wanted: bool) -> tuple[int, ...]:
-        """The tokens to score; none where none are."""
+        """The tokens to score; none of a request that is to be answered."""
         given = request.continuation
         if not wanted:
             if given is not None:

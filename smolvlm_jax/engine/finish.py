@@ -22,7 +22,8 @@ def measured(logprobs: TokenLogprobs | None, where: Any, count: int, alternative
         logprobs: arrays on the host: of a prefill (D, S), of a chunk (b, steps).
         where: of a prefill (lane, segment), of a chunk the row.
         count: how many new tokens the request has there.
-        alternatives: how many of them the request asks for; None: for no log-probabilities at all.
+        alternatives: how many of the most probable tokens the request asks for in each place; None if it asks for no
+            log-probabilities.
 
     Returns:
         One for each token; nothing where none are asked for.

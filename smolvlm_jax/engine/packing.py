@@ -49,6 +49,7 @@ class Pack:
     Attributes:
         length: of the packed rows.
         placed: the prompts.
+        fill: how many tokens each row holds so far.
     """
 
     def __init__(self, lanes: int, segments: dict[int, int], limit: int):

@@ -274,8 +274,8 @@ def score(
     """The log-probabilities of given tokens in packed rows, by logits that exist a block of columns at a time.
 
     Returns:
-        float32 (D, M), of the targets; bool (D, M), whether they are what greedy decoding would take. What stands where there
-        is no target is of no meaning.
+        float32 (D, M), of the targets; bool (D, M), whether they are what greedy decoding would take. Entries without a target
+        have no meaning.
     """
     hidden: Any = model.apply(
         {"params": params}, **tokens.inputs(pool), method=lambda module, **inputs: module.model(**inputs).last_hidden_state

@@ -71,7 +71,7 @@ class Request:
         params: how the prompt is continued.
         error: why there is no prompt. Such a request comes back, in its turn, as a result with this error, so that
             the results of a job have a row for every record.
-        unread: names of columns of the record that nothing was made of, for the remarks of the job.
+        unread: names of columns of the record that are not used, for the remarks of the job.
         notes: what the job counts of the record, for its remarks.
         own: columns of the record that its row has too, as JSON.
         continuation: for `Engine.loglikelihood`, the text after the prompt, as in `continuation_ids`, or token ids.

@@ -12,7 +12,7 @@ class Room:
     """Room for things of known sizes. What is larger than all of it has its turn when nothing else is there.
 
     Args:
-        size: In bytes.
+        size: bytes.
     """
 
     def __init__(self, size: int):
