@@ -22,6 +22,8 @@ def run_plan(options: argparse.Namespace) -> int:
     config = PlanConfig(**settings, workload=Workload(**given(options, Workload)))
     written = None if options.json in (None, "-") else Path(options.json)
     drawn = None if options.chart is None else Path(options.chart)
+    if written is not None and written == drawn:
+        raise InputError(f"--json and --chart both write {written}: name two files")
     for path in filter(None, (written, drawn)):  # now, not after compilers have worked for minutes
         _try_to_write(path)
     if drawn is not None:
@@ -101,7 +103,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     cache = "int8: caches in 8 bits, as in batch (default: as --dtype)"
     work.add_argument("--kv-cache", dest="kv_cache_dtype", choices=("int8",), help=cache)
     work.add_argument("--quantize", choices=("int8",), help="weights in 8 bits, as convert writes them (default: as stored)")
-    live = "share of a ring that rows see on average while they decode (default: that of the records)"
+    live = "share of a ring that rows see on average while they decode, for TPUs (default: that of the records)"
     work.add_argument("--live", type=float, metavar="SHARE", help=live)
     work.add_argument("--max-slots", action="store_true", help="search the largest number of slots that fits")
     work.add_argument("--all-programs", action="store_true", help="compile every program that the engine can need")

@@ -104,6 +104,7 @@ def test_names_of_chips():
         (["--on", ""], "no chip ''; known are v5e"),
         (["--on", "v5e", "--json", "absent/p.json"], "cannot write absent/p.json: No such file or directory"),
         (["--on", "v5e", "--chart", "."], "cannot write .: Is a directory"),
+        (["--on", "v5e", "--json", "p.svg", "--chart", "p.svg"], "--json and --chart both write p.svg: name two files"),
     ],
 )
 def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):
