@@ -32,6 +32,7 @@ _PARTS = ("dynamic-slice", "slice", "gather")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _LIBRARY = re.compile(r'custom_call_target="__cu(?:blas|dnn)\$')
+_IN_PLACE = "output_to_operand_aliasing={{}: (0, {})}"
 _COST = re.compile(r'"bytes_accessed":"?(\d+)')
 
 
@@ -194,10 +195,14 @@ class _Reader:
 
 
 def _beyond_bitcasts(it: Instruction, readers: dict[str, list[Instruction]]) -> list[tuple[Instruction, bool]]:
-    """Who reads an array, and whether as its first operand; a bitcast is the same array."""
+    """Who reads an array, and whether as its first operand; a bitcast is the same array.
+
+    So is a fusion inside a fusion whose result takes its operand's place: such a cache in 8 bits is read in another tiling,
+    of which only the part that is used is ever made.
+    """
     found = []
     for user in readers.get(it.name, ()):
-        if user.opcode == "bitcast":
+        if user.opcode == "bitcast" or (user.opcode == "fusion" and _IN_PLACE in user.attributes):
             found += _beyond_bitcasts(user, readers)
         else:
             found.append((user, user.operands[0] == it.name))

@@ -9,6 +9,7 @@ from smolvlm_jax.plan.flops import flops
 from smolvlm_jax.plan.hlo import hbm_bytes, parse
 from smolvlm_jax.plan.kernels import read_dump, schedule
 
+IN_PLACE = "output_to_operand_aliasing={{}: (0, {})}, "
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
 %fused_slice (p0: f32[64,128], p1: s32[]) -> f32[1,128] {
@@ -76,6 +77,21 @@ def test_a_loop_of_unknown_length_is_one_step_and_told_apart():
     found = count(parse(PROGRAM.replace("CONFIG", "metadata={}")))
     assert found.loops == 1 and found.cycles == 47
     assert found.step is not None and found.step.cycles == 47 and not found.step.calls
+
+
+def test_an_array_written_in_place_in_another_tiling_is_not_copied():
+    """As caches in 8 bits are: the fusion inside would be a whole copy, if its result did not take its operand's place."""
+    copied = """%retiled (p5: f32[64,128]) -> f32[64,128] {
+  %p5 = f32[64,128]{1,0:T(8,128)} parameter(0)
+  ROOT %copy = f32[64,128]{1,0:T(4,128)} copy(%p5)
+}
+
+%fused_write"""
+    inside = f"  %p6 = f32[64,128]{{1,0:T(4,128)}} fusion(%p2), kind=kLoop, {IN_PLACE}calls=%retiled\n  ROOT %write"
+    program = PROGRAM.replace("CONFIG", "metadata={}").replace("%fused_write", copied, 1).replace("-slice(%p2", "-slice(%p6")
+    plain = count(parse(PROGRAM.replace("CONFIG", "metadata={}"))).bytes
+    assert count(parse(program.replace("  ROOT %write", inside))).bytes == plain
+    assert count(parse(program.replace("  ROOT %write", inside.replace(IN_PLACE, "")))).bytes == plain - ROW + 2 * ARRAY
 
 
 def test_a_part_fetched_into_the_cores_memory_is_read():
