@@ -140,15 +140,16 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="only what a page needs, and its cycles")
     options = parser.parse_args()
     rings = (PAGE_RING,) if options.page else tuple(tuple(map(int, ring.split(":"))) for ring in options.rings)
-    shares = (PAGE_LIVE,) if options.page else tuple(options.live or (None,))
     more = {"kv_cache_dtype": options.kv_cache, "quantize": options.quantize}
     rows: list[Row] = []
     failed = 0
     for model in options.models:
         for chip in options.on:
+            # On GPUs a step reads all columns.
+            given = (PAGE_LIVE if CHIPS[chip].platform == "tpu" else None,) if options.page else tuple(options.live or (None,))
             for part in (engine_rows, train_rows):
                 try:
-                    for row in part(model, chip, tuple(options.only), rings, shares, **more):
+                    for row in part(model, chip, tuple(options.only), rings, given, **more):
                         rows.append(row)
                         print(show(row), flush=True)
                 except SmolVLMError as error:

@@ -123,10 +123,11 @@ def _run(config: BatchConfig, notify: Callable[[str], None], progress: Progress)
     keep = is_docling(directory) if config.keep_special_tokens is None else config.keep_special_tokens
     if config.document is not None:
         _require_documents(config, directory, keep)
-    given = {name: getattr(config, name) for name in ("slots", "ring_lengths", "kv_cache_dtype") if getattr(config, name)}
-    if (
-        given or config.mesh is not None or config.attention != "auto"
-    ):  # before anything is written; needs jax, which otherwise starts beside the workers
+    given = {
+        name: value for name in ("slots", "ring_lengths", "kv_cache_dtype") if (value := getattr(config, name)) is not None
+    }
+    # Before anything is written; needs jax, which otherwise starts beside the workers.
+    if given or config.mesh is not None or config.attention != "auto":
         with device_errors("--slots or --ring-lengths"):
             check_settings(directory, mesh=config.mesh, attention=config.attention, **given)
     if config.compilation_cache is not None:

@@ -62,6 +62,12 @@ class EngineOnChips:
     quantized: bool = False
 
     def __post_init__(self):
+        chip = self.measurer.chip
+        if self.config.live is not None and (chip is None or chip.platform != "tpu"):
+            where = "this machine" if chip is None else chip.name
+            raise InputError(
+                f"--live {self.config.live}: a decode step on {where} reads all columns, seen or not; leave it out"
+            )
         self.usable = self.measurer.chip.usable if self.measurer.chip else None
         self.weights = laid_out(abstract_weights(self.model, self.mesh, self.model.dtype, quantized=self.quantized))
         with activate(self.mesh):

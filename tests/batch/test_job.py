@@ -355,6 +355,9 @@ def test_the_python_interface_has_every_switch_and_answers_as_the_command(comman
     assert corpus.rows_of(tmp_path / "a") == corpus.rows_of(tmp_path / "b")
     with pytest.raises(InputError, match=r"prompt was None, is 'Why\?'"):
         run_batch(dataclasses.replace(config, prompt="Why?"))
+    for name in ("slots", "ring_lengths"):
+        with pytest.raises(InputError, match=name):
+            run_batch(dataclasses.replace(config, output=tmp_path / "c", **{name: ()}))
     with pytest.raises(InputError, match="max-error-rate"):
         dataclasses.replace(config, max_error_rate=2)
 

@@ -103,6 +103,7 @@ def test_names_of_chips():
         (["--recipe", "lora-256m", "--on", "v5e", "--tiles", "2"], "--tiles, --prompt and --new: of the engine"),
         (["--on", ""], "no chip ''; known are v5e"),
         (["--on", "v5e", "--json", "absent/p.json"], "cannot write absent/p.json: No such file or directory"),
+        (["--model", "tiny", "--on", "here", "--live", "0.5"], "--live 0.5: a decode step on this machine reads all columns"),
         (["--on", "v5e", "--chart", "."], "cannot write .: Is a directory"),
         (["--on", "v5e", "--json", "p.svg", "--chart", "p.svg"], "--json and --chart both write p.svg: name two files"),
     ],
