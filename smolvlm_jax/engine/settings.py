@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ..cache import CacheFormat, check_kv_cache_dtype
 from ..errors import InputError
 from ..field_types import check_types
+from ..generation_notices import warn
 from ..habits import named_arguments
 from ..model import SmolVLMForConditionalGeneration
 from ..pictures import encoder_batch
@@ -41,7 +42,7 @@ class EngineConfig:
         ring_lengths: columns of each KV cache ring, ascending; a request goes to the shortest one that holds its prompt and
             its limit on new tokens, as far as the longest one has room. Default: 256, 1,024, 2,048, 4,096, the model's limit.
         slots: rows of each ring, multiples of the mesh's data shards. Default: what the memory holds, at most 256 a shard, on
-            CPU 32.
+            CPU 32. On NVIDIA's GPUs multiples of 8 a shard are faster.
         cache_bytes: of all rings together, from which `slots` follows. Default: 2 GB on CPU, 60 % of what is free elsewhere.
         kv_cache_dtype: "int8" stores keys and values in 8 bits, with a float32 scale for each row, head and column. Default: as
             the model computes.
@@ -113,12 +114,11 @@ class EngineConfig:
         if self.run_ahead is not None and self.run_ahead < 0:
             raise InputError(f"run_ahead must be at least 0, got {self.run_ahead}")
         quantized = check_kv_cache_dtype(self.kv_cache_dtype)
-        slots = self.slots
+        slots, whole = self.slots, _GPU_ROWS * lanes if platform == "gpu" else lanes
         if slots is None:
             column = CacheFormat(jnp.dtype(jnp.int8 if quantized else model.dtype)).column_bytes(text)
             share = (self.cache_bytes or _cache_bytes(mesh)) // len(lengths)
             cap = min(_MOST_SLOTS * lanes, 32) if cpu else _MOST_SLOTS * lanes
-            whole = _GPU_ROWS * lanes if platform == "gpu" else lanes
             fitting = [max(min(share // (column * n), cap), lanes) for n in lengths]
             slots = tuple(n - n % (whole if n >= whole else lanes) for n in fitting)
         if len(slots) != len(lengths) or any(not lanes <= n <= ANY_SLOTS or n % lanes for n in slots):
@@ -128,6 +128,9 @@ class EngineConfig:
                 f"slots is {slots!r:.80}; it has {each} for each of the {len(lengths)} rings, whose lengths are "
                 f"{', '.join(map(str, lengths))}: for example --slots {example}"
             )
+        if odd := [n for n in slots if n > whole and n % whole]:
+            below, above = odd[0] - odd[0] % whole, odd[0] + -odd[0] % whole
+            warn(f"slots {odd[0]}: a step on a GPU starts half more kernels for them than for {below} or {above} slots")
         tiles = self.encoder_tiles or encoder_batch(model.config.vision_config, cpu=cpu)
         if tiles & (tiles - 1):
             raise InputError(f"encoder_tiles must be a power of two, got {tiles}")

@@ -1,8 +1,10 @@
 """What the engine makes of its settings: sizes, slots, programs kept on the disk, refusals."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -55,6 +57,22 @@ def test_slots_of_a_gpu_are_multiples_of_eight_where_there_are_so_many(tiny, dat
         for mine, fits in zip(gpu, tpu, strict=True):
             assert mine == (fits if fits < 8 * lanes else fits - fits % (8 * lanes))
     assert {n % (8 * lanes) for slots in most["tpu"] for n in slots} > {0}
+
+
+@pytest.mark.parametrize(("platform", "data", "slots", "said"), [
+    ("gpu", 1, 98, "slots 98: .* for 96 or 104 slots"),
+    ("gpu", 4, 36, "slots 36: .* for 32 or 64 slots"),
+    ("gpu", 1, 96, None),
+    ("gpu", 4, 12, None),  # three a shard: there is no smaller multiple
+    ("tpu", 1, 98, None),
+])  # fmt: skip
+def test_other_slots_of_a_gpu_are_taken_with_a_warning(tiny, platform, data, slots, said):
+    device = SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": 10**9})
+    mesh = SimpleNamespace(shape={"data": data, "fsdp": 1, "tensor": 1}, devices=np.full((data,), device))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert EngineConfig(ring_lengths=(256,), slots=(slots,)).resolve(tiny[0], mesh).slots == (slots,)
+    assert [bool(re.search(said or "", str(each.message))) for each in found] == [True] * (said is not None)
 
 
 def test_settings_that_contradict_the_model_are_refused(tiny):
