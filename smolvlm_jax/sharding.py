@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .errors import InputError
@@ -81,7 +83,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
             f"a mesh of {shape} does not use {len(devices)} devices exactly (data × fsdp × tensor; -1 in "
             "one of them takes what is left)"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_arranged(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as an array of this shape, neighbours beside each other as far as their network has such axes."""
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices).devices
+    except NotImplementedError:  # an axis of the chips' network would have to be divided, which jax does by itself on v5e alone
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except AssertionError:  # chips that make no whole block of the network, such as three of four
+        return np.asarray(devices).reshape(sizes)
 
 
 def activate(mesh: Mesh | None) -> AbstractContextManager:

@@ -97,13 +97,26 @@ def parse_target(text: str) -> Target:
     if text.lower() == "here":
         return Target(None, ())
     name, colon, size = _written_out(text).partition(":")
+    if name == "here":
+        raise InputError(f"--on {text}: here is all devices of this machine, without a number; or write a chip, such as v5e:2x2")
     chip = find_chip(name)
     if not colon:
         return Target(chip, (1,))
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){0,2}", size) or (chip.platform == "cuda" and "x" in size):
         example = f"{name}:8" if chip.platform == "cuda" else f"{name}:{chip.smallest}"
         raise InputError(f"--on {text}: {size!r} is no number of chips; write {example}, say")
-    return Target(chip, tuple(int(n) for n in size.split("x")))
+    shape = tuple(int(n) for n in size.split("x"))
+    if chip.platform == "tpu" and not _is_slice(chip, shape):
+        example = SLICES.get(name, {}).get(math.prod(shape), "") if chip.smallest.count("x") == 1 else ""
+        raise InputError(f"--on {text}: {size} is no slice of {name}; write {name}:{example or chip.smallest}, say")
+    return Target(chip, shape)
+
+
+def _is_slice(chip: Chip, shape: tuple[int, ...]) -> bool:
+    """Whether TPUs have slices like this, as far as it is known without their compiler: of no more dimensions than the smallest,
+    of one only below it, and parts of the smallest that make a mesh."""
+    whole, count = _size(chip.smallest), math.prod(shape)
+    return len(shape) <= chip.smallest.count("x") + 1 and (len(shape) > 1 if count >= whole else whole % count == 0)
 
 
 def _written_out(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from smolvlm_jax import resolve
+from smolvlm_jax import make_mesh, resolve
 from smolvlm_jax.cli import main
 from smolvlm_jax.encoder_kernels import shape
 from smolvlm_jax.errors import InputError, MissingExtraError, MissingFileError
@@ -85,7 +86,28 @@ def test_names_of_chips():
     assert parse_target("V5E:2x4") == parse_target("v5e:2x4")
     assert parse_target("v5e:2x4").shape == (2, 4) and parse_target("v5e:2x4").count == 8
     assert parse_target("v5e").count == parse_target("v5e:1x1").count == parse_target("h100").count == 1
+    assert parse_target("v5e:2").count == 2 and parse_target("v5p:2x2").shape == (2, 2) and parse_target("v6e:1x2").count == 2
+    assert parse_target("h100:3").count == 3
     assert parse_target("h100:8").shape == (8,) and parse_target("here").shape == ()
+
+
+@compiler
+@pytest.mark.parametrize("on", ["v5e:4x4", "v6e:4x4", "v6e:2x4", "v5p:2x2x4", "v5p:4x4", "tpu7x:2x2x2"])
+def test_any_mesh_can_be_made_of_a_slice(on):
+    """Also where one of its axes is no axis of the chips' network, for which jax wants to be asked."""
+    devices = parse_target(on).devices()
+    sizes = [2**n for n in range(len(devices).bit_length())]
+    for data, fsdp, tensor in itertools.product(sizes, repeat=3):
+        if data * fsdp * tensor == len(devices):
+            mesh = given_mesh(PlanConfig(on=on, mesh=f"data={data},fsdp={fsdp},tensor={tensor}"), devices)
+            assert mesh.devices.shape == (data, fsdp, tensor) and set(mesh.devices.flat) == set(devices)
+
+
+@compiler
+def test_a_mesh_of_some_chips_of_a_host():
+    """As mesh.devices=3 makes it."""
+    some = parse_target("v5e:2x2").devices()[:3]
+    assert make_mesh(devices=some).devices.ravel().tolist() == list(some)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +116,11 @@ def test_names_of_chips():
         (["--on", "v7e"], "no chip 'v7e'; known are v5e, v5p, v6e"),
         (["--on", "v5e:2*4"], "'2*4' is no number of chips; write v5e:2x2, say"),
         (["--on", "h100:2x4"], "write h100:8, say"),
+        (["--on", "v5e:3"], "--on v5e:3: 3 is no slice of v5e; write v5e:2x2, say"),
+        (["--on", "v5p:1x3"], "write v5p:2x2x1, say"),
+        (["--on", "v5e:8"], "--on v5e:8: 8 is no slice of v5e; write v5e:2x4, say"),
+        (["--on", "v6e:2x2x2"], "write v6e:2x4, say"),
+        (["--on", "here:2"], "--on here:2: here is all devices of this machine, without a number"),
         (["--on", "v5e", "--mode", "train"], "--mode train needs --recipe"),
         (["--on", "v5e", "steps=3"], "'steps=3' changes a recipe, and there is none"),
         (["--on", "v5e", "--tiles", "-1"], "--tiles must be at least 0, got -1"),
