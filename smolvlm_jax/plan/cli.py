@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -20,8 +21,8 @@ def run_plan(options: argparse.Namespace) -> int:
 
     settings = {**given(options, PlanConfig), "overrides": tuple(options.overrides)}
     config = PlanConfig(**settings, workload=Workload(**given(options, Workload)))
-    written = None if options.json in (None, "-") else Path(options.json)
-    drawn = None if options.chart is None else Path(options.chart)
+    written = None if options.json in (None, "-") else _on_disk("--json", options.json)
+    drawn = None if options.chart is None else _on_disk("--chart", options.chart)
     if written is not None and written == drawn:
         raise InputError(f"--json and --chart both write {written}: name two files")
     for path in filter(None, (written, drawn)):  # now, not after compilers have worked for minutes
@@ -50,9 +51,18 @@ def run_plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _on_disk(option: str, path: str) -> Path:
+    """Where to write; links are followed. Raises InputError for a URL."""
+    if "://" in path:
+        raise InputError(f"{option} {path}: plan writes to a disk, not to a URL; name a file")
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
 def _try_to_write(path: Path) -> None:
-    """Raises InputError where a file cannot be written. What is there stays as it is."""
+    """Raises InputError where a file cannot be written. What is there stays as it is, and the reader of a pipe sees no end."""
     new = not path.exists()
+    if path.is_fifo():
+        return
     try:
         with open(path, "ab"):
             pass

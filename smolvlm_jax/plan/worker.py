@@ -71,13 +71,20 @@ def _training(config, devices, measurer, notify) -> dict:
     notify(f"step of {recipe.data.batch_size} × {recipe.data.length}", 1, 1)
     cost, memory = measure_step(recipe, mesh, measurer)
     slow = slow_seconds(cost, measurer.chip) if measurer.chip else None
-    times = recipe.accumulation
+    times, unused = recipe.accumulation, len(devices) - mesh.size
     return dict(
         model=recipe.model,
         chips=mesh.size,
         mesh=dict(mesh.shape),
         mode="train",
-        shapes={"recipe": config.recipe, "rows": recipe.data.batch_size, "length": recipe.data.length, "accumulation": times},
+        shapes={
+            "recipe": config.recipe,
+            "rows": recipe.data.batch_size,
+            "length": recipe.data.length,
+            "accumulation": times,
+            # As mesh.devices says: the recipe's own, or the user's.
+            **({"unused_chips": unused} if unused else {}),
+        },
         memory=memory,
         programs=(cost,),
         step_seconds=None if slow is None or cost.floor_seconds is None else (cost.floor_seconds, slow),

@@ -4,7 +4,9 @@ import argparse
 import importlib.util
 import itertools
 import json
+import os
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +134,7 @@ def test_a_mesh_of_some_chips_of_a_host():
         (["--on", "v5e", "--json", "absent/p.json"], "cannot write absent/p.json: No such file or directory"),
         (["--model", "tiny", "--on", "here", "--live", "0.5"], "--live 0.5: a decode step on this machine reads all columns"),
         (["--on", "v5e", "--chart", "."], "cannot write .: Is a directory"),
+        (["--on", "v5e", "--json", "gs://bucket/p.json"], "--json gs://bucket/p.json: plan writes to a disk, not to a URL"),
         (["--on", "v5e", "--json", "p.svg", "--chart", "p.svg"], "--json and --chart both write p.svg: name two files"),
     ],
 )
@@ -184,6 +187,23 @@ def test_a_plan_as_text_json_and_chart(tmp_path):
     assert "KV cache: 2.000 GB" in (tmp_path / "a.svg").read_text()
     with pytest.raises(InputError, match="cannot write"):
         chart(found, tmp_path / "absent" / "a.svg")
+
+
+def test_files_of_other_kinds_are_written_as_they_are(tmp_path, monkeypatch, capsys):
+    """The reader of a pipe gets the text and then its end; a link stays one, with what it names yet to be made."""
+    memory = Memory(kinds={"weights": 10**9}, largest="m", usable=None)
+    found = Plan(model="m", chip="c", chips=1, mesh={"data": 1}, mode="infer", shapes={}, memory=memory, programs=())
+    monkeypatch.setattr("smolvlm_jax.plan.run.plan", lambda *_: found)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "target.json")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+    for name in ("pipe", "link"):
+        assert main(["plan", "--json", str(tmp_path / name), "--quiet"]) == 0
+    reader.join(10)
+    assert (tmp_path / "link").is_symlink() and [(tmp_path / "target.json").read_text()] == read
+    assert json.loads(read[0]) == json.loads(json.dumps(found.to_dict()))
 
 
 def test_formats_of_charts(monkeypatch):

@@ -6,12 +6,14 @@ import pytest
 from smolvlm_jax import ColIdefics3, init_params, load, make_mesh, save_hf
 from smolvlm_jax.cli import main
 from smolvlm_jax.errors import ConfigError, InputError, SmolVLMError
-from smolvlm_jax.plan import CHIPS, PlanConfig, Workload
-from smolvlm_jax.plan.figures import excess
+from smolvlm_jax.plan import CHIPS, Cost, Plan, PlanConfig, Workload
+from smolvlm_jax.plan.figures import Memory, excess
 from smolvlm_jax.plan.inference import EngineOnChips
 from smolvlm_jax.plan.measure import Measurer, TooLarge
 from smolvlm_jax.plan.models import describe
+from smolvlm_jax.plan.report import to_text
 from smolvlm_jax.plan.training import measure_step, recipe_of, training_mesh
+from smolvlm_jax.plan.worker import _training
 from smolvlm_jax.train import runner
 from smolvlm_jax.train.recipes import load_recipe
 
@@ -155,3 +157,13 @@ def test_a_row_longer_than_the_models_positions_has_no_plan():
     recipe = load_recipe(RECIPE, ["data.length=8193"])
     with pytest.raises(ConfigError, match=r"data\.length is 8,193, and the model has [0-9,]+ positions"):
         measure_step(recipe, make_mesh(devices=jax.devices()[:1]), None)
+
+
+def test_chips_that_a_recipe_leaves_out_are_named(monkeypatch):
+    """`--on v5e:2x4` for a recipe of one device is a plan of one chip, and says so."""
+    found = Cost(name="step"), Memory(kinds={}, largest="step", usable=None)
+    monkeypatch.setattr("smolvlm_jax.plan.training.measure_step", lambda *_: found)
+    for words, unused in ((("mesh.devices=1",), len(jax.devices()) - 1), (("mesh.devices=8", "data.batch_size=8"), 0)):
+        config = PlanConfig(recipe=RECIPE, overrides=words)
+        told = Plan(**_training(config, jax.devices(), Measurer(None), lambda *program: None), chip="c")
+        assert told.shapes.get("unused_chips", 0) == unused and (f"unused_chips {unused}" in to_text(told)) == bool(unused)
