@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 from smolvlm_jax.errors import SmolVLMError
 from smolvlm_jax.plan import CHIPS, Chip, Cost, PlanConfig, Workload, plan
@@ -56,7 +57,10 @@ def engine_rows(
         wanted = tuple(kind for kind in kinds if kind == "decode" or number == 0)
         if not wanted:
             return
-        work = PAGE if (length, slots) == rings[0] else Workload(tiles=0, prompt=length // 2, new=length // 4)
+        # The first ring's records have the pictures and the prompt of a page, as far as they fit.
+        work = Workload(tiles=PAGE.tiles if number == 0 else 0, prompt=max(length // 2, 1), new=max(length // 4, 1))
+        if (length, slots) == rings[0] and PAGE.prompt + PAGE.new <= length:
+            work = PAGE
         sizes = {"ring_lengths": (length,), "slots": (slots,), "live": live}
         for cost in plan(PlanConfig(model=model, on=chip, kinds=wanted, workload=work, **sizes, **more), progress).programs:
             yield Row(model, chip, cost, (length, slots), live)
@@ -127,19 +131,33 @@ def page(rows: list[Row], model: str, name: str) -> dict[str, float]:
     return found | {"page": sum(found.values())} if found.keys() == share.keys() else {}
 
 
+def ring(text: str) -> tuple[int, int]:
+    length, _, slots = text.partition(":")
+    if not (length.isdecimal() and slots.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLUMNS:SLOTS, such as 2048:64")
+    return int(length), int(slots)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["256m"], choices=RECIPES)
     parser.add_argument("--on", nargs="+", default=["v5e"], choices=CHIPS)
     parser.add_argument("--only", nargs="+", default=["encode", "prefill", "insert", "decode"], choices=KINDS)
-    parser.add_argument("--rings", nargs="+", default=[f"{length}:{slots}" for length, slots in RINGS], metavar="COLUMNS:SLOTS")
+    usual = " ".join(f"{length}:{slots}" for length, slots in RINGS)
+    parser.add_argument("--rings", nargs="+", type=ring, metavar="COLUMNS:SLOTS", help=f"(default: {usual})")
     parser.add_argument("--live", nargs="+", type=float, metavar="SHARE", help="of a ring's columns (default: the records')")
     parser.add_argument("--kv-cache", choices=["int8"], help="caches in 8 bits")
     parser.add_argument("--quantize", choices=["int8"], help="weights in 8 bits")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--page", action="store_true", help="only what a page needs, and its cycles")
     options = parser.parse_args()
-    rings = (PAGE_RING,) if options.page else tuple(tuple(map(int, ring.split(":"))) for ring in options.rings)
+    if options.page and (options.rings or options.live):
+        parser.error("--page has a ring and a share of its own: leave out --rings and --live")
+    if options.only == ["train"] and (options.rings or options.live or options.kv_cache or options.quantize):
+        parser.error("--rings, --live, --kv-cache and --quantize are of the engine's programs, and --only names train alone")
+    if options.json and not Path(options.json).resolve().parent.is_dir():  # now, not after hours
+        parser.error(f"--json {options.json}: there is no such directory")
+    rings = (PAGE_RING,) if options.page else tuple(options.rings or RINGS)
     more = {"kv_cache_dtype": options.kv_cache, "quantize": options.quantize}
     rows: list[Row] = []
     failed = 0

@@ -98,7 +98,7 @@ def parse_target(text: str) -> Target:
         return Target(None, ())
     name, colon, size = _written_out(text).partition(":")
     if name == "here":
-        raise InputError(f"--on {text}: here is all devices of this machine, without a number; or write a chip, such as v5e:2x2")
+        raise InputError(f"--on {text}: here is all devices of this machine, without a number; or name chips, such as v5e:2x2")
     chip = find_chip(name)
     if not colon:
         return Target(chip, (1,))
@@ -113,7 +113,7 @@ def parse_target(text: str) -> Target:
 
 
 def _is_slice(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether TPUs have slices like this, as far as it is known without their compiler: of no more dimensions than the smallest,
+    """Whether TPUs have slices like this, as far as is known without their compiler: of no more dimensions than the smallest,
     of one only below it, and parts of the smallest that make a mesh."""
     whole, count = _size(chip.smallest), math.prod(shape)
     return len(shape) <= chip.smallest.count("x") + 1 and (len(shape) > 1 if count >= whole else whole % count == 0)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from smolvlm_jax import make_mesh, resolve
+from smolvlm_jax import resolve
 from smolvlm_jax.cli import main
 from smolvlm_jax.encoder_kernels import shape
 from smolvlm_jax.errors import InputError, MissingExtraError, MissingFileError
