@@ -47,10 +47,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="(default: 5)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="(default: bfloat16; on CPU float32)")
     parser.add_argument("--skip-reference", action="store_true", help="ours alone")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of the programs: encoder, prefill, decode")
     parser.add_argument("--side", choices=("ours", "transformers", "vllm"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.json and not options.json.resolve().parent.is_dir():  # now, not at the end of a rented hour
+        parser.error(f"--json {options.json}: there is no such directory")
     small = options.model == "tiny"  # a check that everything runs
     usual: dict[str, Any] = {
         "tiles": [1, 4] if small else [1, 16, 64],
@@ -338,7 +340,12 @@ def make_checkpoint(model: str, folder: Path) -> None:
 
     import batch
 
-    batch.prepare_weights(Namespace(model=full_name(model)), folder)
+    from smolvlm_jax.errors import SmolVLMError
+
+    try:
+        batch.prepare_weights(Namespace(model=full_name(model)), folder)
+    except SmolVLMError as error:
+        raise SystemExit(f"gpu.py: --model {model}: {error}") from error
 
 
 def main() -> int:
@@ -355,7 +362,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         if set(options.only) & {"encoder", "prefill", "decode"}:
             make = f"import gpu, pathlib; gpu.make_checkpoint({options.model!r}, pathlib.Path({name!r}))"
-            subprocess.run([sys.executable, "-c", make], cwd=HERE, check=True)
+            if subprocess.run([sys.executable, "-c", make], cwd=HERE, check=False).returncode:
+                return 2
             for side in sides:
                 same = [word for word in sys.argv[1:] if word != "--skip-reference"]
                 words = [*same, "--dtype", dtype, "--side", side, "--folder", name]
@@ -369,6 +377,9 @@ def main() -> int:
         for row in dict.fromkeys(name for result in found.values() for name in result["rows"]):
             print(show(row, found), flush=True)
         failed += any("error" in row for row in found.get("ours", {"rows": {}})["rows"].values())
+    if options.json:
+        figures = {"model": full_name(options.model), "dtype": dtype, "sides": found}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     alone = ["--skip-reference"] if options.skip_reference else []
     if "job" in options.only:
         peer = ["--peer-cache", "static", "--peer-batch", 32] if dtype == "bfloat16" else []
@@ -379,9 +390,6 @@ def main() -> int:
         shape = ["--rows", rows, "--length", length, "--tiles", tiles]
         alone = ["--alone"] if options.skip_reference else []
         failed += script("train.py", "--size", full_name(options.model), "--dtype", dtype, *shape, *alone) != 0
-    if options.json:
-        figures = {"model": full_name(options.model), "dtype": dtype, "sides": found}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return int(failed > 0)
 
 

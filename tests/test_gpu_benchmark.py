@@ -39,3 +39,15 @@ def test_every_part_beside_transformers(tmp_path):
     assert sides["ours"].keys() == sides["transformers"].keys()
     assert all("seconds" in row for rows in sides.values() for row in rows.values())
     assert "tokens/s" in printed and "identical to the last token: 6 of 6" in printed and "ratio:" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["--model", "nope"], "--model nope: no model 'nope'", marks=pytest.mark.thorough),
+        (["--json", "absent/a.json"], "--json absent/a.json: there is no such directory"),
+    ],
+)
+def test_mistakes_are_told_at_once(words, message, tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
