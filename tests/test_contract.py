@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from smolvlm_jax import SmolVLMForConditionalGeneration, abstract_params, init_params, logical_axes, published_config
 from smolvlm_jax.convert.rules import RULES, match_parameters, rearrange, restore, torch_name, torch_shape
 from smolvlm_jax.errors import CheckpointError
-from smolvlm_jax.parameters import flatten_params, for_lookups, fused, unflatten_params
+from smolvlm_jax.parameters import flat_scales, flatten_params, for_lookups, fused, quantize_params, unflatten_params
 from smolvlm_jax.sharding import AXIS_RULES, make_mesh, parameter_shardings
 
 # Every parameter of one layer and of the frame: shape in symbols, logical axes.
@@ -160,21 +160,49 @@ def test_a_table_laid_out_for_lookups_is_the_same_table():
     assert program(ours).tolist() == [6.0, 7.0, 8.0] and bool((found == table).all())
 
 
-def test_fused_projections_compute_what_they_did_apart(tiny_a):
+@pytest.mark.parametrize("quantized", [False, True])
+def test_fused_projections_compute_what_they_did_apart(tiny_a, quantized):
     """q, k and v are one kernel, gate and up another, of a TPU's trees alone; logits and the cache are the same."""
-    assert jax.tree.structure(fused(tiny_a.params)) == jax.tree.structure(tiny_a.params), "a CPU's tree stays as it is"
-    ours = fused(tiny_a.params, ("cpu",))
+    apart = quantize_params(tiny_a.model, tiny_a.params) if quantized else tiny_a.params
+    assert jax.tree.structure(fused(apart)) == jax.tree.structure(apart), "a CPU's tree stays as it is"
+    ours = fused(apart, ("cpu",))
     layer = ours["model"]["text_model"]["layers_0"]
     assert layer["self_attn"].keys() == {"qkv_proj", "o_proj"} and layer["mlp"].keys() == {"gate_up_proj", "down_proj"}
-    assert sum(x.size for x in jax.tree.leaves(ours)) == sum(x.size for x in jax.tree.leaves(tiny_a.params))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tiny_a.params)
+    assert sum(x.size for x in jax.tree.leaves(ours)) == sum(x.size for x in jax.tree.leaves(apart))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), apart)
     assert jax.tree.map(lambda x: x.shape, fused(abstract, ("cpu",))) == jax.tree.map(lambda x: x.shape, ours)
     found, wanted = (
         tiny_a.model.apply({"params": params}, input_ids=tiny_a.ids, pixel_values=tiny_a.pixels, use_cache=True)
-        for params in (ours, tiny_a.params)
+        for params in (ours, apart)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_scales_as_vectors_compute_what_they_did_as_rows(tiny_a):
+    """Of the decoder and its head alone; the encoder's kernels take theirs as they are."""
+    rows = quantize_params(tiny_a.model, tiny_a.params)
+    assert jax.tree.map(jnp.shape, flat_scales(rows)) == jax.tree.map(jnp.shape, rows), "of a TPU's trees alone"
+    ours = flat_scales(rows, "cpu")
+    before, after = flatten_params(rows), flatten_params(ours)
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert changed and all(name.endswith("/kernel_scale") and after[name].ndim == 1 for name in changed)
+    assert {name.split("/")[1] for name in changed} <= {"text_model", "kernel_scale"}
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), rows)
+    for tree in (flat_scales(abstract, "cpu"), flat_scales(ours, "cpu")):
+        assert jax.tree.map(lambda x: x.shape, tree) == jax.tree.map(jnp.shape, ours)
+    found, wanted = (
+        tiny_a.model.apply({"params": params}, input_ids=tiny_a.ids, pixel_values=tiny_a.pixels).logits
+        for params in (ours, rows)
+    )
+    assert jnp.array_equal(found, wanted)
+    mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
+    placed = flat_scales(jax.device_put(rows, NamedSharding(mesh, PartitionSpec())), "cpu")
+    assert jax.tree.map(jnp.shape, placed) == jax.tree.map(jnp.shape, ours)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(placed))
+    divide = lambda x: NamedSharding(mesh, PartitionSpec(*[None] * (x.ndim - 1), "tensor" if x.shape[-1] % 2 == 0 else None))
+    divided = flat_scales(jax.device_put(rows, jax.tree.map(divide, rows)), "cpu")["model"]["text_model"]["layers_0"]
+    assert divided["mlp"]["down_proj"]["kernel_scale"].ndim == 2, "it is divided between two devices"
 
 
 def test_projections_that_are_more_than_kernels_or_divided_stay_apart(tiny_a):
@@ -185,6 +213,10 @@ def test_projections_that_are_more_than_kernels_or_divided_stay_apart(tiny_a):
     assert found["layers_0"]["self_attn"].keys() == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert found["layers_0"]["mlp"].keys() == {"gate_proj", "up_proj", "down_proj"}
     assert "qkv_proj" in found["layers_1"]["self_attn"]
+    mixed = jax.tree.map(lambda x: x, tiny_a.params)
+    text, in_8_bits = (tree["model"]["text_model"] for tree in (mixed, quantize_params(tiny_a.model, tiny_a.params)))
+    text["layers_0"]["self_attn"]["v_proj"] = in_8_bits["layers_0"]["self_attn"]["v_proj"]
+    assert "v_proj" in fused(mixed, ("cpu",))["model"]["text_model"]["layers_0"]["self_attn"], "one of three in 8 bits"
     mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
     placed = jax.device_put(tiny_a.params, parameter_shardings(tiny_a.params, logical_axes(tiny_a.model), mesh))
     divided = fused(placed, ("cpu",))["model"]["text_model"]["layers_0"]

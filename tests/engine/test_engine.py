@@ -15,6 +15,7 @@ from tiers import fast_first
 from smolvlm_jax import SmolVLMProcessor, generate, load, make_mesh, resolve
 from smolvlm_jax.engine import Engine, EngineConfig, Prepared, Request, SamplingParams, prepare
 from smolvlm_jax.errors import InputError
+from smolvlm_jax.parameters import flat_scales, fused, quantize_params
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,22 @@ def test_settings_change_speed_alone(tiny, engine, other):
     want = {r.id: (r.token_ids, r.text, r.finish_reason) for r in engine.generate(requests)}
     got = {r.id: (r.token_ids, r.text, r.finish_reason) for r in Engine(*tiny, other).generate(requests)}
     assert got == want
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("quantized", [False, True])
+def test_layouts_of_accelerators_change_no_answer(tiny, monkeypatch, quantized):
+    """The engine's own tree, as it is on a TPU: projections of one input joined, scales as vectors."""
+    model, params, processor = tiny
+    params = quantize_params(model, params) if quantized else params
+    requests = mixed(processor, 12, seed=5, limit=20)
+    wanted = {r.id: r.token_ids for r in Engine(model, params, processor, SMALL).generate(requests)}
+    laid_out = lambda tree: flat_scales(fused(tree, ("cpu",)), "cpu")
+    monkeypatch.setattr("smolvlm_jax.engine.engine.laid_out", laid_out)
+    monkeypatch.setattr("smolvlm_jax.engine.compiled.laid_out", laid_out)
+    engine = Engine(model, params, processor, SMALL)
+    assert "qkv_proj" in engine.params["model"]["text_model"]["layers_0"]["self_attn"]
+    assert {r.id: r.token_ids for r in engine.generate(requests)} == wanted
 
 
 @pytest.mark.thorough
