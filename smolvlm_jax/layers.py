@@ -243,8 +243,9 @@ class Part(nn.Module):
         """x (b, t, d) times the kernels that `parameters.fused` has put side by side under this name; None in other trees."""
         if not self.has_variable("params", name):
             return None
-        dtype, joined = self.execution.dtype, self.get_variable("params", name)
-        kernel: jax.Array = joined["kernel"].astype(dtype)
+        dtype = self.execution.dtype
+        joined: dict[str, jax.Array] = self.get_variable("params", name)
+        kernel = joined["kernel"].astype(dtype)
         flat = jnp.tensordot(x.astype(dtype), kernel.reshape(kernel.shape[0], -1), axes=1, precision=matmul_precision(dtype))
         return times_scale(flat.reshape(*x.shape[:2], *kernel.shape[1:]), joined.get(f"kernel{SCALE}"), kernel.shape[1:])
 
