@@ -197,8 +197,8 @@ class _Reader:
 def _beyond_bitcasts(it: Instruction, readers: dict[str, list[Instruction]]) -> list[tuple[Instruction, bool]]:
     """Who reads an array, and whether as its first operand; a bitcast is the same array.
 
-    So is a fusion inside a fusion whose result takes its operand's place: such a cache in 8 bits is read in another tiling,
-    of which only the part that is used is ever made.
+    So is a fusion inside a fusion whose result takes its operand's place: XLA reads a cache in 8 bits in another tiling that
+    way, and makes only the part of it that is used.
     """
     found = []
     for user in readers.get(it.name, ()):

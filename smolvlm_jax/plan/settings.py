@@ -68,8 +68,8 @@ class PlanConfig:
         max_slots: search the largest number of slots that fits.
         all_programs: compile every program that the engine can need, not only those of the workload.
         kv_cache_dtype: as in `EngineConfig`.
-        live: share of a ring's columns that rows see on average while they decode; it counts where the kernel for TPUs reads
-            these alone. Default: that of the workload's records.
+        live: share of a ring's columns that rows see on average while they decode. For TPUs, whose kernel reads
+            these alone; refused for other chips. Default: that of the workload's records.
         kinds: of the programs only these: "encode", "prefill", "insert", "decode". Then there is no rate.
         layers: compile only so many layers of (encoder, decoder), for a quick look.
         dtype: of weights and computation. Default: bfloat16; of a recipe, its own.

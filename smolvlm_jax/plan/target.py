@@ -113,8 +113,11 @@ def parse_target(text: str) -> Target:
 
 
 def _is_slice(chip: Chip, shape: tuple[int, ...]) -> bool:
-    """Whether TPUs have slices like this, as far as is known without their compiler: of no more dimensions than the smallest,
-    of one only below it, and parts of the smallest that make a mesh."""
+    """Whether there may be a slice of this shape; what passes is left to the TPU compiler.
+
+    A shape has at most one dimension more than the smallest slice. Fewer chips than that slice has must divide it, and only for
+    these is one number a shape.
+    """
     whole, count = _size(chip.smallest), math.prod(shape)
     return len(shape) <= chip.smallest.count("x") + 1 and (len(shape) > 1 if count >= whole else whole % count == 0)
 
