@@ -143,13 +143,16 @@ class Display:
 
     def _tick(self) -> None:
         while not self._ended.wait(_TICK_SECONDS):
-            with self._lock:
-                if self._ended.is_set():
-                    return
-                self._refresh()
-                silent = time.monotonic() - max(self._silent_since, said_at())
-                if self._lines and silent >= LINE_SECONDS - 2 * _TICK_SECONDS:
-                    self._line()
+            self._show()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._refresh()
+            silent = time.monotonic() - max(self._silent_since, said_at())
+            if self._lines and silent >= LINE_SECONDS - 2 * _TICK_SECONDS:
+                self._line()
 
     def _refresh(self) -> None:
         state = self._state()

@@ -6,12 +6,12 @@ import re
 import select
 import sys
 import termios
-import time
+import threading
 
 import pytest
 from train_helpers import write_records
 
-from smolvlm_jax import load, make_mesh, resolve
+from smolvlm_jax import load, make_mesh, resolve, terminal
 from smolvlm_jax.errors import ConfigError, InputError
 from smolvlm_jax.processing import SmolVLMProcessor
 from smolvlm_jax.train import progress
@@ -28,31 +28,66 @@ def processor():
     return SmolVLMProcessor.from_pretrained(resolve("tiny"))
 
 
-def test_off_a_terminal_nothing_is_silent_for_long(monkeypatch, capsys):
-    """While a step compiles as while steps go on; a quiet run says nothing."""
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.06)
-    monkeypatch.setattr(progress, "_TICK_SECONDS", 0.01)
+class Clock:
+    """The clock of `Display` and of the terminal, which a test moves second by second; the tick comes with it."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(terminal, "_said", 0.0)
+        for module in (progress, terminal):
+            monkeypatch.setattr(module, "time", self)
+        monkeypatch.setattr(Display, "_tick", lambda display: None)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_seconds(self, display: Display, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 1
+            display._show()
+
+
+@pytest.fixture
+def clock(monkeypatch):
     monkeypatch.setattr(progress, "on_terminal", lambda: False)
+    return Clock(monkeypatch)
+
+
+def test_off_a_terminal_nothing_is_silent_for_long(clock, capsys):
+    """A line in thirteen seconds, while a step compiles as while steps go on. A quiet run says nothing."""
     with Display(50) as display:
         display.remark("model m")
         display.begin(10)
         display.doing("compiling the training step")
-        time.sleep(0.3)
+        clock.pass_seconds(display, 60)
+        assert capsys.readouterr().err == "smolvlm-jax: model m\n" + "".join(
+            f"smolvlm-jax: step 10 of 50, compiling the training step (0:{seconds})\n" for seconds in (13, 26, 39, 52)
+        )
         display.advance()
         display.figures({"loss": 1.5, "learning_rate": 1e-4, "tokens_s": 1234.5, "padding": 0.25, "skipped": 0})
+        said = "loss 1.5000, rate 0.0001, tokens/s 1,234, padding 25%"
+        assert capsys.readouterr().err == f"smolvlm-jax: step 11 of 50, {said}\n"
         for _ in range(20):
-            time.sleep(0.01)
+            clock.pass_seconds(display, 2)
             display.advance()
-    said = capsys.readouterr().err
-    assert said.startswith("smolvlm-jax: model m\nsmolvlm-jax: ") and said.count("compiling the training step (0:00)") >= 2
-    assert "step 11 of 50, loss 1.5000, rate 0.0001, tokens/s 1,234, padding 25%\n" in said
-    assert " left\n" in said and said.count(": step ") <= 12
+        assert capsys.readouterr().err == "".join(
+            f"smolvlm-jax: step {step} of 50, {said}, about {left} s left\n" for step, left in ((17, 72), (23, 58), (30, 41))
+        )
     with Display(5, False) as display:
         display.remark("no word")
         display.begin(0)
+        clock.pass_seconds(display, 60)
         display.figures({"loss": 1.0})
     assert capsys.readouterr().err == ""
     assert shown_figures({"loss": 2.0, "skipped": 3, "padding": "nan"}) == "loss 2.0000, steps not finite 3"
+
+
+def test_the_clock_goes_on_by_itself(monkeypatch):
+    shown = threading.Event()
+    monkeypatch.setattr(progress, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(Display, "_show", lambda display: shown.set())
+    with Display(5, True):
+        assert shown.wait(60)
 
 
 def test_on_a_terminal_the_bar_has_the_figures_and_what_is_going_on(capsys):
@@ -67,23 +102,20 @@ def test_on_a_terminal_the_bar_has_the_figures_and_what_is_going_on(capsys):
     assert "loss 1.5000, held out 2.0000, exact 50.0%, rate 0.0001" in said
 
 
-def test_a_step_that_takes_long_is_named_with_a_clock(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.03)
-    monkeypatch.setattr(progress, "_TICK_SECONDS", 0.01)
-    monkeypatch.setattr(progress, "on_terminal", lambda: False)
+def test_a_step_that_takes_long_is_named_with_a_clock(clock, capsys):
     with Display(9) as display:
         display.begin(0)
         display.doing("computing step 1 of 9", after=60)
-        time.sleep(0.1)
+        clock.pass_seconds(display, 30)
         assert "computing" not in capsys.readouterr().err
-        display.doing("computing step 1 of 9", after=0.02)
-        time.sleep(0.2)
-        assert "smolvlm-jax: computing step 1 of 9 (0:00)\n" in capsys.readouterr().err
+        display.doing("computing step 1 of 9", after=10)
+        clock.pass_seconds(display, 20)
+        assert "smolvlm-jax: computing step 1 of 9 (0:" in capsys.readouterr().err
         display.advance()
         display.finish()
         display.doing("writing out/model")
-        time.sleep(0.2)
-    assert "smolvlm-jax: step 1 of 9, writing out/model (0:00)" in capsys.readouterr().err
+        clock.pass_seconds(display, 20)
+    assert "smolvlm-jax: step 1 of 9, writing out/model (0:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", [0, 30, 100])
