@@ -12,6 +12,7 @@ from .stores import STORES, store_of
 __all__ = ["AnyPath", "is_store", "place", "remove"]
 
 AnyPath = Path | StorePath
+_COLLAPSED = {f"{name}:" for name in STORES}  # what is left of a URL of which pathlib has made a path
 
 
 def is_store(path: object) -> bool:
@@ -36,7 +37,8 @@ def place(path: str | os.PathLike | StorePath) -> AnyPath:
         The place.
 
     Raises:
-        InputError: a URL of another kind, one that names no bucket, an empty name, or neither a string nor a path.
+        InputError: a URL of another kind, one that names no bucket, one that has lost a slash, as it does in a `pathlib.Path`,
+            an empty name, or neither a string nor a path.
     """
     if isinstance(path, StorePath):
         return path
@@ -47,7 +49,11 @@ def place(path: str | os.PathLike | StorePath) -> AnyPath:
         raise InputError("an empty name is given, which would be the current directory: pass a path or a URL")
     if isinstance(text, str) and not isinstance(path, os.PathLike) and URL.fullmatch(text):
         return StorePath.of(text)
-    return Path(path)
+    found = Path(path)
+    if found.parts and found.parts[0] in _COLLAPSED and not Path(found.parts[0]).exists():
+        url = found.as_posix().replace(":/", "://", 1)
+        raise InputError(f"{found} would be a directory named {found.parts[0]}: write {url}, as text and not as a pathlib.Path")
+    return found
 
 
 def remove(paths: Iterable[StorePath]) -> None:

@@ -33,11 +33,22 @@ def test_places():
     assert path.parent / "c" == place("s3://data/a/c") == path.with_name("c") == path.parent.joined("x/../c")
     assert path.below(place("s3://data")) == "a/b.json" and path.below(path.parent) == "b.json"
     assert path.below(path) is None and path.below(place("s3://data/ax")) is None and path.below(place("gs://data")) is None
-    assert isinstance(place("a/b"), Path) and isinstance(place(Path("s3://a")), Path)
+    assert isinstance(place("a/b"), Path) and isinstance(place("s3"), Path) and isinstance(place("a/s3:/b"), Path)
     assert is_store("gs://a/b") and is_store(path) and not is_store("https://a/b") and not is_store("a")
     for url in ("az://data/a", "s3://", "s3:///a"):
         with pytest.raises(InputError, match=r"names no bucket: it is SCHEME://BUCKET/KEY, with the scheme s3 or gs"):
             place(url)
+
+
+@pytest.mark.parametrize("given", ["s3:/data/a", Path("gs://data/a")])
+def test_a_url_that_has_lost_a_slash_is_no_local_directory(given, tmp_path, monkeypatch):
+    """Unless there is one of that name."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"write (s3|gs)://data/a, as text and not as a pathlib.Path"):
+        place(given)
+    for name in ("s3:", "gs:"):
+        Path(name).mkdir()
+    assert place(given) == Path(given)
 
 
 def test_objects(bucket):
