@@ -51,6 +51,9 @@ class Reception:
         try:
             if not isinstance(request, Request):
                 raise InputError(f"a request is a {type(request).__name__}: pass {_REQUEST}")
+            if not isinstance(request.params, SamplingParams):
+                kind = type(request.params).__name__
+                raise InputError(f"params is a {kind}: pass SamplingParams(max_new_tokens=64), say")
             if request.error is None:
                 continuation = self._continuation(request, continuations)
                 prepared = self._arrays(request, self._shapes.ring_lengths[-1] - _after(continuation))

@@ -280,7 +280,7 @@ def test_what_is_wrong_with_a_request_is_its_result(tiny, engine):
         ("no arrays", "bytes"),
         ("tiles of floats", "uint8"),
         ("no digests", "digests"),
-        ("no parameters", ""),
+        ("no parameters", "params is a dict: pass SamplingParams(max_new_tokens=64), say"),
         ("no messages", ""),
         ("no text", "item"),
         ("odd", ""),

@@ -144,9 +144,3 @@ def test_a_user_without_a_home_keeps_no_programs(monkeypatch):
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.mark.parametrize("params", [{"max_new_tokens": 4}, None, 4])
-def test_settings_of_another_kind_are_refused_where_the_request_is_made(params):
-    with pytest.raises(InputError, match=f"^params of request 7 is a {type(params).__name__}; it takes SamplingParams"):
-        Request(7, error="none", params=params)
