@@ -52,7 +52,9 @@ def place(path: str | os.PathLike | StorePath) -> AnyPath:
     found = Path(path)
     if found.parts and found.parts[0] in _COLLAPSED and not Path(found.parts[0]).exists():
         url = found.as_posix().replace(":/", "://", 1)
-        raise InputError(f"{found} would be a directory named {found.parts[0]}: write {url}, as text and not as a pathlib.Path")
+        raise InputError(
+            f"{found} would be in a directory named {found.parts[0]!r}: write {url}, as text and not as a pathlib.Path"
+        )
     return found
 
 
