@@ -113,7 +113,7 @@ def test_deadlines(start):
         one.receive(0.3)
     with pytest.raises(TimeoutError):  # nobody reads, so the socket is full some time
         one.send(("echo", b"x" * 10**8), 0.3)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 5
     one.end()
     assert not one.alive() and gone(one.started[1])
 

@@ -208,7 +208,7 @@ def test_time_limit(server, path):
     begun = time.perf_counter()
     with pytest.raises(MediaError, match=f"{path}.*0.5 seconds"):
         load_image(f"{server}/{path}", MediaLimits(private_addresses=True, timeout=0.5))
-    assert time.perf_counter() - begun < 10, "the server sends for 20 seconds"
+    assert time.perf_counter() - begun < 3
 
 
 @network
@@ -291,14 +291,14 @@ def test_decompression_bombs():
 
     header = (30_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
-    begun = time.process_time()
+    begun = time.perf_counter()
     with pytest.raises(MediaError, match=r"30000|900000000|exceeds limit"):
         load_image(bomb)
     with pytest.raises(MediaError, match=r"30×20 pixels.*limit of 100"):
         load_image(PNG, MediaLimits(max_pixels=100))
     with pytest.raises(MediaError, match=r"pixels.*limit"):
         image_size(PNG, MediaLimits(max_pixels=100))
-    assert time.process_time() - begun < 2
+    assert time.perf_counter() - begun < 2
 
 
 def test_scans_of_a_jpeg_are_bounded():

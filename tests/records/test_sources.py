@@ -58,12 +58,12 @@ def test_requests_for_other_endpoints_are_refused():
 
 def test_long_records_are_read_in_time_that_grows_with_their_length():
     """A key that occurs twice among many, and a text with many endings of pictures: either took minutes."""
-    began = time.process_time()
+    began = time.perf_counter()
     keys = ",".join(f'"k{n}":0' for n in range(50_000))
     with pytest.raises(InputError, match="'k49999' occurs twice"):
         jsonl.decode_json("line 1", f'{{{keys},"k49999":0}}'.encode())
     assert record_from({"prompt": "a", "note": "http://" + "a.jpg#" * 50_000 + " "}, 1).unread == ("note",)
-    assert time.process_time() - began < 5
+    assert time.perf_counter() - began < 5
 
 
 def test_settings_without_their_plural_are_misspelt():
