@@ -207,6 +207,7 @@ def test_a_whole_character_is_shown_at_once():
 @pytest.mark.parametrize("name", ["answer", "log"])
 def test_lines_of_progress_stay_out_of_an_answer_in_the_same_file(name, tmp_path, monkeypatch):
     """As after `> answer 2>&1`; a log of its own still gets them."""
+    said = lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text()
     with open(tmp_path / "answer", "w") as answer, open(tmp_path / name, "a") as log, Progress(log_seconds=0.0) as progress:
         monkeypatch.setattr(sys, "stdout", answer)
         monkeypatch.setattr(sys, "stderr", log)
@@ -214,9 +215,7 @@ def test_lines_of_progress_stay_out_of_an_answer_in_the_same_file(name, tmp_path
         conversation._progress = progress
         conversation._writing()
         deadline = time.monotonic() + (60 if name == "log" else 0.7)
-        while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text():
-            if time.monotonic() > deadline:
-                break
+        while not said() and time.monotonic() < deadline:
             time.sleep(0.05)
     assert ("writing the answer" in (tmp_path / name).read_text()) is (name == "log")
 

@@ -12,7 +12,7 @@ from .stores import STORES, store_of
 __all__ = ["AnyPath", "is_store", "place", "remove"]
 
 AnyPath = Path | StorePath
-_COLLAPSED = {f"{name}:" for name in STORES}  # what is left of a URL of which pathlib has made a path
+_SCHEME_PARTS = {f"{name}:" for name in STORES}  # pathlib makes s3:/a of s3://a
 
 
 def is_store(path: object) -> bool:
@@ -50,7 +50,7 @@ def place(path: str | os.PathLike | StorePath) -> AnyPath:
     if isinstance(text, str) and not isinstance(path, os.PathLike) and URL.fullmatch(text):
         return StorePath.of(text)
     found = Path(path)
-    if found.parts and found.parts[0] in _COLLAPSED and not Path(found.parts[0]).exists():
+    if found.parts and found.parts[0] in _SCHEME_PARTS and not Path(found.parts[0]).exists():
         url = found.as_posix().replace(":/", "://", 1)
         raise InputError(
             f"{found} would be in a directory named {found.parts[0]!r}: write {url}, as text and not as a pathlib.Path"

@@ -29,7 +29,7 @@ def processor():
 
 
 class Clock:
-    """The clock of `Display` and of the terminal, which a test moves second by second; the tick comes with it."""
+    """The clock of `Display` and of the terminal. A test moves it; after each second the display is shown."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
